@@ -1,0 +1,53 @@
+# Sourced by the other launch scripts: makes .venv with the pinned packages once, then does nothing.
+#   PYTHON                the interpreter to use (default: the first of python3.11, python3.12, python3.13, python3, python)
+#   OPTIML_VENV           where the environment goes (default: .venv in the project)
+#   OPTIML_TEST_ORACLES   1 also installs requirements-oracles.lock (torch)
+
+fail() { echo "error: $*" >&2; exit 2; }
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  local found
+  found=$("${PYTHON:-python3}" --version 2>&1) || found="no Python at all"
+  fail "Python 3.11 or newer is needed, found: $found; install it, or name it: PYTHON=/path/to/python3.11 $0"
+}
+
+# install_pins STAMP FILES...: installs the files' pins unless STAMP says that these very files are in.
+install_pins() {
+  local stamp="$VENV/$1" wanted file
+  shift
+  wanted=$(cat "$@" | sha256sum)
+  [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+  echo "installing $* into $VENV (a few minutes, once)"
+  for file in "$@"; do
+    case "$file" in
+      *.lock) "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$file" ||
+        fail "pip could not install the pins of $file; is there a network?" ;;
+      pyproject.toml) "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --no-deps --no-build-isolation --editable . || fail "pip could not install the project itself" ;;
+    esac
+  done
+  echo "$wanted" >"$stamp"
+}
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$ROOT" || exit 2
+VENV=${OPTIML_VENV:-$ROOT/.venv}
+if ! "$VENV/bin/python" -c '' 2>/dev/null; then
+  python=$(find_python) || exit 2
+  "$python" -m venv --clear "$VENV" ||
+    fail "$python cannot make an environment in $VENV (on Debian: apt-get install python3-venv)"
+fi
+install_pins .optiml-pins requirements.lock pyproject.toml
+if [ "${OPTIML_TEST_ORACLES:-0}" = 1 ]; then
+  install_pins .optiml-oracles requirements-oracles.lock
+fi
+export PATH="$VENV/bin:$PATH"
+# TensorFlow only reads and writes records here; its start-up notes would drown ours.
+export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}

@@ -1,0 +1,106 @@
+"""`optiml <verb> --gin_file=... --gin.NAME=VALUE`: picks the verb, reads gin, reports errors.
+
+Every verb is one file beside this one with a function `main()` that is called after gin is parsed.
+A UserError becomes one line on stderr and exit status 2; Ctrl-C becomes one line and 130.
+"""
+
+import argparse
+import ast
+import importlib
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import gin
+
+from optiml_jax.errors import UserError
+
+VERBS = {
+    "prepare": "read the upstream files and cache every task of the mixture",
+    "plan": "compute the packed, step-addressed training order of the mixture",
+    "train": "fine-tune a model on the plan; run it again to resume",
+    "evaluate": "score the evaluation tasks; run it again to resume",
+    "report": "roll evaluations up to task, category and level and print tables",
+    "convert": "read or write a Hugging Face OPT folder",
+}
+# Relative gin files and includes are looked up from here too, so that they work from any folder.
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb. Returns the exit status: 0, 2 (the user's to mend) or 130 (Ctrl-C)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments else ""
+    try:
+        if verb in ("", "-h", "--help"):
+            print(_usage())
+            return 0 if verb else 2
+        if verb not in VERBS:
+            raise UserError(f"unknown verb {verb!r}; the verbs are {', '.join(VERBS)}")
+        _logging()
+        # All verbs are imported, so that one gin file may bind parameters of every one of them.
+        modules = {name: importlib.import_module(f"optiml_jax.cli.{name}") for name in VERBS}
+        parse_gin(verb, arguments[1:])
+        return modules[verb].main() or 0
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as e:
+        print(f"interrupted{f': {e}' if str(e) else ''}; the same command continues", file=sys.stderr)
+        return 130
+
+
+def parse_gin(verb: str, arguments: Sequence[str]) -> None:
+    """Reads `--gin_file` and `--gin.NAME=VALUE` into gin; a mistake is a one-line UserError."""
+    parser = argparse.ArgumentParser(
+        prog=f"optiml {verb}",
+        description=VERBS[verb],
+        epilog="--gin.NAME=VALUE sets any gin parameter or macro; plain words need no quotes.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gin_file", action="append", default=[], help="may be given several times")
+    parsed, others = parser.parse_known_args(arguments)
+    gin.add_config_file_search_path(str(REPOSITORY))
+    bindings = [_binding(argument) for argument in others]
+    for path in parsed.gin_file:
+        if not (pathlib.Path(path).is_file() or (REPOSITORY / path).is_file()):
+            raise UserError(f"gin file not found: {path}")
+    try:
+        gin.parse_config_files_and_bindings(parsed.gin_file, bindings)
+    except (ValueError, TypeError, SyntaxError, OSError, AttributeError) as e:
+        message = " ".join(str(e).split())
+        raise UserError(f"gin configuration: {message}") from e
+
+
+def _binding(argument: str) -> str:
+    """`--gin.NAME=VALUE` as a gin binding; a value that is no gin literal is taken as a string."""
+    name, separator, value = argument.removeprefix("--gin.").partition("=")
+    if not argument.startswith("--gin.") or not separator:
+        raise UserError(f"cannot understand {argument!r}; say --gin_file=FILE or --gin.NAME=VALUE")
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        if not value.startswith(("@", "%", "[", "(", "{")):
+            value = repr(value)
+    return f"{name} = {value}"
+
+
+def _logging() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    for name in ("optiml_jax", "tasks"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {name:10}{text}" for name, text in VERBS.items())
+    return (
+        f"usage: optiml VERB [--gin_file=FILE ...] [--gin.NAME=VALUE ...]\n\n{verbs}\n\n"
+        "Start with gin/runs/quickstart.gin; README.md tells how to use your own data."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Settings of the whole test run: 8 simulated devices, quiet TensorFlow, where real data lies."""
+
+import os
+import pathlib
+
+# Before anything imports jax: multi-device code is tested on 8 simulated CPU devices.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def real_data_root() -> pathlib.Path | None:
+    """The folder of real upstream data: $OPTIML_REAL_DATA, else ../shared/data if it exists."""
+    if "OPTIML_REAL_DATA" in os.environ:
+        return pathlib.Path(os.environ["OPTIML_REAL_DATA"])
+    default = REPOSITORY.parent / "shared" / "data"
+    return default if default.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+    """The folder of real upstream data; skips the test when there is none on this machine."""
+    root = real_data_root()
+    if root is None:
+        pytest.skip("no real data here: set OPTIML_REAL_DATA to a folder that holds it")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _fresh_gin():
+    """Gin's bindings are global: no test sees those of another."""
+    yield
+    import gin
+
+    gin.clear_config()
