@@ -1,0 +1,307 @@
+"""Checkpoints of a run: named pytrees written by Orbax, verified before they are trusted.
+
+Lives here: saving (asynchronous, atomic, the newest N kept), finding the newest intact step, and
+restoring onto any mesh. Knows no training state: items are whatever pure nested dicts of arrays
+the caller names (a run saves `params` and `optimizer`).
+
+A step folder holds one Orbax folder per item and `optiml.json`: the caller's metadata, and size
+and CRC-32 of every file. Orbax itself checks neither (a flipped byte in a stored array restores as
+a wrong number), so the table is written just before Orbax renames the finished folder into place.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import pathlib
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from optiml_jax.errors import UserError
+from optiml_jax.files import fingerprint, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "optiml.json"
+# Orbax stamps this file while it renames the folder, after the manifest has been written.
+_ORBAX_STAMP = "_CHECKPOINT_METADATA"
+
+
+class CheckpointManager:
+    """Writes and reads the step folders of one directory.
+
+    Args:
+      directory: the folder of the step folders, made when missing.
+      keep: how many of the newest checkpoints stay; an older one goes only after a newer is whole.
+      async_save: write in the background; `save` returns once the arrays have left the devices.
+
+    Errors of a background save are raised by the next `check`, `save`, `wait` or `close`.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 3, async_save: bool = True):
+        if keep < 1:
+            raise UserError(f"keep={keep}: at least one checkpoint must be kept")
+        self.directory = pathlib.Path(directory).absolute()
+        self._async_save = async_save
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        with _save_errors(self.directory):
+            self._orbax = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep,
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                    cleanup_tmp_directories=True,
+                    save_root_metadata=False,
+                    lightweight_initialize=True,
+                ),
+            )
+
+    def save(self, step: int, items: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Starts saving `items` as `step`; waits first for a save that is still under way.
+
+        Args:
+          step: number of the step folder; saving an existing step again is a ValueError.
+          items: name -> pure nested dict of arrays. They may be donated once this returns.
+          metadata: JSON-able; read back by `metadata`.
+
+        Raises:
+          UserError: the disk is full or not writable. Earlier checkpoints stay usable.
+        """
+        self.wait()
+        self._pending = (step, metadata)
+        with self._cleaned_up(step), _save_errors(self.directory):
+            arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+            self._orbax.save(step, args=ocp.args.Composite(**arguments), force=True)
+        if not self._async_save:
+            self.wait()
+
+    def restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
+        """The items named in `targets`, each on the shardings and dtypes of its abstract pytree."""
+        folder = self.directory / str(step)
+        return {name: _restore_item(folder, name, target) for name, target in targets.items()}
+
+    def latest_intact_step(self) -> int | None:
+        """The newest step whose files are all as they were written; None without any checkpoint.
+
+        A damaged newer one is named in a warning. UserError when there are only damaged ones.
+        """
+        folder = _latest_intact(self.directory)
+        return None if folder is None else int(folder.name)
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves the (damaged) checkpoints newer than `step` out of the way of a resumed run."""
+        for folder in _step_folders(self.directory):
+            if int(folder.name) > step and jax.process_index() == 0:
+                aside = self.directory.with_name(self.directory.name + ".damaged") / folder.name
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(exist_ok=True)
+                folder.rename(aside)
+                logger.warning("moved the damaged checkpoint %s to %s", folder, aside)
+        self._orbax.reload()
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What the caller of `save` said about `step`."""
+        return _read_manifest(self.directory / str(step))["metadata"]
+
+    def wait(self) -> None:
+        """Blocks until the save under way is on disk; raises what went wrong with it."""
+        step = self._pending[0] if self._pending else None
+        with self._cleaned_up(step), _save_errors(self.directory):
+            self._orbax.wait_until_finished()
+        self._pending = None
+
+    def check(self) -> None:
+        """Raises at once what went wrong with a background save that has ended; never blocks."""
+        if self._pending and not self._orbax.is_saving_in_progress():
+            self.wait()
+
+    def close(self) -> None:
+        """Waits, then frees the threads."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def _seal(self) -> None:
+        """Called by Orbax on the first process once the temporary folder holds the whole step."""
+        step, metadata = self._pending
+        (folder,) = self.directory.glob(f"{step}.*tmp*")
+        names = sorted(
+            str(path.relative_to(folder))
+            for path in folder.rglob("*")
+            if path.is_file() and path.name not in (_ORBAX_STAMP, MANIFEST)
+        )
+        with ThreadPoolExecutor() as pool:
+            checksums = pool.map(lambda name: _checksum(*_stat(folder / name)), names)
+            files = {
+                name: [(folder / name).stat().st_size, checksum]
+                for name, checksum in zip(names, checksums, strict=True)
+            }
+        body = {"metadata": metadata, "files": files}
+        write_json(folder / MANIFEST, body | {"fingerprint": fingerprint(body)})
+
+    @contextlib.contextmanager
+    def _cleaned_up(self, step: int | None) -> Iterator[None]:
+        """Removes the half-written folder of a failed save, which may be what fills the disk."""
+        try:
+            yield
+        except Exception:
+            if step is not None and jax.process_index() == 0:
+                for folder in self.directory.glob(f"{step}.*tmp*"):
+                    shutil.rmtree(folder, ignore_errors=True)
+            self._pending = None
+            raise
+
+
+def load_params(path: str | os.PathLike, abstract: Any) -> Any:
+    """The `params` of a checkpoint.
+
+    Args:
+      path: a run folder, its `checkpoints` folder or one step folder; of several steps the newest
+        intact one is taken.
+      abstract: nested dict of jax.ShapeDtypeStruct with shardings; says where every array goes and
+        in which dtype.
+
+    Raises:
+      UserError: nothing there, damaged, or of another shape than `abstract`.
+    """
+    return _restore_item(find_checkpoint(path), "params", abstract)
+
+
+def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """The metadata of the checkpoint that `load_params` would take."""
+    return _read_manifest(find_checkpoint(path))["metadata"]
+
+
+def find_checkpoint(path: str | os.PathLike) -> pathlib.Path:
+    """The step folder meant by a run folder, a `checkpoints` folder or a step folder itself."""
+    path = pathlib.Path(path).absolute()
+    if (path / MANIFEST).is_file():
+        if problem := _damage(path):
+            raise UserError(f"the checkpoint {path} is damaged ({problem}); choose another step")
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = _latest_intact(folder)
+    if found is None:
+        raise UserError(
+            f"no checkpoint in {path}: give a run folder, its checkpoints folder or one step "
+            "folder (weights from elsewhere go through `optiml convert` first)"
+        )
+    return found
+
+
+def _latest_intact(directory: pathlib.Path) -> pathlib.Path | None:
+    problems = []
+    for folder in reversed(_step_folders(directory)):
+        problem = _damage(folder)
+        if problem is None:
+            for text in problems:
+                logger.warning("skipping a damaged checkpoint: %s; using %s", text, folder)
+            return folder
+        problems.append(f"{folder}: {problem}")
+    if problems:
+        raise UserError(
+            f"every checkpoint in {directory} is damaged ({'; '.join(problems)}); put a whole one "
+            "back, or remove the folder to start from the beginning"
+        )
+    return None
+
+
+def _step_folders(directory: pathlib.Path) -> list[pathlib.Path]:
+    if not directory.is_dir():
+        return []
+    folders = [p for p in directory.iterdir() if p.is_dir() and re.fullmatch(r"\d+", p.name)]
+    return sorted(folders, key=lambda p: int(p.name))
+
+
+def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    manifest = read_json(folder / MANIFEST, "the description of a checkpoint")
+    body = {key: manifest.get(key) for key in ("metadata", "files")}
+    if manifest.get("fingerprint") != fingerprint(body):
+        raise UserError(f"the description of a checkpoint is damaged: {folder / MANIFEST}")
+    return body
+
+
+def _damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with a step folder, or None. Reads every byte once per process and change."""
+    try:
+        files = _read_manifest(folder)["files"]
+    except UserError as e:
+        return str(e)
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        return f"{len(missing)} files are missing, {missing[0]} first"
+    for name, (size, _) in files.items():
+        if (actual := (folder / name).stat().st_size) != size:
+            return f"{name} has {actual} bytes instead of {size}"
+    with ThreadPoolExecutor() as pool:
+        checksums = pool.map(lambda name: _checksum(*_stat(folder / name)), files)
+        for (name, (_, expected)), checksum in zip(files.items(), checksums, strict=True):
+            if checksum != expected:
+                return f"the content of {name} has changed since it was written"
+    return None
+
+
+def _stat(path: pathlib.Path) -> tuple[str, int, int, int]:
+    stat = path.stat()
+    return str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=100_000)
+def _checksum(path: str, inode: int, size: int, mtime_ns: int) -> int:
+    """CRC-32 of a file; the other arguments only make the cache notice a changed file."""
+    checksum = 0
+    with open(path, "rb") as f:
+        while block := f.read(1 << 22):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _restore_item(folder: pathlib.Path, name: str, target: Any) -> Any:
+    if not (folder / name).is_dir():
+        raise UserError(f"the checkpoint {folder} has no item {name!r}")
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        _check_shapes(folder / name, checkpointer.metadata(folder / name), target)
+        return checkpointer.restore(folder / name, args=ocp.args.StandardRestore(target))
+
+
+def _check_shapes(path: pathlib.Path, stored: Any, target: Any) -> None:
+    """One line about the first difference, instead of Orbax's dump of both trees."""
+    stored = getattr(stored, "item_metadata", stored)
+    stored = {jax.tree_util.keystr(k): v.shape for k, v in _leaves(getattr(stored, "tree", stored))}
+    wanted = {jax.tree_util.keystr(k): v.shape for k, v in _leaves(target)}
+    for key in sorted(stored.keys() | wanted.keys()):
+        if stored.get(key) != wanted.get(key):
+            raise UserError(
+                f"{path} does not fit the model: {key} is {stored.get(key, 'missing')} in the "
+                f"checkpoint and {wanted.get(key, 'missing')} in the model; use the model "
+                "configuration the checkpoint was made with"
+            )
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))[0]
+
+
+@contextlib.contextmanager
+def _save_errors(directory: pathlib.Path) -> Iterator[None]:
+    """A full or read-only disk as a UserError; TensorStore reports both only in its text."""
+    try:
+        yield
+    except Exception as e:
+        text = " ".join(str(e).split())
+        if re.search(r"no space left|disk quota exceeded", text, re.IGNORECASE):
+            raise UserError(
+                f"no space left on the disk of {directory} while saving a checkpoint; the earlier "
+                "checkpoints are whole: free some space, then run the same command again"
+            ) from e
+        if re.search(r"read-only file system|permission denied", text, re.IGNORECASE):
+            raise UserError(f"cannot write checkpoints to {directory}: {text[:200]}") from e
+        raise
