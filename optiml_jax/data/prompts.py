@@ -1,0 +1,290 @@
+"""From an Example to the text of a prompt: delimiters, demonstrations, and fitting it into a row.
+
+Here live the rules that OPT-IML adds on top of every upstream format, as pure functions of their
+arguments: nothing depends on a global random state, on batch order or on the number of workers.
+Readers (which yield Examples) and tokenisers do not live here; token ids come in as arguments.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import gin
+
+from optiml_jax.data.example import Example, InstructionLevel
+from optiml_jax.errors import UserError
+
+# OPT-IML paper, section 2.4, footnote 5. Lower-case ones exist only with a leading newline.
+DELIMITERS = (
+    "\nAnswer:",
+    "Answer:",
+    "\nA:",
+    "A:",
+    "\nOutput:",
+    "Output:",
+    "\nanswer:",
+    "\noutput:",
+)
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """How prompts are rendered; the same object serves caching, live tasks and evaluation.
+
+    Attributes:
+      seed: of every draw below.
+      separator: between demonstrations; three newlines in the paper's MetaICL runs (section 4.8).
+      delimiter: None draws one of `DELIMITERS` per (task, prompt_id, example_id); a string is used
+        for every prompt ("" for none).
+      shots: `shots[k]` is the probability that a training prompt has k demonstrations.
+      demonstrations: "fixed" shows the first of the task's pool, in the pool's order of preference,
+        to every example; "per_instance" draws from the pool for each example.
+    """
+
+    seed: int = 1234
+    separator: str = "\n\n\n"
+    delimiter: str | None = None
+    shots: tuple[float, ...] = (1.0,)
+    demonstrations: Literal["fixed", "per_instance"] = "fixed"
+
+    def __post_init__(self):
+        if self.demonstrations not in ("fixed", "per_instance"):
+            raise UserError(
+                f"PromptConfig.demonstrations is {self.demonstrations!r}; "
+                "it must be 'fixed' or 'per_instance'"
+            )
+        if not self.shots or min(self.shots) < 0 or abs(sum(self.shots) - 1) > 1e-6:
+            raise UserError(
+                f"PromptConfig.shots is {self.shots}; it must be the probabilities of 0, 1, 2, ... "
+                "demonstrations, none negative, with sum 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt in parts, so that whole demonstrations can be left out when it is too long.
+
+    Attributes:
+      head: the task-level instruction, or "".
+      demonstrations: rendered pairs, most preferred first.
+      query: the instance with its delimiter; no trailing space.
+      target: the text to train on, without outer whitespace.
+      separator: stands before and after demonstrations.
+      demonstration_ids: example ids of `demonstrations`.
+    """
+
+    head: str
+    demonstrations: tuple[str, ...]
+    query: str
+    target: str
+    separator: str
+    demonstration_ids: tuple[str, ...] = ()
+
+    def source(self, keep: int | None = None) -> str:
+        """The text before the target, with the first `keep` demonstrations (None: all)."""
+        shown = self.demonstrations[:keep]
+        head = (self.head,) if self.head else ()
+        if shown:
+            return self.separator.join((*head, *shown, self.query))
+        return "\n".join((*head, self.query))
+
+
+def target_text(source: str, target: str) -> str:
+    """The text of a target or candidate as it is encoded behind `source`.
+
+    One space joins both. The pre-tokeniser of GPT-2's BPE starts a new piece at that space, so the
+    ids of `source` and of this text, concatenated, are the ids of the whole.
+    """
+    return f" {target.strip()}" if source else target.strip()
+
+
+def render(
+    example: Example,
+    demonstrations: Sequence[Example],
+    level: InstructionLevel,
+    config: PromptConfig,
+) -> RenderedPrompt:
+    """Renders one example behind the given demonstrations.
+
+    "task" puts demonstrations between instruction and instance; "instance" puts whole rendered
+    pairs before the instance (paper, section 2.4). An example without any source text (dialogue,
+    plain text) gets neither demonstrations nor a delimiter.
+    """
+    query = _body(example, level)
+    target = example.target.strip()
+    if not query:
+        return RenderedPrompt("", (), "", target, config.separator)
+    delimiter = _delimiter(example, config)
+    blocks = (_pair(_body(d, level), delimiter, d.target) for d in demonstrations)
+    instruction = example.instruction.strip()
+    return RenderedPrompt(
+        head=f"Instructions: {instruction}" if level == "task" and instruction else "",
+        demonstrations=tuple(blocks),
+        query=_attach(query, delimiter),
+        target=target,
+        separator=config.separator,
+        demonstration_ids=tuple(d.example_id for d in demonstrations),
+    )
+
+
+def select_demonstrations(
+    example: Example, pool: Sequence[Example], k: int, config: PromptConfig
+) -> list[Example]:
+    """At most k demonstrations for `example`, the first k of those for k + 1.
+
+    Never the example itself, an example with the same input, or two with the same input. Fewer
+    than k come back when the pool has no more: callers report the number they got.
+    """
+    order: Iterator[Example] = iter(pool)
+    if config.demonstrations == "per_instance":
+        order = _shuffled(pool, f"{config.seed}\0demonstrations\0{_key(example)}")
+    seen = {_normalised(example.input)}
+    chosen: list[Example] = []
+    for candidate in order:
+        if len(chosen) >= k:
+            break
+        text = _normalised(candidate.input)
+        same = candidate.example_id == example.example_id and candidate.task == example.task
+        if not same and text not in seen:
+            seen.add(text)
+            chosen.append(candidate)
+    return chosen
+
+
+def draw_shots(example: Example, config: PromptConfig) -> int:
+    """The number of demonstrations of a training prompt, drawn from `config.shots`."""
+    if len(config.shots) == 1:
+        return 0
+    point = _draw(f"{config.seed}\0shots\0{_key(example)}") / 2**64
+    for k, probability in enumerate(config.shots):
+        point -= probability
+        if point < 0:
+            return k
+    return len(config.shots) - 1
+
+
+def render_for_training(
+    example: Example, pool: Sequence[Example], level: InstructionLevel, config: PromptConfig
+) -> RenderedPrompt:
+    """The training prompt of an example: number of shots drawn, demonstrations chosen, rendered."""
+    shots = draw_shots(example, config)
+    chosen = select_demonstrations(example, pool, shots, config) if shots else []
+    return render(example, chosen, level, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedSource:
+    """The ids of a source that fits, and what it cost.
+
+    Attributes:
+      ids: token ids of the source, no specials.
+      shots: demonstrations left in it (one of them may be cut only if `dropped_tokens` > 0).
+      dropped_tokens: tokens cut from the left after demonstrations were dropped.
+    """
+
+    ids: list[int]
+    shots: int
+    dropped_tokens: int
+
+
+def fit_source(
+    prompt: RenderedPrompt,
+    source_ids: Sequence[int],
+    budget: int,
+    encode: Callable[[str], Sequence[int]],
+) -> FittedSource:
+    """Fits a source into `budget` tokens: drops whole demonstrations, last first, then cuts left.
+
+    Args:
+      prompt: the rendered prompt.
+      source_ids: ids of `prompt.source()`, no specials.
+      budget: tokens the source may have, >= 0. For training and scoring the row's length - 1 (the
+        leading token) - the longest target; for generation also minus the tokens to generate.
+      encode: text to ids; called only when demonstrations must be dropped.
+    """
+    if budget < 0:
+        raise ValueError(f"budget {budget} is negative: the target alone does not fit")
+    shots = len(prompt.demonstrations)
+    while len(source_ids) > budget and shots:
+        shots -= 1
+        source_ids = encode(prompt.source(shots))
+    dropped = max(0, len(source_ids) - budget)
+    return FittedSource(list(source_ids[dropped:]), shots, dropped)
+
+
+def fit_example(
+    prompt: RenderedPrompt,
+    source_ids: Sequence[int],
+    target_ids: Sequence[int],
+    sequence_length: int,
+    eos_id: int,
+    encode: Callable[[str], Sequence[int]],
+) -> tuple[list[int], list[int]] | None:
+    """The (source, target + [eos]) ids of a training example, at most `sequence_length` together.
+
+    Left truncation of the source, as the paper (section 3.3) has it; the target is never cut. None
+    when the target alone is too long (callers count it as "target too long").
+
+    Args:
+      prompt: the rendered prompt.
+      source_ids: ids of `prompt.source()`, no specials.
+      target_ids: ids of `target_text(prompt.source(), prompt.target)`, no specials.
+      sequence_length: tokens in a row.
+      eos_id: appended to the target.
+      encode: see `fit_source`.
+    """
+    budget = sequence_length - len(target_ids) - 1
+    if budget < 0:
+        return None
+    return fit_source(prompt, source_ids, budget, encode).ids, [*target_ids, eos_id]
+
+
+def _body(example: Example, level: InstructionLevel) -> str:
+    """The part of a prompt that is repeated for every demonstration, without its delimiter."""
+    if level == "task":
+        return f"Input: {example.input}" if example.input or example.instruction else ""
+    return "\n".join(part for part in (example.instruction, example.input) if part)
+
+
+def _pair(body: str, delimiter: str, target: str) -> str:
+    source = _attach(body, delimiter)
+    return source + target_text(source, target)
+
+
+def _attach(text: str, delimiter: str) -> str:
+    """Appends the delimiter, unless the text already asks for its answer with a colon."""
+    if delimiter and not text.rstrip().endswith(":"):
+        joined = delimiter[0].isspace() or not text or text[-1].isspace()
+        text += delimiter if joined else f" {delimiter}"
+    return text.rstrip(" ")
+
+
+def _delimiter(example: Example, config: PromptConfig) -> str:
+    if config.delimiter is not None:
+        return config.delimiter
+    # 2**64 is a multiple of the number of delimiters, so the draw is exactly uniform.
+    return DELIMITERS[_draw(f"{config.seed}\0delimiter\0{_key(example)}") % len(DELIMITERS)]
+
+
+def _key(example: Example) -> str:
+    return f"{example.task}\0{example.prompt_id}\0{example.example_id}"
+
+
+def _draw(key: str) -> int:
+    """A number in [0, 2**64), the same on every machine (Python's hash() is not)."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+
+
+def _shuffled(pool: Sequence[Example], key: str) -> Iterator[Example]:
+    """A seeded permutation of the pool, one step of Fisher-Yates per item asked for."""
+    moved: dict[int, int] = {}
+    for i in range(len(pool)):
+        j = i + _draw(f"{key}\0{i}") % (len(pool) - i)
+        moved[i], moved[j] = moved.get(j, j), moved.get(i, i)
+        yield pool[moved[i]]
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.split())

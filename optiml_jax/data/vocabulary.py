@@ -1,0 +1,332 @@
+"""Text to token ids and back: OPT's byte-level BPE, and SentencePiece for small models.
+
+Both are `seqio.Vocabulary` objects in which the special ids mean the same: `<s>` 0, `<pad>` 1,
+`</s>` 2, `<unk>` 3. Neither adds special tokens nor reads them in data text. What a prompt looks
+like and where the leading and final `</s>` go is decided elsewhere (`prompts.py`, `plan.py`).
+"""
+
+import functools
+import io
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import sentencepiece
+import seqio
+import tensorflow as tf
+import tokenizers
+from absl import logging
+
+from optiml_jax.errors import UserError
+from optiml_jax.files import atomic_path, disk_errors, fingerprint, read_json
+
+BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
+_SPECIALS = {"<s>": BOS_ID, "<pad>": PAD_ID, "</s>": EOS_ID, "<unk>": UNK_ID}
+_SPECIAL_IDS = frozenset(_SPECIALS.values())
+# metaseq's names, then Hugging Face's.
+_FILE_NAMES = (("gpt2-vocab.json", "gpt2-merges.txt"), ("vocab.json", "merges.txt"))
+_HUB_NAME = re.compile(r"facebook/opt-[\w.-]+")
+
+
+class OPTVocabulary(seqio.Vocabulary):
+    """OPT's byte-level BPE with exactly OPT's ids (facebookresearch/metaseq, projects/OPT/assets).
+
+    A literal `</s>` or `<pad>` in a text is spelled out, never read as the special token; decoding
+    leaves special tokens out. Picklable; the tables are loaded at first use in each process.
+
+    Raises:
+      UserError: a file is missing or damaged, or is not a vocabulary of OPT's kind.
+    """
+
+    def __init__(self, vocab_file: str, merges_file: str):
+        super().__init__()
+        self._files = (str(vocab_file), str(merges_file))
+        self._load_tables()
+
+    def _load_tables(self) -> None:
+        vocab_file, merges_file = self._files
+        vocab = read_json(vocab_file, "the vocabulary file")
+        merges = _read_merges(merges_file)
+        _check_opt_vocab(vocab, vocab_file)
+        try:
+            model = tokenizers.models.BPE(vocab=vocab, merges=merges)
+        except Exception as e:  # tokenizers raises bare Exceptions
+            raise UserError(f"{merges_file} does not belong to {vocab_file}: {e}") from e
+        self._tokenizer = tokenizers.Tokenizer(model)
+        self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        self._fingerprint = fingerprint({"vocab": vocab, "merges": merges})
+
+    def __getstate__(self) -> dict:
+        return {"_files": self._files, "_extra_ids": self._extra_ids}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._load_tables()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OPTVocabulary) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __repr__(self) -> str:
+        return f"OPTVocabulary({self._files[0]!r}, {self._files[1]!r})"
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the entries and merges, whatever the files are called."""
+        return self._fingerprint
+
+    @property
+    def bos_id(self) -> int:
+        return BOS_ID
+
+    @property
+    def pad_id(self) -> int:
+        return PAD_ID
+
+    @property
+    def eos_id(self) -> int:
+        return EOS_ID
+
+    @property
+    def unk_id(self) -> int:
+        return UNK_ID
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def _encode(self, s: str) -> list[int]:
+        return self._tokenizer.encode(s, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of every text, on all cores."""
+        return [
+            e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+
+    def _decode(self, ids: Iterable[int]) -> str:
+        kept = [int(i) for i in ids if int(i) not in _SPECIAL_IDS]
+        return self._tokenizer.decode(kept, skip_special_tokens=False)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
+        """Ids of a string tensor of rank 0 (int32[n]) or rank 1 (ragged int32[batch, None])."""
+
+        def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            rows = self.encode_batch([text.decode("utf-8") for text in texts])
+            flat = np.fromiter((i for row in rows for i in row), np.int32)
+            return flat, np.array([len(row) for row in rows], np.int64)
+
+        s = tf.convert_to_tensor(s)
+        flat, lengths = tf.numpy_function(encode, [tf.reshape(s, [-1])], [tf.int32, tf.int64])
+        flat.set_shape([None])
+        lengths.set_shape([None])
+        if s.shape.rank == 0:
+            return flat
+        return tf.RaggedTensor.from_row_lengths(flat, lengths)
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        """Text of ids int32[n] (a scalar) or int32[batch, n] (a string[batch])."""
+
+        def decode_rows(rows: np.ndarray) -> np.ndarray:
+            texts = [self._decode(row).encode("utf-8") for row in np.atleast_2d(rows)]
+            return np.array(texts if rows.ndim > 1 else texts[0], dtype=object)
+
+        text = tf.numpy_function(decode_rows, [ids], tf.string)
+        text.set_shape(ids.shape[:-1])
+        return text
+
+
+class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
+    """A SentencePiece model whose special ids are OPT's; see `train_sentencepiece`."""
+
+    @property
+    def pad_id(self) -> int:
+        return PAD_ID
+
+    def __hash__(self) -> int:
+        return hash(self.sp_model)
+
+
+def load_vocabulary(spec: str) -> seqio.Vocabulary:
+    """The vocabulary of a specification.
+
+    Args:
+      spec: `opt:<folder>` (gpt2-vocab.json and gpt2-merges.txt, or vocab.json and merges.txt),
+        `opt:facebook/opt-125m` (any OPT on the Hub, with a network), or
+        `sentencepiece:<model file>`.
+
+    Raises:
+      UserError: unknown kind, missing or damaged file, or special ids that are not OPT's.
+    """
+    kind, _, place = spec.partition(":")
+    if kind == "opt" and place:
+        return OPTVocabulary(*_opt_files(place))
+    if kind == "sentencepiece" and place:
+        return _load_sentencepiece(place)
+    raise UserError(
+        f"unknown vocabulary {spec!r}; give opt:<folder with vocabulary and merges>, "
+        "opt:facebook/opt-<size> or sentencepiece:<model file>"
+    )
+
+
+def vocabulary_fingerprint(vocabulary: seqio.Vocabulary) -> str:
+    """A hash of what the vocabulary does; equal for copies under other names."""
+    if isinstance(vocabulary, OPTVocabulary):
+        return vocabulary.fingerprint
+    return fingerprint({"sentencepiece": vocabulary.sp_model.hex()})
+
+
+def padded_size(vocabulary: seqio.Vocabulary) -> int:
+    """Rows of the embedding: the vocabulary size rounded up to a multiple of 8 (OPT: 50,272)."""
+    return -(-vocabulary.vocab_size // 8) * 8
+
+
+def encode_batch(vocabulary: seqio.Vocabulary, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of every text on all cores; no special token is added or recognised."""
+    if isinstance(vocabulary, OPTVocabulary):
+        return vocabulary.encode_batch(texts)
+    return vocabulary.tokenizer.Encode(list(texts), out_type=int, num_threads=-1)
+
+
+def decode(vocabulary: seqio.Vocabulary, ids: Iterable[int]) -> str:
+    """Text of ids up to the first `</s>`.
+
+    A leading `</s>` or `<s>`, padding and ids of the embedding's padded rows are left out.
+    """
+    ids = [int(i) for i in ids]
+    start = 1 if ids and ids[0] in (BOS_ID, EOS_ID) else 0
+    end = ids.index(EOS_ID, start) if EOS_ID in ids[start:] else len(ids)
+    size = vocabulary.vocab_size
+    return vocabulary.decode([i for i in ids[start:end] if i not in _SPECIAL_IDS and i < size])
+
+
+def train_sentencepiece(
+    texts: Iterable[str], model_path: str | pathlib.Path, vocab_size: int
+) -> None:
+    """Trains a SentencePiece BPE and writes it to `model_path`; the same texts, the same bytes.
+
+    Text is kept as it is: no normalisation, no dummy prefix, runs of spaces and newlines survive,
+    digits stand alone, and characters never seen fall back to bytes. Special ids are OPT's.
+
+    Raises:
+      UserError: `vocab_size` does not suit the texts, or the disk is full.
+    """
+    # SentencePiece takes a newline for the end of a sentence, so it is a symbol of its own.
+    lines = (line for text in texts for line in text.split("\n") if line)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            byte_fallback=True,
+            split_digits=True,
+            max_sentence_length=1 << 20,
+            user_defined_symbols=["\n"],
+            num_threads=1,
+            minloglevel=2,
+            bos_id=BOS_ID,
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+        )
+    except (RuntimeError, OSError) as e:
+        reason = str(e).strip().splitlines()[-1] if str(e).strip() else "training failed"
+        raise UserError(
+            f"cannot train a SentencePiece model of {vocab_size} pieces: {reason}"
+        ) from e
+    with disk_errors(model_path, "a SentencePiece model"), atomic_path(model_path) as temporary:
+        temporary.write_bytes(model.getvalue())
+
+
+def _read_merges(path: str) -> list[tuple[str, str]]:
+    try:
+        lines = pathlib.Path(path).read_text("utf-8").split("\n")
+    except FileNotFoundError as e:
+        raise UserError(f"the merges file not found: {path}") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"the merges file is damaged: {path}: {e}") from e
+    merges = []
+    for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2:
+            raise UserError(f"{path}, line {number}: not a merge of two symbols: {line!r}")
+        merges.append((pair[0], pair[1]))
+    return merges
+
+
+def _check_opt_vocab(vocab: object, path: str) -> None:
+    """Refuses a vocabulary that would give other ids than OPT's, or drop bytes silently."""
+    if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
+        raise UserError(f"{path} is not a vocabulary: it must map tokens to integer ids")
+    for token, i in _SPECIALS.items():
+        if vocab.get(token) != i:
+            raise UserError(
+                f"{path} is not OPT's vocabulary: {token} has id {vocab.get(token)}, not {i}; "
+                "take gpt2-vocab.json of metaseq's projects/OPT/assets or of facebook/opt-125m"
+            )
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise UserError(f"{path} is not OPT's vocabulary: its ids are not 0 ... {len(vocab) - 1}")
+    missing = sorted(set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - vocab.keys())
+    if missing:
+        raise UserError(f"{path} is not a byte-level vocabulary: no entry for {missing[0]!r}")
+
+
+def _opt_files(place: str) -> tuple[str, str]:
+    folder = pathlib.Path(place).expanduser()
+    if folder.is_dir():
+        for names in _FILE_NAMES:
+            if (folder / names[0]).exists():
+                return str(folder / names[0]), str(folder / names[1])
+        raise UserError(
+            f"no vocabulary in {place}: it must hold gpt2-vocab.json and gpt2-merges.txt "
+            "(or vocab.json and merges.txt)"
+        )
+    if not _HUB_NAME.fullmatch(place):
+        raise UserError(f"vocabulary folder not found: {place}")
+    import huggingface_hub
+
+    try:
+        files = [huggingface_hub.hf_hub_download(place, name) for name in _FILE_NAMES[1]]
+    except Exception as e:  # no network, no such repository, no disk: one way out for all
+        reason = str(e).strip().split("\n")[0]
+        raise UserError(
+            f"cannot download the vocabulary of {place} from the Hugging Face Hub ({reason}); "
+            "give a local folder as opt:<folder>"
+        ) from e
+    return files[0], files[1]
+
+
+@functools.cache
+def _load_sentencepiece(path: str) -> SentencePieceVocabulary:
+    file = pathlib.Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"SentencePiece model not found: {path}")
+    vocabulary = SentencePieceVocabulary(str(file))
+    # SeqIO warns that pad is not 0; here it must not be.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        model = vocabulary.tokenizer
+    except Exception as e:  # a protobuf error or sentencepiece's RuntimeError
+        raise UserError(f"{path} is not a SentencePiece model") from e
+    finally:
+        logging.set_verbosity(verbosity)
+    ids = (model.bos_id(), model.pad_id(), model.eos_id(), model.unk_id())
+    if ids != (BOS_ID, PAD_ID, EOS_ID, UNK_ID):
+        raise UserError(
+            f"{path} has bos, pad, eos, unk ids {ids}, not (0, 1, 2, 3); "
+            "train one with optiml_jax.data.vocabulary.train_sentencepiece"
+        )
+    return vocabulary
