@@ -1,0 +1,83 @@
+"""The cache of keys and values for decoding, an argument and a result of the model.
+
+A row fills its slots from the left without gaps: the tokens of a call that are not padding go to
+the next free slots of their row. So prompts of unequal lengths may be padded on the right, and a
+row that has ended is fed padding (segment 0) and stays as it is.
+"""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from optiml_jax.model.attention import DocumentMask
+from optiml_jax.model.config import OPTConfig
+
+T = TypeVar("T")
+
+
+@struct.dataclass
+class KVCache:
+    """Keys and values of the tokens a model has seen.
+
+    Attributes:
+      key: [layers, B, H, S, Dh] in the type of the computation.
+      value: [layers, B, H, S, Dh].
+      mask: what the mask said of each slot, fields [B, S]; a free slot is padding (segment 0).
+      index: int32[B], the number of slots a row has filled.
+      fresh: known to be empty, so that the first call attends to its own tokens only. Part of the
+        tree's structure: the cache that a call returns is never fresh.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    mask: DocumentMask
+    index: jax.Array
+    fresh: bool = struct.field(pytree_node=False, default=False)
+
+    @classmethod
+    def empty(cls, config: OPTConfig, batch_size: int, capacity: int) -> "KVCache":
+        """A cache for `batch_size` rows of `capacity` tokens (prompt and new ones together)."""
+        shape = (config.num_layers, batch_size, config.num_heads, capacity, config.head_dim)
+        return cls(
+            key=jnp.zeros(shape, config.dtype),
+            value=jnp.zeros(shape, config.dtype),
+            mask=DocumentMask(jnp.zeros((batch_size, capacity), jnp.int32)),
+            index=jnp.zeros((batch_size,), jnp.int32),
+            fresh=True,
+        )
+
+    @property
+    def capacity(self) -> int:
+        return self.key.shape[3]
+
+    def slots(self, mask: DocumentMask) -> jax.Array:
+        """int32[B, L]: the slot of each token of a call; `capacity` or more where there is none."""
+        valid = mask.valid
+        slots = self.index[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
+        return jnp.where(valid, slots, self.capacity)
+
+    def overflows(self, mask: DocumentMask) -> jax.Array:
+        """bool[B, L]: the tokens that are not padding and for which the row has no slot left."""
+        return mask.valid & (self.slots(mask) >= self.capacity)
+
+    def append(self, key: jax.Array, value: jax.Array, mask: DocumentMask) -> "KVCache":
+        """The cache with the keys and values [layers, B, H, L, Dh] of a call written in."""
+        slots = self.slots(mask)
+        rows = jnp.arange(slots.shape[0])[:, None]
+
+        def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
+            # The two index arrays stand apart, so their axes [B, L] come first in the update.
+            new = jnp.transpose(new, (1, 3, 0, 2, 4)).astype(buffer.dtype)
+            return buffer.at[:, rows, :, slots].set(new, mode="drop", unique_indices=False)
+
+        def write_field(buffer: jax.Array, new: jax.Array) -> jax.Array:
+            return buffer.at[rows, slots].set(new, mode="drop")
+
+        return KVCache(
+            key=write(self.key, key),
+            value=write(self.value, value),
+            mask=jax.tree.map(write_field, self.mask, mask),
+            index=self.index + jnp.sum(mask.valid, axis=1, dtype=jnp.int32),
+        )
