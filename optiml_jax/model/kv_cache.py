@@ -5,16 +5,13 @@ the next free slots of their row. So prompts of unequal lengths may be padded on
 row that has ended is fed padding (segment 0) and stays as it is.
 """
 
-from typing import TypeVar
-
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from optiml_jax.model.attention import DocumentMask
+from optiml_jax.model.axes import constrain
 from optiml_jax.model.config import OPTConfig
-
-T = TypeVar("T")
 
 
 @struct.dataclass
@@ -70,7 +67,8 @@ class KVCache:
         def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
             # The two index arrays stand apart, so their axes [B, L] come first in the update.
             new = jnp.transpose(new, (1, 3, 0, 2, 4)).astype(buffer.dtype)
-            return buffer.at[:, rows, :, slots].set(new, mode="drop", unique_indices=False)
+            buffer = buffer.at[:, rows, :, slots].set(new, mode="drop")
+            return constrain(buffer, "layers", "batch", "heads", None, None)
 
         def write_field(buffer: jax.Array, new: jax.Array) -> jax.Array:
             return buffer.at[rows, slots].set(new, mode="drop")

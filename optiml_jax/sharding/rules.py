@@ -1,0 +1,165 @@
+"""Which mesh axis each logical axis of the model lies on, and the shardings that follow.
+
+A preset is one short table for parameters and activations alike. The names are given where the
+arrays are made, in `optiml_jax/model`.
+"""
+
+import collections
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from optiml_jax.errors import UserError
+from optiml_jax.model.axes import activation_constraint
+from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.opt import abstract_model
+
+Rules = Mapping[str, tuple[str, ...]]
+
+_STANDARD: Rules = {
+    # parameters
+    "layers": (),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "projection": (),
+    "positions": (),
+    "heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "norm": (),
+    # activations; "vocab", "heads" and "mlp" as above
+    "batch": ("data", "fsdp"),
+    "length": (),
+}
+PRESETS: Mapping[str, Rules] = {
+    "standard": _STANDARD,
+    # The residual stream is cut along the length too: less memory where tensor > 1.
+    "sequence": {**_STANDARD, "length": ("tensor",)},
+}
+
+
+def param_shardings(
+    abstract: nnx.State, mesh: jax.sharding.Mesh, preset: str = "standard"
+) -> dict[str, Any]:
+    """The sharding of every parameter.
+
+    Args:
+      abstract: parameters with logical axis names, from `abstract_model`.
+      mesh: a mesh with the axes data, fsdp and tensor; an AbstractMesh will do.
+      preset: a key of `PRESETS`.
+
+    Returns:
+      A pure nested dict of NamedSharding, like the parameters of `init_params`.
+
+    Raises:
+      UserError: a mesh axis does not divide the dimension it should cut, or would cut two
+        dimensions of one parameter; the message names the parameter.
+    """
+    rules = _rules(preset)
+    shardings: dict[str, Any] = {}
+    for path, variable in nnx.to_flat_state(abstract):
+        axes = variable.get_metadata()["out_sharding"]
+        spec = _param_spec(".".join(map(str, path)), variable.shape, axes, rules, mesh)
+        folder = shardings
+        for name in path[:-1]:
+            folder = folder.setdefault(name, {})
+        folder[path[-1]] = NamedSharding(mesh, spec)
+    return shardings
+
+
+def abstract_params(
+    config: OPTConfig,
+    mesh: jax.sharding.Mesh | None = None,
+    preset: str = "standard",
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """Shapes, types and (with a mesh) shardings of the parameters, a pure nested dict.
+
+    What `checkpoint` needs to restore parameters directly onto their devices.
+    """
+    _, abstract = abstract_model(config)
+    shapes = nnx.to_pure_dict(abstract)
+    if mesh is None:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding),
+        shapes,
+        param_shardings(abstract, mesh, preset),
+    )
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of a batch [B, ...]: its rows over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole: keys, steps, metrics."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: jax.sharding.Mesh, preset: str = "standard") -> Iterator[None]:
+    """Lays the activations of models that are traced inside the block over `mesh`.
+
+    The mesh also becomes JAX's current one, so that a function that was traced for another mesh is
+    traced again. An axis that does not divide a dimension of an activation (a length of 1, the odd
+    last batch) leaves that dimension whole.
+    """
+    rules = _rules(preset)
+
+    def constraint(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        spec = []
+        for size, name in zip(x.shape, axes, strict=True):
+            mesh_axes = () if name is None else rules[name]
+            spec.append(mesh_axes if size % _size(mesh, mesh_axes) == 0 else ())
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(spec)))
+
+    with jax.set_mesh(mesh), activation_constraint(constraint):
+        yield
+
+
+def _rules(preset: str) -> Rules:
+    if preset not in PRESETS:
+        raise UserError(f"unknown sharding preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def _param_spec(
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    rules: Rules,
+    mesh: jax.sharding.Mesh,
+) -> PartitionSpec:
+    spec = [rules[axis] for axis in axes]
+    for axis, size, mesh_axes in zip(axes, shape, spec, strict=True):
+        if size % _size(mesh, mesh_axes):
+            raise UserError(
+                f"parameter {name} {list(shape)}: axis {axis!r} of size {size} cannot be cut into "
+                f"{_size(mesh, mesh_axes)} parts by mesh axis {'x'.join(mesh_axes)}; "
+                "choose a MeshConfig whose sizes divide it"
+            )
+    for mesh_axis, uses in collections.Counter(a for dim in spec for a in dim).items():
+        if uses > 1:
+            both = [axis for axis, dim in zip(axes, spec, strict=True) if mesh_axis in dim]
+            raise UserError(
+                f"parameter {name} {list(shape)}: mesh axis {mesh_axis!r} (size "
+                f"{mesh.shape[mesh_axis]}) would cut the axes {' and '.join(map(repr, both))}; "
+                "change the rule table"
+            )
+    return _spec(spec)
+
+
+def _size(mesh: jax.sharding.Mesh, mesh_axes: tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[axis] for axis in mesh_axes)
+
+
+def _spec(dims: list[tuple[str, ...]]) -> PartitionSpec:
+    """A PartitionSpec in its plainest form: a name for one axis, None for none."""
+    return PartitionSpec(*(d[0] if len(d) == 1 else d or None for d in dims))
