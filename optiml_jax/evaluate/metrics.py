@@ -105,9 +105,7 @@ def _references(target: str | Sequence[str]) -> list[str]:
 def _percent(score: AnswerScore, targets: Sequence, predictions: Sequence[str]) -> float:
     if len(targets) != len(predictions) or not len(targets):
         raise ValueError(f"{len(targets)} targets for {len(predictions)} predictions")
-    values = [
-        score(_references(t), p.strip()) for t, p in zip(targets, predictions, strict=True)
-    ]
+    values = [score(_references(t), p.strip()) for t, p in zip(targets, predictions, strict=True)]
     return 100.0 * float(np.mean(values))
 
 

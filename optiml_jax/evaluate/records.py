@@ -1,0 +1,235 @@
+"""What an evaluation writes down: one JSON line per instance, one file per (task, shots).
+
+The records are enough to recompute every score normalisation, metric and table without the model.
+A folder of records looks like this:
+
+    tasks.json                                  settings of the run, and the TaskInfo of every task
+    records/<task>.<k>shot.jsonl                one line per instance; the last line is the summary
+    records/<task>.<k>shot.failed.json          why a task gave no records
+
+A record file appears under its name only when its task is done. Averages live in rollup.py.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from optiml_jax.data.example import seqio_name
+from optiml_jax.errors import UserError
+from optiml_jax.files import atomic_path, disk_errors, read_json, write_json
+
+Status = Literal["done", "failed", "missing"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskInfo:
+    """What the tables need to know about a task.
+
+    Attributes:
+      task: `<benchmark>/<upstream id>`.
+      level: generalisation level, e.g. "fully_held_out".
+      metric: "acc_rank", "em", "rougeL", ... (names of `metrics.METRIC_FNS`).
+      aggregate_as: the task that this one is a sub-task or another benchmark's version of; None
+        means the task itself.
+      shots: the numbers of demonstrations it is evaluated with.
+      rule: how candidates are scored, a name of `RULES`.
+      prompts: "pooled" averages over all (example, prompt) pairs at once, "crossed" per prompt and
+        then over prompts (paper section 4.1: validation pools, the test sets cross).
+    """
+
+    task: str
+    benchmark: str
+    category: str
+    level: str
+    metric: str
+    aggregate_as: str | None = None
+    shots: tuple[int, ...] = (0,)
+    rule: str = "sum"
+    prompts: Literal["pooled", "crossed"] = "pooled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """The score components of one candidate; log-probabilities are natural logs.
+
+    Attributes:
+      n_chars, n_bytes: length of the text without its leading space, bytes in UTF-8.
+      logprob_eos_after: log p(eos | prompt, candidate).
+      uncond_logprob: sum over the candidate's tokens after the context "Answer:" alone.
+      is_greedy: every token of the candidate was the model's first choice.
+      n_prompt_tokens_dropped: tokens of the full prompt that did not fit.
+    """
+
+    text: str
+    sum_logprob: float
+    n_tokens: int
+    n_chars: int
+    n_bytes: int
+    logprob_eos_after: float
+    uncond_logprob: float
+    is_greedy: bool
+    n_prompt_tokens_dropped: int = 0
+
+
+# Score rules: arithmetic on the stored components, higher is better.
+RULES: dict[str, Callable[[Candidate], float]] = {
+    "sum": lambda c: c.sum_logprob,
+    "mean": lambda c: c.sum_logprob / c.n_tokens,
+    "chars": lambda c: c.sum_logprob / c.n_chars,
+    "bytes": lambda c: c.sum_logprob / c.n_bytes,
+    "unconditional": lambda c: c.sum_logprob - c.uncond_logprob,
+    "sum_eos": lambda c: c.sum_logprob + c.logprob_eos_after,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One evaluated (example, prompt) pair.
+
+    Attributes:
+      cluster: the underlying source example; records that share it are resampled together.
+      score: the task's metric of this instance, in [0, 1].
+      prediction: the chosen candidate or the generated text.
+      demonstration_ids: example ids of the demonstrations that the model saw, in order.
+      n_prompt_tokens: prompt tokens the model saw, without the leading token.
+      n_prompt_tokens_dropped: tokens of the full prompt that it did not see.
+      candidates, correct: of rank classification; `correct` indexes `candidates`.
+      tied: another candidate scored as high as the prediction.
+      n_new_tokens, finished: of generation; `finished` means that it ended with eos.
+    """
+
+    example_id: str
+    prompt_id: str
+    cluster: str
+    references: tuple[str, ...]
+    prediction: str
+    score: float
+    demonstration_ids: tuple[str, ...] = ()
+    n_prompt_tokens: int = 0
+    n_prompt_tokens_dropped: int = 0
+    candidates: tuple[Candidate, ...] = ()
+    correct: tuple[int, ...] = ()
+    tied: bool = False
+    n_new_tokens: int = 0
+    finished: bool = False
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Record":
+        value = dict(value)
+        value["candidates"] = tuple(Candidate(**c) for c in value["candidates"])
+        for name in ("references", "demonstration_ids", "correct"):
+            value[name] = tuple(value[name])
+        return cls(**value)
+
+
+def choose(candidates: Sequence[Candidate], rule: str) -> tuple[int, bool]:
+    """Index of the first best candidate under `rule`, and whether another one equals it."""
+    scores = [RULES[rule](c) for c in candidates]
+    if any(math.isnan(s) for s in scores):
+        raise ValueError(f"a candidate's score is not a number: {candidates}")
+    best = scores.index(max(scores))
+    return best, scores.count(scores[best]) > 1
+
+
+def rescore(record: Record, rule: str) -> Record:
+    """The record as it would be under another score rule; generated answers stay as they are."""
+    if not record.candidates:
+        return record
+    best, tied = choose(record.candidates, rule)
+    return dataclasses.replace(
+        record,
+        prediction=record.candidates[best].text,
+        score=float(best in record.correct),
+        tied=tied,
+    )
+
+
+class RunFolder:
+    """The folder of one evaluation; see the top of this file."""
+
+    def __init__(self, path: str | pathlib.Path):
+        self.path = pathlib.Path(path)
+
+    def open(self, run: dict[str, Any], infos: Sequence[TaskInfo]) -> None:
+        """Starts or continues an evaluation: writes tasks.json.
+
+        Args:
+          run: settings that must not change between start and continuation (JSON-able).
+
+        Raises:
+          UserError: the folder holds records that were made with other settings.
+        """
+        file = self.path / "tasks.json"
+        run = json.loads(json.dumps(run))
+        if file.exists():
+            old = read_json(file, "the evaluation's tasks.json")["run"]
+            changed = sorted(k for k in old.keys() | run.keys() if old.get(k) != run.get(k))
+            if changed:
+                key = changed[0]
+                raise UserError(
+                    f"{self.path} holds an evaluation with {key}={old.get(key)!r}, this one has "
+                    f"{run.get(key)!r}; choose another output folder or delete that one"
+                )
+        write_json(file, {"run": run, "tasks": [dataclasses.asdict(i) for i in infos]})
+
+    def load(self) -> tuple[dict[str, Any], list[TaskInfo]]:
+        """The settings of the run and its tasks."""
+        value = read_json(self.path / "tasks.json", "an evaluation (tasks.json)")
+        infos = [TaskInfo(**{**t, "shots": tuple(t["shots"])}) for t in value["tasks"]]
+        return value["run"], infos
+
+    def _file(self, task: str, shots: int, suffix: str) -> pathlib.Path:
+        return self.path / "records" / f"{seqio_name(task)}.{shots}shot.{suffix}"
+
+    def write(
+        self, task: str, shots: int, records: Sequence[Record], summary: dict[str, Any]
+    ) -> None:
+        """Writes a finished task; the summary becomes the last line of its file."""
+        file = self._file(task, shots, "jsonl")
+        lines = [r.to_json() for r in records]
+        lines.append(json.dumps({"summary": summary}, ensure_ascii=False))
+        with disk_errors(file, f"the records of task {task}"), atomic_path(file) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", "utf-8")
+        self._file(task, shots, "failed.json").unlink(missing_ok=True)
+
+    def fail(self, task: str, shots: int, reason: str) -> None:
+        """Writes down why a task gave no records; older records of it are removed."""
+        write_json(self._file(task, shots, "failed.json"), {"task": task, "reason": reason})
+        self._file(task, shots, "jsonl").unlink(missing_ok=True)
+
+    def status(self, info: TaskInfo, shots: int) -> tuple[Status, str]:
+        """Whether the task is done, failed or missing, and the reason where it failed."""
+        failure = self._file(info.task, shots, "failed.json")
+        if failure.exists():
+            return "failed", str(read_json(failure, "a failed task's reason")["reason"])
+        if not self._file(info.task, shots, "jsonl").exists():
+            return "missing", "not evaluated yet"
+        summary = self.summary(info.task, shots)
+        if summary["metric"] != info.metric:
+            return "missing", f"evaluated with metric {summary['metric']}, not {info.metric}"
+        return "done", ""
+
+    def summary(self, task: str, shots: int) -> dict[str, Any]:
+        """The summary of a finished task."""
+        return self.read(task, shots)[1]
+
+    def read(self, task: str, shots: int) -> tuple[list[Record], dict[str, Any]]:
+        """The records of a finished task, in order, and its summary."""
+        file = self._file(task, shots, "jsonl")
+        try:
+            # Not splitlines: an answer may hold U+2028 and its kin.
+            lines = [json.loads(x) for x in file.read_text("utf-8").rstrip("\n").split("\n")]
+            summary = lines.pop()["summary"]
+            return [Record.from_json(line) for line in lines], summary
+        except FileNotFoundError as e:
+            raise UserError(f"no records of task {task} at {shots} shots: {file}") from e
+        except (ValueError, KeyError, IndexError, TypeError) as e:
+            raise UserError(
+                f"{file} is damaged ({e!r}); delete it and run the evaluation again"
+            ) from e

@@ -1,0 +1,349 @@
+"""From a folder of records to the numbers of the tables: a pure function, no model, no SeqIO.
+
+The order is that of the paper's section 4.1, with unweighted means throughout:
+
+    instance -> (sub-task, shots) -> task within a benchmark -> task -> category within a level
+    -> level;  and, over all (level, category) columns at once, the average per number of shots.
+
+The numbers of shots are combined last. Intervals and tests live in statistics.py, layout in
+optiml_jax/report.
+"""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from optiml_jax.errors import UserError
+from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo, rescore
+
+LEVELS = ("fully_held_out", "partially_held_out", "fully_supervised")
+MEAN = "mean"  # the "number of shots" of a cell that combines all of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """Names a cell; the fields that are filled say how far it is aggregated.
+
+    `Key(0, level, category)` is a category's cell at 0 shots, `Key(0, level)` the level's, `Key(0)`
+    the printed average over all columns; `shots == "mean"` combines the numbers of shots.
+    """
+
+    shots: int | Literal["mean"]
+    level: str = ""
+    category: str = ""
+    task: str = ""
+    benchmark: str = ""
+    subtask: str = ""
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The filled names from level downwards."""
+        names = (self.level, self.category, self.task, self.benchmark, self.subtask)
+        return tuple(n for n in names if n)
+
+    def up(self, depth: int) -> "Key":
+        """The cell that this one is averaged into, cut to its first `depth` names."""
+        return Key(self.shots, *self.path[:depth])
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """The instances of one sub-task at one number of shots, under one prompt or all pooled.
+
+    Attributes:
+      key: the sub-task's cell.
+      ids: one (example id, prompt id, occurrence) per instance, unique within the leaf.
+      clusters: the source example of each instance.
+      scores: float64[n] in percent.
+      constant: score of the best constant answer in percent.
+    """
+
+    key: Key
+    metric: str
+    prompt: str
+    ids: tuple[tuple[str, str, int], ...]
+    clusters: tuple[str, ...]
+    scores: np.ndarray
+    constant: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One number of a table.
+
+    Attributes:
+      value: in percent; None when nothing below it was evaluated.
+      constant: the same aggregate of the best constant answers.
+      columns: for cells above the category: the (level, category, shots) cells it is a mean of.
+      tasks: the tasks (step 3) below it.
+      missing: what should be in it and is not: `<task> at <k> shots: <reason>`.
+    """
+
+    value: float | None
+    constant: float | None
+    columns: tuple[Key, ...] = ()
+    tasks: frozenset[tuple[str, ...]] = frozenset()
+    missing: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollup:
+    """All cells of one evaluation.
+
+    Attributes:
+      run: settings of the evaluation.
+      shots: the numbers of shots that occur, ascending.
+      cells: every cell above the leaves.
+      by_metric: the same for the tasks of one metric alone, for each metric.
+      selection: the ways to combine everything into one number: "A" mean of the averages over
+        shots, "B" mean over all category x shots cells, "levels" mean of the level means.
+      summaries: (task, shots) -> summary of its records.
+      failures: (task, shots) -> reason, for what has no records.
+    """
+
+    run: dict[str, Any]
+    shots: tuple[int, ...]
+    leaves: tuple[Leaf, ...]
+    cells: dict[Key, Cell]
+    by_metric: dict[str, dict[Key, Cell]]
+    selection: dict[str, Cell]
+    summaries: dict[tuple[str, int], dict[str, Any]]
+    failures: dict[tuple[str, int], str]
+
+    def keys(self, depth: int, shots: int | str) -> list[Key]:
+        """Cells with `depth` names (1 level, 2 category, 3 task, 5 sub-task), in table order."""
+        found = [k for k in self.cells if k.shots == shots and len(k.path) == depth]
+        return sorted(found, key=lambda k: (level_order(k.level), k.path))
+
+    def scalars(self, prefix: str = "eval") -> dict[str, float]:
+        """Levels, categories and the average per number of shots, named for TensorBoard."""
+        scalars = {}
+        for key, cell in self.cells.items():
+            if cell.value is None or len(key.path) > 2:
+                continue
+            kind = ("average", "level", "category")[len(key.path)]
+            shots = "all_shots" if key.shots == MEAN else f"{key.shots}shot"
+            name = "/".join((prefix, kind, *key.path, shots))
+            scalars[name.replace(" ", "_")] = cell.value
+        return scalars
+
+
+def level_order(level: str) -> tuple[int, str]:
+    """Sort key: the paper's three levels first, in its order."""
+    return (LEVELS.index(level) if level in LEVELS else len(LEVELS), level)
+
+
+def rollup(
+    out_dir: str | pathlib.Path,
+    by: Literal["category", "benchmark"] = "category",
+    rule: str | None = None,
+) -> Rollup:
+    """Aggregates the records of `out_dir`.
+
+    Args:
+      by: what the columns are within a level. By benchmark, the versions that a task has in several
+        benchmarks are not averaged (paper, table 5).
+      rule: scores candidates by this rule instead of each task's own.
+
+    Raises:
+      UserError: the folder is no evaluation, or a record file is damaged.
+    """
+    folder = RunFolder(out_dir)
+    run, infos = folder.load()
+    leaves: list[Leaf] = []
+    holes: dict[Key, str] = {}
+    metrics: dict[Key, str] = {}
+    summaries, failures = {}, {}
+    for info in infos:
+        for shots in info.shots:
+            key = _leaf_key(info, shots, by)
+            metrics[key] = info.metric
+            status, reason = folder.status(info, shots)
+            if status != "done":
+                holes[key] = f"{info.task} at {shots} shots: {reason}"
+                failures[info.task, shots] = reason
+                continue
+            records, summary = folder.read(info.task, shots)
+            records = [rescore(r, rule or info.rule) for r in records]
+            summaries[info.task, shots] = summary
+            leaves += _leaves(info, key, records, summary)
+    return _assemble(run, leaves, holes, metrics, summaries, failures)
+
+
+def difference(a: Rollup, b: Rollup) -> Rollup:
+    """The tree of `a - b`, instance by instance, over what both evaluated.
+
+    Instances are paired by task, shots, example and prompt. What only one of them holds is named in
+    `failures` and marks the cells it is missing from.
+
+    Raises:
+      UserError: the two have no instance in common.
+    """
+    theirs = {(leaf.key, leaf.prompt): leaf for leaf in b.leaves}
+    pairs = [_pair(leaf, theirs.get((leaf.key, leaf.prompt))) for leaf in a.leaves]
+    leaves = [pair for pair in pairs if pair is not None]
+    if not leaves:
+        raise UserError("the two evaluations have no instance in common, so no difference")
+    sizes = [_instances(tree) for tree in (leaves, a.leaves, b.leaves)]
+    failures = dict(b.failures | a.failures)
+    holes = {}
+    for key in sizes[1] | sizes[2]:
+        lost = max(sizes[1][key], sizes[2][key]) - sizes[0][key]
+        if lost:
+            reason = failures.setdefault(
+                (key.subtask, key.shots), f"{lost} instances are in one evaluation only"
+            )
+            holes[key] = f"{key.subtask} at {key.shots} shots: {reason}"
+    metrics = {leaf.key: leaf.metric for leaf in (*a.leaves, *b.leaves)}
+    return _assemble(a.run, leaves, holes, metrics, a.summaries, failures)
+
+
+def _instances(leaves: Iterable[Leaf]) -> collections.Counter:
+    counts: collections.Counter = collections.Counter()
+    for leaf in leaves:
+        counts[leaf.key] += len(leaf.ids)
+    return counts
+
+
+def _pair(a: Leaf, b: Leaf | None) -> Leaf | None:
+    if b is None:
+        return None
+    other = dict(zip(b.ids, b.scores, strict=True))
+    kept = [i for i, key in enumerate(a.ids) if key in other]
+    if not kept:
+        return None
+    return dataclasses.replace(
+        a,
+        ids=tuple(a.ids[i] for i in kept),
+        clusters=tuple(a.clusters[i] for i in kept),
+        scores=np.array([a.scores[i] - other[a.ids[i]] for i in kept]),
+        constant=0.0,
+    )
+
+
+def _leaf_key(info: TaskInfo, shots: int, by: str) -> Key:
+    column = info.category if by == "category" else info.benchmark
+    if not (info.level and column and info.benchmark):
+        raise UserError(
+            f"task {info.task} has no level, category or benchmark; add them to the split manifest"
+        )
+    return Key(shots, info.level, column, info.aggregate_as or info.task, info.benchmark, info.task)
+
+
+def _leaves(
+    info: TaskInfo, key: Key, records: Sequence[Record], summary: Mapping[str, Any]
+) -> Iterable[Leaf]:
+    groups: dict[str, list[Record]] = collections.defaultdict(list)
+    for record in records:
+        groups[record.prompt_id if info.prompts == "crossed" else ""].append(record)
+    for prompt, members in groups.items():
+        seen: collections.Counter = collections.Counter()
+        ids = []
+        for r in members:
+            ids.append((r.example_id, r.prompt_id, seen[r.example_id, r.prompt_id]))
+            seen[r.example_id, r.prompt_id] += 1
+        yield Leaf(
+            key=key,
+            metric=info.metric,
+            prompt=prompt,
+            ids=tuple(ids),
+            clusters=tuple(r.cluster for r in members),
+            scores=100.0 * np.array([r.score for r in members]),
+            constant=100.0 * summary["best_constant"]["score"],
+        )
+
+
+def _assemble(
+    run: dict[str, Any],
+    leaves: Sequence[Leaf],
+    holes: Mapping[Key, str],
+    metrics: Mapping[Key, str],
+    summaries: dict,
+    failures: dict,
+) -> Rollup:
+    cells = _tree(leaves, holes)
+    kinds = sorted(set(metrics.values()))
+    by_metric = {
+        m: _tree(
+            [leaf for leaf in leaves if leaf.metric == m],
+            {k: reason for k, reason in holes.items() if metrics[k] == m},
+        )
+        for m in kinds
+    }
+    return Rollup(
+        run=run,
+        shots=tuple(sorted({k.shots for k in cells if k.shots != MEAN})),
+        leaves=tuple(leaves),
+        cells=cells,
+        by_metric=by_metric,
+        selection=_selection(cells),
+        summaries=summaries,
+        failures=failures,
+    )
+
+
+def _mean(cells: Sequence[Cell], columns: tuple[Key, ...] = ()) -> Cell:
+    """The unweighted mean of the cells that have a value; what is missing below stays named."""
+
+    def mean(field: Callable[[Cell], float | None]) -> float | None:
+        values = [v for c in cells if (v := field(c)) is not None]
+        return float(np.mean(values)) if values else None
+
+    return Cell(
+        value=mean(lambda c: c.value),
+        constant=mean(lambda c: c.constant),
+        columns=columns,
+        tasks=frozenset().union(*(c.tasks for c in cells)),
+        missing=tuple(dict.fromkeys(m for c in cells for m in c.missing)),
+    )
+
+
+def _tree(leaves: Sequence[Leaf], holes: Mapping[Key, str]) -> dict[Key, Cell]:
+    cells: dict[Key, Cell] = {}
+    prompts: dict[Key, list[Cell]] = collections.defaultdict(list)
+    for leaf in leaves:
+        prompts[leaf.key].append(
+            Cell(float(np.mean(leaf.scores)), leaf.constant, tasks=frozenset({leaf.key.path[:3]}))
+        )
+    for key, reason in holes.items():
+        prompts[key].append(Cell(None, None, missing=(reason,)))
+    step = {key: _mean(members) for key, members in prompts.items()}
+    cells |= step
+    for depth in (4, 3, 2, 1):
+        groups: dict[Key, list[Key]] = collections.defaultdict(list)
+        for key in step:
+            groups[key.up(depth)].append(key)
+        step = {
+            key: _mean([step[m] for m in members], tuple(members) if depth == 1 else ())
+            for key, members in groups.items()
+        }
+        cells |= step
+    _combine(cells)
+    return cells
+
+
+def _combine(cells: dict[Key, Cell]) -> None:
+    """Adds the averages over the columns, and the cells that combine the numbers of shots."""
+    columns: dict[Any, list[Key]] = collections.defaultdict(list)
+    for key in cells:
+        if len(key.path) == 2:
+            columns[key.shots].append(key)
+    for shots, members in columns.items():
+        cells[Key(shots)] = _mean([cells[m] for m in members], tuple(members))
+    over_shots: dict[Key, list[Key]] = collections.defaultdict(list)
+    for key in cells:
+        over_shots[dataclasses.replace(key, shots=MEAN)].append(key)
+    for key, members in over_shots.items():
+        cells[key] = _mean([cells[m] for m in members])
+
+
+def _selection(cells: Mapping[Key, Cell]) -> dict[str, Cell]:
+    if Key(MEAN) not in cells:
+        raise UserError("the evaluation has no task: its tasks.json lists none")
+    columns = [c for k, c in cells.items() if len(k.path) == 2 and k.shots != MEAN]
+    levels = [c for k, c in cells.items() if len(k.path) == 1 and k.shots == MEAN]
+    return {"A": cells[Key(MEAN)], "B": _mean(columns), "levels": _mean(levels)}

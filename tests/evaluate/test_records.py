@@ -1,0 +1,118 @@
+"""The record files: what is stored, what counts as done, what is refused."""
+
+import pytest
+
+from optiml_jax.errors import UserError
+from optiml_jax.evaluate.records import (
+    RULES,
+    Candidate,
+    Record,
+    RunFolder,
+    TaskInfo,
+    choose,
+    rescore,
+)
+
+INFO = TaskInfo("b/t 1", "b", "C", "fully_held_out", "acc_rank")
+SUMMARY = {"metric": "acc_rank", "best_constant": {"answer": "a", "score": 0.5}}
+
+
+def candidates():
+    rows = [
+        ("a", -1.2, 1, 3, -1.0, -1.5),
+        ("b", -1.5, 3, 5, -1.6, -0.1),
+        ("c", -2.0, 2, 20, -2.1, -0.1),
+        ("d", -2.4, 2, 8, -5.0, -0.1),
+    ]
+    return tuple(Candidate(t, s, n, c, c, eos, u, False) for t, s, n, c, u, eos in rows)
+
+
+def a_record(**more):
+    fields = {
+        "example_id": "e",
+        "prompt_id": "p",
+        "cluster": "e",
+        "references": ("b",),
+        "prediction": "a",
+        "score": 0.0,
+        "candidates": candidates(),
+        "correct": (1,),
+    }
+    return Record(**(fields | more))
+
+
+@pytest.mark.parametrize(
+    ("rule", "winner", "score"),
+    [
+        ("sum", "a", -1.2),
+        ("mean", "b", -0.5),
+        ("chars", "c", -0.1),
+        ("bytes", "c", -0.1),
+        ("unconditional", "d", 2.6),
+        ("sum_eos", "b", -1.6),
+    ],
+)
+def test_each_rule_picks_its_candidate_from_the_stored_components(rule, winner, score):
+    four = candidates()
+    best, tied = choose(four, rule)
+    assert four[best].text == winner
+    assert RULES[rule](four[best]) == pytest.approx(score)
+    assert not tied
+
+
+def test_equal_scores_go_to_the_first_candidate_and_count_as_a_tie():
+    same = (candidates()[1], candidates()[1])
+    assert choose(same, "sum") == (0, True)
+
+
+def test_a_score_that_is_not_a_number_is_an_error():
+    with pytest.raises(ValueError, match="not a number"):
+        choose([Candidate("a", float("nan"), 1, 1, 1, 0.0, 0.0, False)], "sum")
+
+
+def test_rescoring_changes_prediction_and_score():
+    better = rescore(a_record(), "mean")
+    assert (better.prediction, better.score) == ("b", 1.0)
+
+
+def test_records_survive_the_file_also_with_unicode_line_separators(tmp_path):
+    folder = RunFolder(tmp_path)
+    records = [a_record(), a_record(prediction="x\u2028y\x85z\n", candidates=(), correct=())]
+    folder.write(INFO.task, 2, records, SUMMARY)
+    assert folder.read(INFO.task, 2) == (records, SUMMARY)
+    assert folder.status(INFO, 2) == ("done", "")
+    assert folder.status(INFO, 0)[0] == "missing"
+
+
+def test_a_file_without_its_summary_line_is_named_and_not_trusted(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write(INFO.task, 0, [a_record()], SUMMARY)
+    (file,) = (tmp_path / "records").iterdir()
+    text = file.read_text("utf-8")
+    file.write_text(text[: len(text) // 2], "utf-8")
+    with pytest.raises(UserError, match="damaged"):
+        folder.read(INFO.task, 0)
+
+
+def test_a_failure_replaces_old_records_and_success_removes_the_failure(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write(INFO.task, 0, [a_record()], SUMMARY)
+    folder.fail(INFO.task, 0, "no such file")
+    assert folder.status(INFO, 0) == ("failed", "no such file")
+    folder.write(INFO.task, 0, [a_record()], SUMMARY)
+    assert folder.status(INFO, 0) == ("done", "")
+
+
+def test_a_folder_is_not_continued_with_other_settings(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.open({"delimiter": "A:"}, [INFO])
+    folder.open({"delimiter": "A:"}, [INFO])
+    assert folder.load() == ({"delimiter": "A:"}, [INFO])
+    with pytest.raises(UserError, match="delimiter"):
+        folder.open({"delimiter": "B:"}, [INFO])
+
+
+def test_records_made_with_another_metric_do_not_count_as_done(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write(INFO.task, 0, [a_record()], SUMMARY | {"metric": "rougeL"})
+    assert folder.status(INFO, 0)[0] == "missing"
