@@ -1,0 +1,159 @@
+"""What a training run is asked to do, and the checks that come before any work."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+import gin
+from optiml_jax.data.plan import Plan
+from optiml_jax.errors import UserError
+from optiml_jax.model.config import OPTConfig
+from optiml_jax.train.optimizer import OptimizerConfig
+
+logger = logging.getLogger(__name__)
+
+# Fields of the model that may change between two starts of a run: they trade memory for time.
+_FREE_FIELDS = {"remat"}
+# ... and between a run and the checkpoint it starts from: what is computed from the same weights.
+_FINE_TUNING_FIELDS = {"remat", "dtype", "dropout", "attention_dropout", "init_std"}
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+      plan_dir: the plan to train on.
+      run_dir: gets checkpoints/ and tensorboard/; a run that lies there is resumed.
+      num_steps: updates of the whole run.
+      global_batch_size: packed rows per update, over all devices.
+      num_microbatches: pieces in which the rows of an update are computed one after the other.
+      seed: of the initial weights and of dropout.
+      validation_plan_dir: the plan to measure the validation loss on; None for none.
+      validate_every: updates between two measurements, which also come at the end; 0 is never.
+      validation_batches: batches of the validation plan per measurement, always the first ones.
+      log_every: updates between two reports (terminal and TensorBoard).
+      checkpoint_every: updates between two checkpoints; one is also written at the end.
+      keep: how many of the newest checkpoints stay.
+      init_from: a checkpoint (run folder, checkpoints folder or step folder) whose parameters the
+        run starts from, with a fresh optimiser; None starts from random weights.
+      loss_chunk: positions of a row whose logits exist at the same time.
+      peak_flops: FLOP/s of one device, for MFU; None looks it up by the name of the device.
+    """
+
+    plan_dir: str
+    run_dir: str
+    num_steps: int
+    global_batch_size: int
+    num_microbatches: int = 1
+    seed: int = 1234
+    validation_plan_dir: str | None = None
+    validate_every: int = 0
+    validation_batches: int = 10
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep: int = 3
+    init_from: str | None = None
+    loss_chunk: int = 128
+    peak_flops: float | None = None
+
+    def __post_init__(self):
+        at_least_one = ("num_steps", "global_batch_size", "num_microbatches", "log_every")
+        for name in (*at_least_one, "checkpoint_every", "keep", "loss_chunk", "validation_batches"):
+            if getattr(self, name) < 1:
+                raise UserError(f"TrainConfig.{name}={getattr(self, name)} must be at least 1")
+
+
+def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
+    """UserError when a microbatch cannot be shared out equally among the devices."""
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    parts = data * fsdp * config.num_microbatches
+    if config.global_batch_size % parts:
+        raise UserError(
+            f"TrainConfig.global_batch_size={config.global_batch_size} is not divisible by {parts} "
+            f"(mesh data {data} * fsdp {fsdp} * num_microbatches {config.num_microbatches})"
+        )
+
+
+def check_plan(plan: Plan, model: OPTConfig) -> None:
+    """UserError when the plan's tokens or rows do not fit the model."""
+    vocabulary = plan.meta["vocabulary"]
+    if vocabulary["padded_size"] != model.vocab_size:
+        raise UserError(
+            f"the plan in {plan.folder} was made with vocabulary {vocabulary['spec']} of "
+            f"{vocabulary['padded_size']} ids, the model has vocab_size {model.vocab_size}; set "
+            f"model_config.vocab_size = {vocabulary['padded_size']} or plan with the model's own"
+        )
+    if plan.config.sequence_length > model.max_positions:
+        raise UserError(
+            f"the plan in {plan.folder} has rows of {plan.config.sequence_length} tokens, the "
+            f"model only max_positions {model.max_positions}; plan again with shorter rows"
+        )
+
+
+def run_metadata(
+    config: TrainConfig, model: OPTConfig, optimizer: OptimizerConfig, plan: Plan
+) -> dict[str, Any]:
+    """What a checkpoint says about its run: all that decides the parameters, but the step."""
+    return {
+        "model": model.to_dict(),
+        "vocabulary": plan.meta["vocabulary"],
+        "bos_id": plan.config.bos_id,
+        "plan_fingerprint": plan.fingerprint,
+        "seed": config.seed,
+        "global_batch_size": config.global_batch_size,
+        "num_microbatches": config.num_microbatches,
+        "num_steps": config.num_steps,
+        "optimizer": dataclasses.asdict(optimizer),
+        "init_from": config.init_from,
+    }
+
+
+def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """UserError when the run in `run_dir` was started as something else than `current` asks for."""
+    # What is the same update to rounding may change with the machine; dropout is drawn anew.
+    if stored.get("num_microbatches") != current["num_microbatches"]:
+        logger.warning(
+            "%s went on with %s microbatches so far and with %d now: dropout differs from a run "
+            "without the change",
+            run_dir,
+            stored.get("num_microbatches"),
+            current["num_microbatches"],
+        )
+    names = [name for name in current if name not in ("model", "num_microbatches")]
+    differences = _differences(stored, current, names)
+    fields = [name for name in current["model"] if name not in _FREE_FIELDS]
+    differences += _differences(stored.get("model", {}), current["model"], fields)
+    if differences:
+        raise UserError(
+            f"{run_dir} holds another run: {'; '.join(differences)}; choose a new run_dir (with "
+            "TrainConfig.init_from to start from these weights) or put the old settings back"
+        )
+
+
+def check_initial_checkpoint(path: str, stored: Mapping[str, Any], current: Mapping[str, Any]):
+    """UserError when the weights in `path` mean something else to this run's model or plan."""
+    fields = [name for name in current["model"] if name not in _FINE_TUNING_FIELDS]
+    differences = _differences(stored["model"], current["model"], fields)
+    names = {kind: values["vocabulary"] for kind, values in (("old", stored), ("new", current))}
+    if names["old"]["fingerprint"] != names["new"]["fingerprint"]:
+        differences.append(
+            f"vocabulary is {names['old']['spec']} there and {names['new']['spec']} in the plan"
+        )
+    if differences:
+        raise UserError(
+            f"cannot start from the checkpoint {path}: {'; '.join(differences)}; prepare, plan and "
+            "configure the model as the checkpoint was"
+        )
+
+
+def _differences(stored: Mapping[str, Any], current: Mapping[str, Any], names: list[str]) -> list:
+    return [
+        f"{name} is {stored.get(name)} there and {current[name]} now"
+        for name in names
+        if stored.get(name) != current[name]
+    ]

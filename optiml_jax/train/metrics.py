@@ -1,0 +1,115 @@
+"""What a run reports about itself: TensorBoard events, throughput, MFU.
+
+The writer uses TensorBoard's own record format and message types and no TensorFlow: the classes
+that TensorBoard offers for writing import TensorFlow wherever it is installed.
+"""
+
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Mapping
+
+from tensorboard.compat.proto import event_pb2, summary_pb2, types_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from optiml_jax.files import disk_errors
+from optiml_jax.model.config import OPTConfig
+
+# Dense bfloat16 FLOP/s of one device, from the vendors' data sheets; by the start of device_kind.
+PEAK_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+MFU_FORMULA = (
+    "mfu = flops_per_token * tokens_per_second / (devices * peak_flops); "
+    "flops_per_token = 6 * N + 12 * num_layers * d_model * sequence_length "
+    "(PaLM, appendix B: forward and backward, full attention, no recomputation), "
+    "N = parameters without the position table; tokens are all slots of the packed rows"
+)
+
+
+class SummaryWriter:
+    """Writes scalars and texts for TensorBoard into one new event file of a folder.
+
+    The file begins with a restart mark at `first_step`: TensorBoard then drops what earlier files
+    of the folder say about that step and later ones, so a resumed run shows no step twice.
+
+    Args:
+      folder: made when missing.
+      first_step: the first step this writer will write.
+    """
+
+    def __init__(self, folder: str | os.PathLike, first_step: int):
+        folder = pathlib.Path(folder)
+        self._folder = folder
+        with disk_errors(folder, "TensorBoard events"):
+            folder.mkdir(parents=True, exist_ok=True)
+            # TensorBoard reads the files of a folder in the order of their names.
+            stamp = max([int(time.time()), *(_stamp(p) + 1 for p in folder.glob("events.out.*"))])
+            name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
+            self._file = RecordWriter((folder / name).open("xb"))
+        self._write(event_pb2.Event(file_version="brain.Event:2"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(step=first_step, session_log=start))
+        self.flush()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes `values` (tag -> number) at `step`."""
+        summary = summary_pb2.Summary()
+        for tag, value in values.items():
+            summary.value.add(tag=tag, simple_value=float(value))
+        self._write(event_pb2.Event(step=step, summary=summary))
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Writes Markdown that TensorBoard shows in its text tab."""
+        value = summary_pb2.Summary.Value(tag=tag)
+        value.metadata.plugin_data.plugin_name = "text"
+        value.tensor.dtype = types_pb2.DT_STRING
+        value.tensor.tensor_shape.dim.add(size=1)
+        value.tensor.string_val.append(text.encode())
+        self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
+
+    def flush(self) -> None:
+        """Puts what has been written where TensorBoard can read it."""
+        with disk_errors(self._folder, "TensorBoard events"):
+            self._file.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        with disk_errors(self._folder, "TensorBoard events"):
+            self._file.close()
+
+    def _write(self, event: event_pb2.Event) -> None:
+        event.wall_time = time.time()
+        with disk_errors(self._folder, "TensorBoard events"):
+            self._file.write(event.SerializeToString())
+
+
+def flops_per_token(config: OPTConfig, sequence_length: int) -> float:
+    """FLOPs of one token in training, as `MFU_FORMULA` says."""
+    positions = (config.max_positions + config.position_offset) * config.d_model
+    attention = 12 * config.num_layers * config.d_model * sequence_length
+    return 6 * (config.num_params - positions) + attention
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """FLOP/s of one device for a computation in `dtype`; None when it is not in the table."""
+    if dtype == "float32":
+        return None
+    kinds = [kind for kind in PEAK_FLOPS if device_kind.startswith(kind)]
+    return PEAK_FLOPS[max(kinds, key=len)] if kinds else None
+
+
+def _stamp(path: pathlib.Path) -> int:
+    digits = path.name.removeprefix("events.out.tfevents.").split(".")[0]
+    return int(digits) if digits.isdigit() else 0

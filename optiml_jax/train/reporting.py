@@ -1,0 +1,153 @@
+"""The reports of a running training: terminal, log lines and TensorBoard, without slowing it down.
+
+What a step measured stays on the devices until the next report.
+"""
+
+import contextlib
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from optiml_jax.errors import UserError
+from optiml_jax.train.metrics import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+# Steps handed to the devices before the host waits for the oldest: enough to keep them busy, few
+# enough that a signal or an error is answered soon.
+_STEPS_AHEAD = 2
+
+
+class Reporter:
+    """Collects what the steps measure and reports it once per period.
+
+    Args:
+      writer: None on all processes but the first.
+      start, num_steps: the run goes from step `start` to `num_steps`.
+      slots: tokens of a global batch, padding included.
+      flops_per_token: of one slot.
+      total_peak_flops: FLOP/s of all devices together; None leaves MFU out.
+    """
+
+    def __init__(
+        self,
+        writer: SummaryWriter | None,
+        start: int,
+        num_steps: int,
+        slots: int,
+        flops_per_token: float,
+        total_peak_flops: float | None,
+    ):
+        self._writer = writer
+        self._num_steps = num_steps
+        self._slots = slots
+        self._flops_per_token = flops_per_token
+        self._total_peak_flops = total_peak_flops
+        self._pending: list[dict[str, jax.Array]] = []
+        self._step = start
+        self._since = time.perf_counter()
+        self._bar = None
+        if writer is not None and sys.stderr.isatty():
+            self._bar = tqdm(total=num_steps, initial=start, unit="step", dynamic_ncols=True)
+
+    def add(self, measured: dict[str, jax.Array]) -> None:
+        """Takes what a step measured, without waiting for that step."""
+        self._pending.append(measured)
+        self._step += 1
+        if len(self._pending) > _STEPS_AHEAD:
+            jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD])
+        if self._bar is not None:
+            self._bar.update()
+
+    def flush(self) -> None:
+        """Waits for the steps so far and reports their period.
+
+        Raises:
+          UserError: the loss or gradient of one of them was not finite; names the first.
+        """
+        if not self._pending:
+            return
+        first = self._step - len(self._pending) + 1
+        steps = jax.device_get(self._pending)
+        seconds = (time.perf_counter() - self._since) / len(steps)
+        self._pending.clear()
+        for step, measured in enumerate(steps, first):
+            _check_finite(step, measured)
+        self.scalars(self._summary(steps, seconds))
+        self._since = time.perf_counter()
+
+    def scalars(self, values: Mapping[str, float]) -> None:
+        """Reports `values` at the current step."""
+        if self._writer is None:
+            return
+        self._writer.scalars(self._step, values)
+        self._writer.flush()
+        text = ", ".join(f"{name} {_format(value)}" for name, value in values.items())
+        if self._bar is None:
+            logger.info("step %d/%d: %s", self._step, self._num_steps, text)
+        elif "loss" in values:
+            self._bar.set_postfix_str(f"loss {values['loss']:.3f}")
+        else:
+            logger.info("step %d: %s", self._step, text)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps the block out of the step time."""
+        before = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - before
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator["Reporter"]:
+        """Keeps log lines from breaking the progress bar; closes it and the writer at the end."""
+        with contextlib.ExitStack() as stack:
+            if self._writer is not None:
+                stack.callback(self._writer.close)
+            if self._bar is not None:
+                stack.callback(self._bar.close)
+                stack.enter_context(logging_redirect_tqdm([logging.root]))
+            yield self
+
+    def _summary(self, steps: list[dict[str, float]], seconds: float) -> dict[str, float]:
+        totals = {name: sum(float(s[name]) for s in steps) for name in steps[0]}
+        loss = totals["loss_sum"] / max(totals["loss_weight"], 1)
+        per_second = self._slots / seconds
+        values = {
+            "loss": loss,
+            "perplexity": perplexity(loss),
+            "gradient_norm": float(steps[-1]["gradient_norm"]),
+            "learning_rate": float(steps[-1]["learning_rate"]),
+            "tokens_per_second": per_second,
+            "non_pad_fraction": totals["tokens"] / (len(steps) * self._slots),
+            "step_seconds": seconds,
+        }
+        if self._total_peak_flops:
+            values["mfu"] = self._flops_per_token * per_second / self._total_peak_flops
+        return values
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is too large for a float."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _check_finite(step: int, measured: Mapping[str, float]) -> None:
+    bad = [n for n in ("loss_sum", "gradient_norm") if not math.isfinite(measured[n])]
+    if bad:
+        raise UserError(
+            f"{' and '.join(bad)} of step {step} not finite: training stopped, nothing was saved "
+            "since; lower OptimizerConfig.learning_rate or lengthen the warm-up and start again "
+            "in a new run_dir (TrainConfig.init_from takes up the last checkpoint)"
+        )
+
+
+def _format(value: float) -> str:
+    if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

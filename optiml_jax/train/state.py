@@ -1,0 +1,56 @@
+"""The state of training: what one update turns into the next, and what a checkpoint holds of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.opt import init_params
+from optiml_jax.sharding.rules import abstract_params, replicated
+from optiml_jax.train.optimizer import init_optimizer
+
+
+@struct.dataclass
+class TrainState:
+    """Attributes:
+    step: int32[], updates made so far.
+    params: pure nested dict of float32 arrays, as made by `model.opt.init_params`.
+    optimizer: pure dict of the moments, float32, shaped and sharded as `params`.
+    """
+
+    step: jax.Array
+    params: dict[str, Any]
+    optimizer: dict[str, Any]
+
+    def items(self) -> dict[str, Any]:
+        """The items of a checkpoint, by name. The step is the checkpoint's own."""
+        return {"params": self.params, "optimizer": self.optimizer}
+
+
+def abstract_state(model: OPTConfig, mesh: jax.sharding.Mesh, preset: str) -> TrainState:
+    """Shapes, dtypes and shardings of the whole state; no memory is used."""
+    params = abstract_params(model, mesh, preset)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    return TrainState(step=step, params=params, optimizer={"mu": params, "nu": params})
+
+
+def initial_state(model: OPTConfig, seed: int, abstract: TrainState) -> TrainState:
+    """The state before the first update, with random weights of `seed`, made in place."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+    _, params = init_params(model, seed, shardings)
+    return state_from_params(params, abstract)
+
+
+def state_from_params(params: dict[str, Any], abstract: TrainState) -> TrainState:
+    """The state before the first update of `params`."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
+    optimizer = jax.jit(init_optimizer, out_shardings=shardings)(params)
+    return state_from_items({"params": params, "optimizer": optimizer}, 0, abstract)
+
+
+def state_from_items(items: dict[str, Any], step: int, abstract: TrainState) -> TrainState:
+    """The state after `step` updates, from the items of its checkpoint."""
+    number = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
+    return TrainState(step=number, **items)

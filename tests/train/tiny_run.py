@@ -1,0 +1,121 @@
+"""A training run small enough for tests, as functions and as a program.
+
+    python tests/train/tiny_run.py '{"devices": 2, "train": {...}, "model": {...}, ...}'
+"""
+
+import json
+import logging
+import os
+import pathlib
+import sys
+import types
+
+VOCABULARY_SIZE = 64
+SEQUENCE_LENGTH = 32
+
+
+def make_plan(folder, num_rows=400, seed=7, vocabulary="tiny", sequence_length=SEQUENCE_LENGTH):
+    """Caches two tasks of random token ids and plans them; returns the plan's folder."""
+    from optiml_jax.data.plan import PlanConfig, build_plan
+
+    cache = pathlib.Path(folder) / f"cache_{vocabulary}_{seed}"
+    for task, number in (("one/a", 60), ("two/b", 25)):
+        _write_task(cache, task, number, seed, vocabulary)
+    config = PlanConfig(num_rows=num_rows, sequence_length=sequence_length, seed=seed, open_rows=8)
+    plan_dir = pathlib.Path(folder) / f"plan_{vocabulary}_{seed}_{num_rows}"
+    build_plan(cache, ["one/a", "two/b"], {"one/a": 3, "two/b": 1}, "train", config, plan_dir)
+    return plan_dir
+
+
+def _write_task(cache, task, number, seed, vocabulary):
+    import numpy as np
+
+    from optiml_jax.data import cache_writer, store
+
+    rng = np.random.default_rng([seed, number])
+    with cache_writer.task_folder(cache, task) as folder:
+        writer = cache_writer.SplitWriter(folder, "train", np.dtype("uint16"))
+        for _ in range(number):
+            source = rng.integers(4, VOCABULARY_SIZE, rng.integers(1, 15)).tolist()
+            # Something to learn: the target repeats the first word of the source.
+            writer.add(source, [source[0]] * int(rng.integers(1, 4)) + [2])
+        writer.close()
+        info = {
+            "format_version": store.FORMAT_VERSION,
+            "task": task,
+            "benchmark": task.split("/")[0],
+            "category": "Misc.",
+            "splits": {"train": {"examples": number}},
+            "dtype": "uint16",
+            "vocabulary": {
+                "spec": f"sentencepiece:{vocabulary}",
+                "fingerprint": vocabulary,
+                "padded_size": VOCABULARY_SIZE,
+            },
+            "fingerprint": f"{seed}-{number}",
+        }
+        cache_writer.write_info(folder, info)
+
+
+def configs(plan_dir, run_dir, train=None, model=None, mesh=None, optimizer=None):
+    """(TrainConfig, OPTConfig, MeshConfig, OptimizerConfig) of a tiny run, with replacements."""
+    from optiml_jax.model.config import OPTConfig
+    from optiml_jax.sharding.mesh import MeshConfig
+    from optiml_jax.train.config import TrainConfig
+    from optiml_jax.train.optimizer import OptimizerConfig
+
+    defaults = {
+        "plan_dir": str(plan_dir),
+        "run_dir": str(run_dir),
+        "num_steps": 12,
+        "global_batch_size": 8,
+        "log_every": 2,
+        "checkpoint_every": 4,
+    }
+    size = {"vocab_size": VOCABULARY_SIZE, "d_model": 32, "num_layers": 2, "num_heads": 4}
+    size |= {"max_positions": SEQUENCE_LENGTH}
+    return (
+        TrainConfig(**(defaults | (train or {}))),
+        OPTConfig(**(size | (model or {}))),
+        MeshConfig(**(mesh or {})),
+        OptimizerConfig(**({"learning_rate": 1e-2, "warmup_steps": 3} | (optimizer or {}))),
+    )
+
+
+def read_scalars(run_dir):
+    """tag -> [(step, value), ...] as TensorBoard itself shows a run's folder."""
+    # TensorBoard's own way of saying that it shall not import TensorFlow.
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(pathlib.Path(run_dir) / "tensorboard"), {"scalars": 0}).Reload()
+    return {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+
+
+def main():
+    options = json.loads(sys.argv[1])
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.pop('devices', 1)}"
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("optiml_jax").setLevel(logging.INFO)
+    from optiml_jax.errors import UserError
+    from optiml_jax.train.loop import train
+
+    try:
+        status = train(*configs(**options))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt as e:
+        print(f"interrupted: {e}", file=sys.stderr)
+        status = 130
+    assert "tensorflow" not in sys.modules
+    assert "seqio" not in sys.modules
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
