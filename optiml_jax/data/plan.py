@@ -1,0 +1,402 @@
+"""The plan: which cached examples lie in which packed row, for the whole run, before it starts.
+
+Mixture rates -> an endless seeded stream of draws -> packed rows. A plan is a pure function of the
+counts and lengths in the cache, the rates and the seed, and it is computed as a stream, so a plan
+of more rows has the shorter one as its prefix. `loader.py` turns rows into arrays; nothing here
+reads a token.
+
+Decisions:
+- Draws of tasks are independent (multinomial), as in SeqIO and metaseq, not exact-proportional:
+  interleaving by largest deficit makes a periodic order that can fall into step with the batch, and
+  the noise of n draws is small (plan.json holds asked and planned shares side by side). Within a
+  task the order is exact: every epoch is a full permutation of its examples.
+- Rows stand in the order in which the packer closes them, which nearly is the order of the draws.
+  On lognormal lengths neighbouring rows are not alike (the number of examples of a row correlates
+  by -.15 to .02 with the next and below .04 with later ones), so batches are, if anything, more
+  even than of shuffled rows, and a shuffle would only move rows away from their epoch.
+- Examples that still wait when the last row closes are left out; a longer plan goes on with them.
+  So a plan lacks at most `lookahead` of the examples drawn for it.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import gin
+import numpy as np
+
+from optiml_jax import files
+from optiml_jax.data import draws
+from optiml_jax.data import mixture as mixtures
+from optiml_jax.data.packing import LookaheadPacker
+from optiml_jax.data.store import CachedTask, Store
+from optiml_jax.errors import UserError
+
+FORMAT = 1  # enters the fingerprint; to be raised when the same inputs give other rows
+PLAN_FILE = "plan.json"  # written last: without it there is no plan
+ARRAYS = ("row_offsets", "entry_tasks", "entry_examples")
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """How the rows of a plan are made.
+
+    Attributes:
+      num_rows: rows of the plan: at least steps * global_batch_size.
+      sequence_length: slots of a row (L), at least as many as the longest cached example.
+      seed: of the draws of tasks and of each task's order.
+      bos_id: token in front of every example, in training as in evaluation.
+      pad_id: token of empty slots.
+      lookahead: drawn examples that wait for a row they fill; more fill better and wait longer.
+    """
+
+    num_rows: int
+    sequence_length: int = 2048
+    seed: int = 1234
+    bos_id: int = 2
+    pad_id: int = 1
+    lookahead: int = 256
+
+    def __post_init__(self):
+        for name in ("num_rows", "sequence_length", "lookahead"):
+            if getattr(self, name) < 1:
+                raise UserError(f"PlanConfig.{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """A plan on disk. Row r holds the entries row_offsets[r] ... row_offsets[r + 1] - 1.
+
+    Attributes:
+      folder: where it lies.
+      meta: plan.json: fingerprint, config, tasks, vocabulary, summary (see `build_plan`).
+      row_offsets: int64[R + 1].
+      entry_tasks: int32[N], index into `meta["tasks"]`.
+      entry_examples: int32[N], index of the example in the task's cached split.
+    """
+
+    folder: pathlib.Path
+    meta: dict[str, Any]
+    row_offsets: np.ndarray
+    entry_tasks: np.ndarray
+    entry_examples: np.ndarray
+
+    @classmethod
+    def load(cls, plan_dir: str | os.PathLike) -> "Plan":
+        """Opens the plan in `plan_dir`.
+
+        Raises:
+          UserError: there is none, it is damaged, or another version of this code wrote it.
+        """
+        folder = pathlib.Path(plan_dir)
+        again = "run `optiml plan` again"
+        if not (folder / PLAN_FILE).is_file():
+            raise UserError(f"no finished plan in {folder}; {again}")
+        meta = files.read_json(folder / PLAN_FILE, "plan")
+        if meta.get("format") != FORMAT:
+            raise UserError(f"the plan in {folder} has format {meta.get('format')}; {again}")
+        try:
+            arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in ARRAYS}
+        except (OSError, ValueError, EOFError) as e:
+            raise UserError(f"the plan in {folder} is damaged ({e}); {again}") from e
+        offsets, num_entries = arrays["row_offsets"], len(arrays["entry_tasks"])
+        if (
+            len(offsets) != meta["config"]["num_rows"] + 1
+            or offsets[-1] != num_entries
+            or len(arrays["entry_examples"]) != num_entries
+        ):
+            raise UserError(f"the plan in {folder} is damaged (its arrays do not match); {again}")
+        return cls(folder=folder, meta=meta, **arrays)
+
+    @functools.cached_property
+    def config(self) -> PlanConfig:
+        return PlanConfig(**self.meta["config"])
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row_offsets) - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything the rows depend on, except how many there are.
+
+        So of two plans with the same fingerprint one is a prefix of the other, and a run may be
+        resumed with a longer plan.
+        """
+        return self.meta["fingerprint"]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the plan holds: see `_summarise`."""
+        return self.meta["summary"]
+
+    def row(self, row: int) -> list[tuple[str, int]]:
+        """The (task name, example index) pairs of one row, in their order."""
+        entries = range(self.row_offsets[row], self.row_offsets[row + 1])
+        names = self.meta["tasks"]
+        return [(names[self.entry_tasks[i]]["task"], int(self.entry_examples[i])) for i in entries]
+
+    @functools.cached_property
+    def cached_tasks(self) -> list[CachedTask | None]:
+        """The cached tasks that `entry_tasks` points into; None for those that are never drawn.
+
+        Raises:
+          UserError: a task was cached anew, or removed, since the plan was made.
+        """
+        store = Store(self.meta["cache_dir"])
+        return [
+            self._cached_task(store, row) if row["rate"] else None for row in self.meta["tasks"]
+        ]
+
+    def _cached_task(self, store: Store, row: Mapping[str, Any]) -> CachedTask:
+        task = store.task(row["task"])
+        if task.info["fingerprint"] != row["fingerprint"]:
+            raise UserError(
+                f"task {row['task']} was cached anew after the plan in {self.folder} was made; "
+                "run `optiml plan` again"
+            )
+        return task
+
+
+def plan_mixture(
+    cache_dir: str | os.PathLike,
+    tasks: Sequence[str],
+    mixture: mixtures.Mixture,
+    split: str,
+    config: PlanConfig,
+    plan_dir: str | os.PathLike,
+) -> Plan:
+    """Plans `tasks` at the rates of `mixture`: `mixing_rates`, then `build_plan`."""
+    counts = {n: t.num_examples(split) for n, t in _cached(Store(cache_dir), tasks).items()}
+    return build_plan(
+        cache_dir,
+        tasks,
+        mixtures.mixing_rates(counts, mixture),
+        split,
+        config,
+        plan_dir,
+        max_examples=mixture.max_examples,
+        subset_seed=mixture.seed,
+    )
+
+
+def build_plan(
+    cache_dir: str | os.PathLike,
+    tasks: Sequence[str],
+    rates: Mapping[str, float],
+    split: str,
+    config: PlanConfig,
+    plan_dir: str | os.PathLike,
+    *,
+    max_examples: int | None = None,
+    subset_seed: int = 1234,
+) -> Plan:
+    """Computes a plan and writes it to `plan_dir`, replacing the one there.
+
+    Args:
+      cache_dir: the folder of the cached tasks.
+      tasks: names of the tasks; their order does not matter.
+      rates: task -> probability that a draw takes it (any positive scale; 0: never).
+      split: the cached split to draw from.
+      config: rows, their length, the seed.
+      plan_dir: gets plan.json and one .npy file per array of `Plan`.
+      max_examples: a task with more examples keeps a random subset of this size; the subset of a
+        smaller cap is part of that of a larger one.
+      subset_seed: of these subsets.
+
+    Raises:
+      UserError: a task is not cached, has no examples, was cached with another vocabulary than the
+        others, or holds an example longer than a row.
+    """
+    cached = _cached(Store(cache_dir), tasks)
+    lengths = {name: task.lengths(split) for name, task in cached.items()}
+    _check_lengths(lengths, rates, config, split)
+    pools = {
+        name: draws.random_subset(len(table), max_examples, subset_seed, name)
+        for name, table in lengths.items()
+    }
+    meta = {
+        "format": FORMAT,
+        "split": split,
+        "cache_dir": str(pathlib.Path(cache_dir).resolve()),
+        "config": dataclasses.asdict(config),
+        "max_examples": max_examples,
+        "subset_seed": subset_seed,
+        "vocabulary": _common_vocabulary(cached),
+        "tasks": [
+            {
+                "task": name,
+                "benchmark": task.info["benchmark"],
+                "category": task.info["category"],
+                "fingerprint": task.info["fingerprint"],
+                "rate": float(rates[name]),
+                "examples": len(pools[name]),
+                "examples_in_cache": len(lengths[name]),
+            }
+            for name, task in cached.items()
+        ],
+    }
+    meta["fingerprint"] = _fingerprint(meta)
+    stream = draws.draw_examples(
+        list(cached), list(pools.values()), [rates[name] for name in cached], config.seed
+    )
+    tables = _LengthTables(list(lengths.values()))
+    arrays = _pack(stream, tables, config)
+    meta["summary"] = _summarise(meta["tasks"], arrays, tables, config)
+    _write(pathlib.Path(plan_dir), meta, arrays)
+    return Plan.load(plan_dir)
+
+
+class _LengthTables:
+    """The length tables of all tasks as one: (task, example) -> tokens, without a Python loop."""
+
+    def __init__(self, tables: Sequence[np.ndarray]):
+        self._starts = np.cumsum([0, *map(len, tables)])
+        self._all = np.concatenate(tables)
+
+    def get(self, tasks: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        """int32[n, 2]: tokens of the source, and of the target with its </s>."""
+        return self._all[self._starts[tasks] + examples]
+
+
+def _pack(
+    stream: Iterator[tuple[np.ndarray, np.ndarray]], tables: _LengthTables, config: PlanConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Packs draws until `num_rows` rows are closed; returns the arrays of `Plan`."""
+    packer = LookaheadPacker(config.sequence_length, config.lookahead)
+    blocks = []
+    while len(packer.row_ends) < config.num_rows:
+        blocks.append(next(stream))
+        # The leading </s> takes a slot, the final one is only a target: source + target slots.
+        packer.add(tables.get(*blocks[-1]).sum(axis=1).tolist())
+    tasks, examples = map(np.concatenate, zip(*blocks, strict=True))
+    offsets = np.array([0, *packer.row_ends[: config.num_rows]])
+    items = np.array(packer.items[: offsets[-1]])
+    return offsets, tasks[items], examples[items]
+
+
+def _summarise(
+    rows: Sequence[Mapping[str, Any]],
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
+    tables: _LengthTables,
+    config: PlanConfig,
+) -> dict[str, Any]:
+    """What a plan holds, for tables; adds the planned numbers to every task of `rows`.
+
+    Returns:
+      `rows`, `examples`, `tokens` (filled slots), `loss_tokens` (those with loss weight 1), `fill`
+      (tokens / slots), `epochs` (least, median and most passes over a task's examples),
+      `benchmarks` and `categories` (name -> tasks, examples, tokens, asked and planned share of the
+      examples, share of the tokens), and the names of `tasks_without_examples` and
+      `tasks_never_drawn` (those that have a rate).
+    """
+    _, entry_tasks, entry_examples = arrays
+    lengths = tables.get(entry_tasks, entry_examples)
+    source, target = lengths.T.astype(np.int64)
+    examples = np.bincount(entry_tasks, minlength=len(rows))
+    tokens = np.bincount(entry_tasks, source + target, minlength=len(rows)).astype(np.int64)
+    total = sum(row["rate"] for row in rows)
+    for row, n, t in zip(rows, examples.tolist(), tokens.tolist(), strict=True):
+        row |= {"planned_examples": n, "planned_tokens": t, "share": n / len(entry_tasks)}
+    drawn = [row for row in rows if row["rate"]]
+    epochs = [row["planned_examples"] / row["examples"] for row in drawn]
+    whole = {"examples": len(entry_tasks), "tokens": int(tokens.sum()), "rate": total}
+    return {
+        "rows": config.num_rows,
+        "examples": whole["examples"],
+        "tokens": whole["tokens"],
+        "loss_tokens": int(np.where(source == 0, source + target, target).sum()),
+        "fill": whole["tokens"] / (config.num_rows * config.sequence_length),
+        "epochs": {"min": min(epochs), "median": float(np.median(epochs)), "max": max(epochs)},
+        "benchmarks": _shares(rows, "benchmark", whole),
+        "categories": _shares(rows, "category", whole),
+        "tasks_without_examples": [row["task"] for row in rows if not row["examples"]],
+        "tasks_never_drawn": [row["task"] for row in drawn if not row["planned_examples"]],
+    }
+
+
+def _shares(
+    rows: Sequence[Mapping[str, Any]], key: str, whole: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Sums over the tasks with the same `key`, and their shares of the whole."""
+    shares = {}
+    for name in sorted({row[key] for row in rows}):
+        members = [row for row in rows if row[key] == name]
+        examples = sum(row["planned_examples"] for row in members)
+        tokens = sum(row["planned_tokens"] for row in members)
+        shares[name] = {
+            "tasks": len(members),
+            "examples": examples,
+            "tokens": tokens,
+            "rate": sum(row["rate"] for row in members) / whole["rate"],
+            "share": examples / whole["examples"],
+            "token_share": tokens / whole["tokens"],
+        }
+    return shares
+
+
+def _cached(store: Store, tasks: Sequence[str]) -> dict[str, CachedTask]:
+    return {name: store.task(name) for name in sorted(set(tasks))}
+
+
+def _check_lengths(
+    lengths: Mapping[str, np.ndarray], rates: Mapping[str, float], config: PlanConfig, split: str
+) -> None:
+    for name, table in lengths.items():
+        if name not in rates:
+            raise UserError(f"task {name!r} is to be planned but has no mixing rate")
+        if rates[name] and not len(table):
+            raise UserError(f"task {name!r} has a mixing rate but no example in split {split!r}")
+        longest = table.sum(axis=1).max(initial=0)
+        if longest > config.sequence_length:
+            raise UserError(
+                f"task {name!r} holds an example of {longest} tokens, a row of the plan "
+                f"{config.sequence_length}; set PlanConfig.sequence_length to what the cache was "
+                "prepared with, or prepare it with a smaller one"
+            )
+    if not any(rates[name] for name in lengths):
+        raise UserError("nothing to plan: no task has a mixing rate above 0")
+
+
+def _common_vocabulary(cached: Mapping[str, CachedTask]) -> dict[str, Any]:
+    """The vocabulary of all tasks: {"spec", "fingerprint", "padded_size"}."""
+    first, *others = cached.values()
+    vocabulary = first.info["vocabulary"]
+    for task in others:
+        if task.info["vocabulary"]["fingerprint"] != vocabulary["fingerprint"]:
+            raise UserError(
+                f"tasks {first.name!r} and {task.name!r} were cached with different vocabularies "
+                f"({vocabulary['spec']} and {task.info['vocabulary']['spec']}); "
+                "run `optiml prepare` with one vocabulary for both"
+            )
+    return vocabulary
+
+
+def _fingerprint(meta: Mapping[str, Any]) -> str:
+    config = {k: v for k, v in meta["config"].items() if k != "num_rows"}
+    # The folder may move and the same vocabulary may lie elsewhere.
+    dependencies = {k: v for k, v in meta.items() if k not in ("cache_dir", "vocabulary")}
+    vocabulary = meta["vocabulary"]["fingerprint"]
+    return files.fingerprint(dependencies | {"config": config, "vocabulary": vocabulary})
+
+
+def _write(
+    folder: pathlib.Path,
+    meta: Mapping[str, Any],
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """Writes the arrays, then plan.json; until then the folder holds no plan."""
+    with files.disk_errors(folder, "a plan"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PLAN_FILE).unlink(missing_ok=True)
+        for name, array in zip(ARRAYS, arrays, strict=True):
+            with (
+                files.atomic_path(folder / f"{name}.npy") as temporary,
+                temporary.open("wb") as f,
+            ):
+                np.save(f, array)
+        files.write_json(folder / PLAN_FILE, meta)
