@@ -7,11 +7,11 @@ Readers (which yield Examples) and tokenisers do not live here; token ids come i
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import gin
-
 from optiml_jax.data.example import Example, InstructionLevel
 from optiml_jax.errors import UserError
 
@@ -239,6 +239,22 @@ def fit_example(
     if budget < 0:
         return None
     return fit_source(prompt, source_ids, budget, encode).ids, [*target_ids, eos_id]
+
+
+def passthrough_features(example: Example) -> dict[str, str]:
+    """What a cached or live record carries beside its tokens; lists are JSON ("null": no options).
+
+    The same strings in SeqIO's TFRecord cache and in live tasks, so that both give equal records.
+    """
+    return {
+        "task": example.task,
+        "example_id": example.example_id,
+        "prompt_id": example.prompt_id,
+        "references": json.dumps(list(example.references), ensure_ascii=False),
+        "options": json.dumps(
+            None if example.options is None else list(example.options), ensure_ascii=False
+        ),
+    }
 
 
 def _body(example: Example, level: InstructionLevel) -> str:

@@ -1,0 +1,215 @@
+"""From Examples to token records: in batches for the cache, and as a live SeqIO task.
+
+Both ways go through the same pure functions of `prompts.py`, so a live task and its cache hold
+equal records. Writing caches, rates and packing live elsewhere.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from optiml_jax.data.example import Drops, Example, TaskSource
+from optiml_jax.data.prompts import (
+    PromptConfig,
+    fit_example,
+    passthrough_features,
+    render,
+    render_for_training,
+    select_demonstrations,
+    target_text,
+)
+from optiml_jax.data.vocabulary import encode_batch
+
+PASSTHROUGH = ("task", "example_id", "prompt_id", "references", "options")
+# Feature -> dtype of a record: source ids, target ids with the final `</s>`, and strings.
+ENCODED_FEATURES = {"inputs": "int32", "targets": "int32", **dict.fromkeys(PASSTHROUGH, "string")}
+
+_BATCH = 256  # examples encoded in one call
+
+
+def encode_examples(
+    examples: Iterable[Example],
+    source: TaskSource,
+    vocabulary: seqio.Vocabulary,
+    config: PromptConfig,
+    sequence_length: int,
+    drops: Drops,
+) -> Iterator[dict[str, Any]]:
+    """The records of training prompts, in order; the features are those of `ENCODED_FEATURES`.
+
+    Args:
+      examples: of the task.
+      source: the task, for its instruction level and demonstrations.
+      vocabulary: encodes in batches on all cores; its `eos_id` ends the targets.
+      config: how prompts are rendered.
+      sequence_length: tokens of source and target together, `</s>` included.
+      drops: counts "target too long".
+    """
+    pool = source.demonstrations() if len(config.shots) > 1 else ()
+    examples = iter(examples)
+    while batch := list(itertools.islice(examples, _BATCH)):
+        prompts = [render_for_training(e, pool, source.instruction_level, config) for e in batch]
+        sources = [prompt.source() for prompt in prompts]
+        targets = [target_text(s, p.target) for s, p in zip(sources, prompts, strict=True)]
+        ids = encode_batch(vocabulary, sources + targets)
+        for i, (example, prompt) in enumerate(zip(batch, prompts, strict=True)):
+            pair = fit_example(
+                prompt,
+                ids[i],
+                ids[len(batch) + i],
+                sequence_length,
+                vocabulary.eos_id,
+                vocabulary.encode,
+            )
+            if pair is None:
+                drops["target too long"] += 1
+                continue
+            yield {"inputs": pair[0], "targets": pair[1], **passthrough_features(example)}
+
+
+def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
+    """SeqIO features of every task: source ids, and target ids with the final `</s>`."""
+    return {
+        "inputs": seqio.Feature(vocabulary, add_eos=False, required=False),
+        "targets": seqio.Feature(vocabulary, add_eos=True),
+    }
+
+
+def prompt_source(
+    source: TaskSource, config: PromptConfig, shots: int | None = None
+) -> seqio.FunctionDataSource:
+    """A SeqIO source of rendered prompts, read anew at every pass over the data.
+
+    Args:
+      source: the task.
+      config: how prompts are rendered.
+      shots: demonstrations of every prompt; None draws a training prompt's from `config.shots`.
+
+    Returns:
+      A source of records with the strings of `PASSTHROUGH`, `targets` (the target as it follows
+      the source) and `sources`, string[k + 1]: the source with all k demonstrations, with k - 1,
+      and so on; a prompt that is too long is cut to the first of them that fits.
+    """
+    needs_pool = len(config.shots) > 1 if shots is None else shots > 0
+
+    def records(split: str) -> Iterator[dict[str, str | list[str]]]:
+        pool = source.demonstrations() if needs_pool else ()
+        for example in source.read(split, Drops()):
+            if shots is None:
+                prompt = render_for_training(example, pool, source.instruction_level, config)
+            else:
+                chosen = select_demonstrations(example, pool, shots, config)
+                prompt = render(example, chosen, source.instruction_level, config)
+            sources = [prompt.source(k) for k in range(len(prompt.demonstrations), -1, -1)]
+            yield {
+                "sources": sources,
+                "targets": target_text(sources[0], prompt.target),
+                **passthrough_features(example),
+            }
+
+    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+        del shuffle_files, seed  # one file per task
+        scalar = tf.TensorSpec([], tf.string)
+        return tf.data.Dataset.from_generator(
+            lambda: records(split),
+            output_signature={
+                "sources": tf.TensorSpec([None], tf.string),
+                "targets": scalar,
+                **dict.fromkeys(PASSTHROUGH, scalar),
+            },
+        )
+
+    return seqio.FunctionDataSource(dataset_fn, splits=source.splits)
+
+
+def tokenize_and_fit(
+    dataset: tf.data.Dataset, vocabulary: seqio.Vocabulary, sequence_length: int
+) -> tf.data.Dataset:
+    """Encodes records of `prompt_source`, drops demonstrations and cuts the source on the left.
+
+    Args:
+      dataset: records of `prompt_source`.
+      vocabulary: encodes; its `eos_id` ends the targets.
+      sequence_length: tokens of source and target together, `</s>` included.
+
+    Returns:
+      Records with the features of `ENCODED_FEATURES`, without those whose target alone is too long.
+    """
+
+    def encode(sources: np.ndarray, target: bytes) -> tuple[np.ndarray, np.ndarray]:
+        texts = [s.decode("utf-8") for s in sources]
+        pair = fit_example(
+            _Alternatives(texts),
+            vocabulary.encode(texts[0]),
+            vocabulary.encode(target.decode("utf-8")),
+            sequence_length,
+            vocabulary.eos_id,
+            vocabulary.encode,
+        )
+        inputs, targets = pair or ([], [])
+        return np.array(inputs, np.int32), np.array(targets, np.int32)
+
+    def convert(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        inputs, targets = tf.numpy_function(
+            encode, [record["sources"], record["targets"]], [tf.int32, tf.int32]
+        )
+        return {
+            "inputs": tf.ensure_shape(inputs, [None]),
+            "targets": tf.ensure_shape(targets, [None]),
+            **{name: record[name] for name in PASSTHROUGH},
+        }
+
+    encoded = dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+    return encoded.filter(lambda record: tf.size(record["targets"]) > 0)
+
+
+def seqio_task(
+    name: str,
+    source: TaskSource,
+    vocabulary: seqio.Vocabulary,
+    config: PromptConfig,
+    sequence_length: int,
+    metric_fns: Sequence[Callable] = (),
+    shots: int | None = None,
+) -> seqio.Task:
+    """The SeqIO Task of a source, not registered.
+
+    Nothing follows the cache placeholder: a cached record is read back as it is.
+
+    Args:
+      name: SeqIO's name of the task.
+      source: the task.
+      vocabulary: of both features.
+      config: how prompts are rendered.
+      sequence_length: tokens of source and target together, `</s>` included.
+      metric_fns: SeqIO metric functions.
+      shots: demonstrations of every prompt; None makes training prompts.
+    """
+    return seqio.Task(
+        name,
+        source=prompt_source(source, config, shots),
+        preprocessors=[
+            functools.partial(
+                tokenize_and_fit, vocabulary=vocabulary, sequence_length=sequence_length
+            ),
+            seqio.CacheDatasetPlaceholder(),
+        ],
+        output_features=output_features(vocabulary),
+        metric_fns=list(metric_fns),
+    )
+
+
+class _Alternatives:
+    """The texts of `sources` in the place of the RenderedPrompt they came from."""
+
+    def __init__(self, texts: Sequence[str]):
+        self._texts = texts
+        self.demonstrations = texts[1:]
+
+    def source(self, keep: int) -> str:
+        return self._texts[len(self._texts) - 1 - keep]

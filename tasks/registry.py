@@ -1,0 +1,77 @@
+"""Which benchmarks there are, finding their tasks, and registering them with SeqIO.
+
+A reader is a module of this folder with `find_tasks(root, manifest, benchmark)`. What a task is
+used for is in `splits.py`, which tasks make a mixture in `mixtures.py`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import seqio
+
+from optiml_jax.data.example import TaskSource, check_unique_names, seqio_name
+from optiml_jax.data.preprocessors import seqio_task
+from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.errors import UserError
+from tasks import super_natural_instructions
+from tasks.splits import Manifest
+
+# Benchmark -> its reader. The demo bench is written in SuperNI's file format.
+BENCHMARKS = {
+    "demo": super_natural_instructions,
+    "superni": super_natural_instructions,
+}
+
+
+def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource]:
+    """All tasks of the given benchmarks, whatever their role.
+
+    Args:
+      data: benchmark -> root folder of its files.
+      manifest: the split manifest.
+
+    Raises:
+      UserError: an unknown benchmark, a missing folder, or two tasks of one name.
+    """
+    if not data:
+        raise UserError(f"no data given; name a folder for one of: {', '.join(BENCHMARKS)}")
+    sources = []
+    for benchmark, root in data.items():
+        if benchmark not in BENCHMARKS:
+            raise UserError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
+        if not root:
+            raise UserError(f"no folder given for the data of benchmark {benchmark!r}")
+        sources += BENCHMARKS[benchmark].find_tasks(root, manifest, benchmark)
+    check_unique_names([s.name for s in sources])
+    manifest.warn_of_unmatched_rows(sources)
+    return sources
+
+
+def registered_name(task: str, shots: int | None = None) -> str:
+    """The SeqIO name of a task, or of its evaluation with `shots` demonstrations."""
+    return seqio_name(task) if shots is None else f"{seqio_name(task)}.{shots}shot"
+
+
+def register(
+    source: TaskSource,
+    vocabulary: seqio.Vocabulary,
+    prompt_config: PromptConfig,
+    sequence_length: int = 2048,
+    metric_fns: Sequence[Callable] = (),
+    shots: int | None = None,
+) -> seqio.Task:
+    """Registers a task with SeqIO under `registered_name`, in the place of one of that name.
+
+    Args:
+      source: the task.
+      vocabulary: of inputs and targets.
+      prompt_config: how prompts are rendered.
+      sequence_length: tokens of source and target together, `</s>` included.
+      metric_fns: SeqIO metric functions.
+      shots: None for the training task, whose cache `optiml prepare` writes; a number for an
+        evaluation variant with so many demonstrations.
+    """
+    name = registered_name(source.name, shots)
+    seqio.TaskRegistry.remove(name)
+    task = seqio_task(name, source, vocabulary, prompt_config, sequence_length, metric_fns, shots)
+    seqio.TaskRegistry.add_provider(name, task)
+    return task

@@ -1,0 +1,235 @@
+"""The split manifest: which task is trained on, evaluated at which level, and scored how.
+
+The facts are in `data/split_manifest.yaml`; here they are read, checked and looked up. Reading the
+tasks themselves and choosing a mixture's tasks happen elsewhere.
+"""
+
+import dataclasses
+import fnmatch
+import logging
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+
+from optiml_jax.data.example import TaskSource
+from optiml_jax.errors import UserError
+
+LEVELS = (
+    "fully_held_out",
+    "partially_held_out",
+    "fully_supervised",
+    "train_only",
+    "held_out_unspecified",
+)
+ROLES = ("train", "dev", "test", "exclude")
+METRICS = ("acc_rank", "em", "rougeL")
+DEFAULT_MANIFEST = pathlib.Path(__file__).parent / "data" / "split_manifest.yaml"
+
+_SELECTORS = ("tasks", "upstream_split")
+_FIELDS = (
+    *("level", "role", "metric", "options", "category", "aggregate_as", "shots", "instances"),
+    *("src", "why"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What the manifest says about one task, all matching rows merged.
+
+    Attributes:
+      level: one of `LEVELS`.
+      role: of `ROLES`; ("exclude",) stands alone.
+      metric: one of `METRICS`.
+      options: "labels" (the task's distinct outputs are the candidates) or None (generation).
+      category: replaces the upstream category; None keeps it.
+      aggregate_as: tasks of one name are averaged before they count as one task.
+      shots: numbers of demonstrations in evaluation.
+      instances: the test part is at most the first `instances` of the task; None: no such limit.
+    """
+
+    level: str
+    role: tuple[str, ...]
+    metric: str = "rougeL"
+    options: str | None = None
+    category: str | None = None
+    aggregate_as: str | None = None
+    shots: tuple[int, ...] = (0,)
+    instances: int | None = None
+
+    @property
+    def trained(self) -> bool:
+        return "train" in self.role
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """One row of the file: compiled selectors and the checked fields it sets."""
+
+    where: str
+    patterns: tuple[str, ...]
+    expression: re.Pattern[str]
+    upstream_split: str | None
+    fields: dict[str, Any]
+
+    def matches(self, task: str, upstream_split: str | None) -> bool:
+        if self.upstream_split not in (None, upstream_split):
+            return False
+        return self.expression.fullmatch(task) is not None
+
+
+class Manifest:
+    """The rows of one manifest file, in order; later rows win, field by field."""
+
+    def __init__(self, path: pathlib.Path, rules: Sequence[_Rule]):
+        self._path = path
+        self._rules = tuple(rules)
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path | None = None) -> "Manifest":
+        """Reads a manifest (None: the project's own).
+
+        Raises:
+          UserError: the file is missing or damaged, or a row has an unknown key, level, role or
+            metric, or a broken pattern; the message names file and row.
+        """
+        path = pathlib.Path(path or DEFAULT_MANIFEST)
+        try:
+            content = yaml.safe_load(path.read_text("utf-8"))
+        except FileNotFoundError as e:
+            raise UserError(f"split manifest not found: {path}") from e
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            mark = getattr(e, "problem_mark", None)
+            line = f", line {mark.line + 1}" if mark else ""
+            raise UserError(f"split manifest is not YAML: {path}{line}") from e
+        if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+            raise UserError(f"split manifest has no list of rows: {path}")
+        rows = content["rows"]
+        return cls(path, [_parse_row(r, f"{path}, row {i}") for i, r in enumerate(rows, 1)])
+
+    def lookup(self, task: str, upstream_split: str | None) -> Row:
+        """The merged row of a task.
+
+        Raises:
+          UserError: no row gives it a level and a role, or it is trained on and tested without
+            being fully supervised.
+        """
+        merged: dict[str, Any] = {}
+        for rule in self._rules:
+            if rule.matches(task, upstream_split):
+                merged.update(rule.fields)
+        if "level" not in merged or "role" not in merged:
+            raise UserError(f"{self._path} gives task {task!r} no level and role; add a row for it")
+        row = Row(**merged)
+        if row.trained and len(row.role) > 1 and row.level != "fully_supervised":
+            raise UserError(
+                f"{self._path} makes task {task!r} both training and evaluation task at level "
+                f"{row.level}; only fully_supervised tasks may be both"
+            )
+        if row.options and row.metric != "acc_rank":
+            raise UserError(
+                f"{self._path} gives task {task!r} options but metric {row.metric}; options need "
+                "acc_rank"
+            )
+        return row
+
+    def row(self, source: TaskSource) -> Row:
+        """The merged row of a task that was found; see `lookup`."""
+        return self.lookup(source.name, source.upstream_split)
+
+    def check_held_out(self, sources: Iterable[TaskSource]) -> None:
+        """Raises a UserError if a training task shares a category with a fully held-out task."""
+        rows = {s.name: (self.row(s), category(s)) for s in sources}
+        trained = {c: name for name, (row, c) in reversed(rows.items()) if row.trained}
+        for name, (row, c) in rows.items():
+            if row.level == "fully_held_out" and "exclude" not in row.role and c in trained:
+                raise UserError(
+                    f"training task {trained[c]!r} has category {c!r} of the fully held-out task "
+                    f"{name!r}; leave one of them out, or give it another level in {self._path}"
+                )
+
+    def warn_of_unmatched_rows(self, sources: Sequence[TaskSource]) -> None:
+        """Logs rows of the benchmarks that were found whose patterns match no task."""
+        present = {s.benchmark for s in sources}
+        for rule in self._rules:
+            for pattern in rule.patterns:
+                if pattern.split("/", 1)[0] in present and not any(
+                    fnmatch.fnmatchcase(s.name, pattern) for s in sources
+                ):
+                    logging.warning("%s: no task matches %r", rule.where, pattern)
+
+
+def category(source: TaskSource) -> str:
+    """The category of a task: every reader puts it (the manifest's, if any) into its settings."""
+    return source.settings["category"]
+
+
+def _parse_row(row: Any, where: str) -> _Rule:
+    if not isinstance(row, dict) or "tasks" not in row:
+        raise UserError(f"{where}: a row must be a mapping with `tasks`, not {row!r}")
+    unknown = [k for k in row if k not in (*_SELECTORS, *_FIELDS)]
+    if unknown:
+        raise UserError(
+            f"{where}: unknown key {unknown[0]!r}; known: {', '.join((*_SELECTORS, *_FIELDS))}"
+        )
+    if row.get("src") not in ("paper", "inferred"):
+        raise UserError(f"{where}: src must be paper or inferred, not {row.get('src')!r}")
+    globs = row["tasks"] if isinstance(row["tasks"], list) else [row["tasks"]]
+    patterns = [p for glob in globs for p in _expand(glob, where)]
+    return _Rule(
+        where=where,
+        patterns=tuple(patterns),
+        expression=re.compile("|".join(f"(?:{fnmatch.translate(p)})" for p in patterns)),
+        upstream_split=row.get("upstream_split"),
+        fields=_parse_fields(row, where),
+    )
+
+
+def _parse_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
+    fields = {k: v for k, v in row.items() if k in _FIELDS and k not in ("src", "why")}
+    _check_known(fields, "level", LEVELS, where)
+    _check_known(fields, "metric", METRICS, where)
+    _check_known(fields, "options", ("labels", None), where)
+    if "role" in fields:
+        role = fields["role"]
+        if not isinstance(role, list) or not role:
+            raise UserError(f"{where}: role must be a list of {', '.join(ROLES)}, not {role!r}")
+        for one in role:
+            _check_known({"role": one}, "role", ROLES, where)
+        if "exclude" in role and len(role) > 1:
+            raise UserError(f"{where}: role exclude stands alone, not {role}")
+        fields["role"] = tuple(role)
+    if "shots" in fields:
+        shots = fields["shots"]
+        if not isinstance(shots, list) or not all(isinstance(k, int) and k >= 0 for k in shots):
+            raise UserError(f"{where}: shots must be a list of numbers >= 0, not {shots!r}")
+        fields["shots"] = tuple(shots)
+    if "instances" in fields:
+        match = re.fullmatch(r"first([1-9]\d*)", str(fields["instances"]))
+        if not match:
+            raise UserError(
+                f"{where}: instances must be first<number>, not {fields['instances']!r}"
+            )
+        fields["instances"] = int(match[1])
+    return fields
+
+
+def _check_known(fields: dict[str, Any], key: str, known: Sequence[Any], where: str) -> None:
+    if key in fields and fields[key] not in known:
+        names = ", ".join("null" if k is None else k for k in known)
+        raise UserError(f"{where}: unknown {key} {fields[key]!r}; known: {names}")
+
+
+def _expand(glob: Any, where: str) -> list[str]:
+    """A glob with {a,b} alternatives as plain globs; braces do not nest."""
+    if not isinstance(glob, str) or "/" not in glob:
+        raise UserError(f"{where}: {glob!r} is not a pattern of the form <benchmark>/<task>")
+    head, brace, rest = glob.partition("{")
+    inner, closed, tail = rest.partition("}")
+    if "}" in head or bool(brace) != bool(closed) or "{" in inner:
+        raise UserError(f"{where}: the braces of pattern {glob!r} do not match")
+    if not brace:
+        return [glob]
+    return [p for choice in inner.split(",") for p in _expand(head + choice + tail, where)]
