@@ -1,7 +1,7 @@
 """The OPT decoder in Flax NNX: embeddings, block, stack, tied output embedding.
 
 Modules are used as pytrees: `nnx.merge(graphdef, params)` inside `jax.jit`, no random state inside
-layers. Parameters are float32 and carry logical axis names (`out_sharding`); a pure nested dict of
+layers. Parameters are float32 and carry logical axis names (`logical_axes`); a pure nested dict of
 arrays is how they travel. Attention lives in attention.py, the cache in kv_cache.py.
 """
 
@@ -23,7 +23,8 @@ _RESIDUAL = ("batch", "length", None)
 
 
 def _param(value: jax.Array, *axes: str) -> nnx.Param:
-    return nnx.Param(value, out_sharding=axes, eager_sharding=False)
+    # Not Flax's own `out_sharding`: under a mesh, Flax would take the names for mesh axes.
+    return nnx.Param(value, logical_axes=axes)
 
 
 class LayerNorm(nnx.Module):
@@ -174,7 +175,7 @@ class OPT(nnx.Module):
             self.project_out = Linear("bld,de->ble", (d, e), out, None, d**-0.5, rngs)
 
         @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
+        @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers", "logical_axes": "layers"})
         def stack(rngs: nnx.Rngs) -> Block:
             return Block(config, rngs)
 

@@ -63,7 +63,7 @@ def param_shardings(
     rules = _rules(preset)
     shardings: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(abstract):
-        axes = variable.get_metadata()["out_sharding"]
+        axes = variable.get_metadata()["logical_axes"]
         spec = _param_spec(".".join(map(str, path)), variable.shape, axes, rules, mesh)
         folder = shardings
         for name in path[:-1]:
