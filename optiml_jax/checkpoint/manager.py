@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from optiml_jax.errors import UserError
 from optiml_jax.files import fingerprint, read_json, write_json
@@ -166,8 +167,8 @@ def load_params(path: str | os.PathLike, abstract: Any) -> Any:
     Args:
       path: a run folder, its `checkpoints` folder or one step folder; of several steps the newest
         intact one is taken.
-      abstract: nested dict of jax.ShapeDtypeStruct with shardings; says where every array goes and
-        in which dtype.
+      abstract: nested dict of jax.ShapeDtypeStruct (`sharding.rules.abstract_params`); says where
+        every array goes, without a sharding to the first device, and in which dtype.
 
     Raises:
       UserError: nothing there, damaged, or of another shape than `abstract`.
@@ -267,16 +268,19 @@ def _checksum(path: str, inode: int, size: int, mtime_ns: int) -> int:
 def _restore_item(folder: pathlib.Path, name: str, target: Any) -> Any:
     if not (folder / name).is_dir():
         raise UserError(f"the checkpoint {folder} has no item {name!r}")
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        _check_shapes(folder / name, checkpointer.metadata(folder / name), target)
-        return checkpointer.restore(folder / name, args=ocp.args.StandardRestore(target))
+    path = epath.Path(folder / name)
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        _check_shapes(path, handler.metadata(path).tree, target)
+        target = jax.tree.map(_placed, target)
+        return handler.restore(path, args=ocp.args.StandardRestore(target))
+    finally:
+        handler.close()
 
 
-def _check_shapes(path: pathlib.Path, stored: Any, target: Any) -> None:
+def _check_shapes(path: epath.Path, stored: Any, target: Any) -> None:
     """One line about the first difference, instead of Orbax's dump of both trees."""
-    stored = getattr(stored, "item_metadata", stored)
-    stored = {jax.tree_util.keystr(k): v.shape for k, v in _leaves(getattr(stored, "tree", stored))}
-    wanted = {jax.tree_util.keystr(k): v.shape for k, v in _leaves(target)}
+    stored, wanted = _shapes(stored), _shapes(target)
     for key in sorted(stored.keys() | wanted.keys()):
         if stored.get(key) != wanted.get(key):
             raise UserError(
@@ -286,8 +290,17 @@ def _check_shapes(path: pathlib.Path, stored: Any, target: Any) -> None:
             )
 
 
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))[0]
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): v.shape for path, v in leaves}
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """`leaf` with a sharding: without one, Orbax would ask for the devices of the saving run."""
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 @contextlib.contextmanager

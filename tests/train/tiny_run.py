@@ -1,6 +1,6 @@
 """A training run small enough for tests, as functions and as a program.
 
-    python tests/train/tiny_run.py '{"devices": 2, "train": {...}, "model": {...}, ...}'
+python tests/train/tiny_run.py '{"devices": 2, "train": {...}, "model": {...}, ...}'
 """
 
 import json
@@ -21,7 +21,7 @@ def make_plan(folder, num_rows=400, seed=7, vocabulary="tiny", sequence_length=S
     cache = pathlib.Path(folder) / f"cache_{vocabulary}_{seed}"
     for task, number in (("one/a", 60), ("two/b", 25)):
         _write_task(cache, task, number, seed, vocabulary)
-    config = PlanConfig(num_rows=num_rows, sequence_length=sequence_length, seed=seed, open_rows=8)
+    config = PlanConfig(num_rows=num_rows, sequence_length=sequence_length, seed=seed)
     plan_dir = pathlib.Path(folder) / f"plan_{vocabulary}_{seed}_{num_rows}"
     build_plan(cache, ["one/a", "two/b"], {"one/a": 3, "two/b": 1}, "train", config, plan_dir)
     return plan_dir
