@@ -35,8 +35,8 @@ class LookaheadPacker:
         self._waiting: dict[int, int] = {}  # item -> length, oldest first
         self._waiting_total = 0
         self._by_length = [collections.deque() for _ in range(capacity + 1)]
-        # Bit n of the mask, and bit capacity - n of its mirror image: some waiting item has length
-        # n. All pairs that add up to a number are the common bits of the mask and the shifted image.
+        # Bit n of the mask, and bit capacity - n of its mirror image: items of length n wait. The
+        # pairs that add up to a number are the common bits of the mask and the shifted image.
         self._mask = 0
         self._mirror = 0
         self.items = array.array("q")

@@ -25,9 +25,9 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import gin
 import numpy as np
 
+import gin
 from optiml_jax import files
 from optiml_jax.data import draws
 from optiml_jax.data import mixture as mixtures

@@ -91,7 +91,7 @@ def test_globs_pick_tasks_and_one_without_a_task_is_an_error():
     names = ["two/c", "one/abc", "one/b"]
     assert matching_tasks(Mixture(name="m"), names) == sorted(names)
     assert matching_tasks(Mixture(name="m", tasks=("one/*", "*/abc")), names) == names[1:]
-    with pytest.raises(UserError, match="mixture 'm': no task matches 'one/abd'.*'one/abc'"):
+    with pytest.raises(UserError, match=r"mixture 'm': no task matches 'one/abd'.*'one/abc'"):
         matching_tasks(Mixture(name="m", tasks=("two/*", "one/abd")), names)
 
 

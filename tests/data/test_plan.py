@@ -269,7 +269,7 @@ def test_planning_what_is_not_there_is_an_error(cache, make_cache, tmp_path, ran
         plan(chosen=config(sequence_length=32))
     other = {"spec": "opt:other", "fingerprint": "v2", "padded_size": 50272}
     make_cache({"two/c": random_examples(2, 5)}, vocabulary=other)
-    with pytest.raises(UserError, match="'one/a' and 'two/c'.*different vocabularies.*opt:other"):
+    with pytest.raises(UserError, match=r"'one/a' and 'two/c'.*different vocabularies.*opt:other"):
         plan()
     assert not (tmp_path / "plan").exists()
 
@@ -277,7 +277,7 @@ def test_planning_what_is_not_there_is_an_error(cache, make_cache, tmp_path, ran
 def test_a_plan_refuses_a_task_that_was_cached_anew(cache, make_cache, tmp_path):
     build_plan(cache, TASKS, RATES, "train", config(), tmp_path / "plan")
     make_cache({"one/b": [([7], [8, 2])] * 15})
-    with pytest.raises(UserError, match="task one/b was cached anew.*`optiml plan` again"):
+    with pytest.raises(UserError, match=r"task one/b was cached anew.*`optiml plan` again"):
         _ = Plan.load(tmp_path / "plan").cached_tasks
 
 
@@ -286,7 +286,7 @@ def test_a_damaged_plan_is_an_error(cache, tmp_path, name):
     build_plan(cache, TASKS, RATES, "train", config(), tmp_path / "plan")
     path = tmp_path / "plan" / name
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="is damaged .*`optiml plan` again"):
+    with pytest.raises(UserError, match=r"is damaged .*`optiml plan` again"):
         Plan.load(tmp_path / "plan")
     path.unlink()
     with pytest.raises(UserError, match="is damaged"):
