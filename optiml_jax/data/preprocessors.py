@@ -16,6 +16,7 @@ import tensorflow as tf
 from optiml_jax.data.example import Drops, Example, TaskSource
 from optiml_jax.data.prompts import (
     PromptConfig,
+    RenderedPrompt,
     fit_example,
     passthrough_features,
     render,
@@ -91,13 +92,12 @@ def prompt_source(
       shots: demonstrations of every prompt; None draws a training prompt's from `config.shots`.
 
     Returns:
-      A source of records with the strings of `PASSTHROUGH`, `targets` (the target as it follows
-      the source) and `sources`, string[k + 1]: the source with all k demonstrations, with k - 1,
-      and so on; a prompt that is too long is cut to the first of them that fits.
+      A source of records with the parts of a RenderedPrompt (strings `head`, `query` and `target`,
+      and `demonstrations`, string[k]) and the strings of `PASSTHROUGH`.
     """
     needs_pool = len(config.shots) > 1 if shots is None else shots > 0
 
-    def records(split: str) -> Iterator[dict[str, str | list[str]]]:
+    def records(split: str) -> Iterator[dict[str, str | tuple[str, ...]]]:
         pool = source.demonstrations() if needs_pool else ()
         for example in source.read(split, Drops()):
             if shots is None:
@@ -105,10 +105,11 @@ def prompt_source(
             else:
                 chosen = select_demonstrations(example, pool, shots, config)
                 prompt = render(example, chosen, source.instruction_level, config)
-            sources = [prompt.source(k) for k in range(len(prompt.demonstrations), -1, -1)]
             yield {
-                "sources": sources,
-                "targets": target_text(sources[0], prompt.target),
+                "head": prompt.head,
+                "demonstrations": prompt.demonstrations,
+                "query": prompt.query,
+                "target": prompt.target,
                 **passthrough_features(example),
             }
 
@@ -118,9 +119,8 @@ def prompt_source(
         return tf.data.Dataset.from_generator(
             lambda: records(split),
             output_signature={
-                "sources": tf.TensorSpec([None], tf.string),
-                "targets": scalar,
-                **dict.fromkeys(PASSTHROUGH, scalar),
+                "demonstrations": tf.TensorSpec([None], tf.string),
+                **dict.fromkeys(("head", "query", "target", *PASSTHROUGH), scalar),
             },
         )
 
@@ -128,36 +128,45 @@ def prompt_source(
 
 
 def tokenize_and_fit(
-    dataset: tf.data.Dataset, vocabulary: seqio.Vocabulary, sequence_length: int
+    dataset: tf.data.Dataset, vocabulary: seqio.Vocabulary, separator: str, max_tokens: int
 ) -> tf.data.Dataset:
     """Encodes records of `prompt_source`, drops demonstrations and cuts the source on the left.
 
     Args:
       dataset: records of `prompt_source`.
       vocabulary: encodes; its `eos_id` ends the targets.
-      sequence_length: tokens of source and target together, `</s>` included.
+      separator: between demonstrations.
+      max_tokens: of source and target together, `</s>` included. (SeqIO would fill in a parameter
+        called sequence_length by itself.)
 
     Returns:
       Records with the features of `ENCODED_FEATURES`, without those whose target alone is too long.
     """
 
-    def encode(sources: np.ndarray, target: bytes) -> tuple[np.ndarray, np.ndarray]:
-        texts = [s.decode("utf-8") for s in sources]
-        pair = fit_example(
-            _Alternatives(texts),
-            vocabulary.encode(texts[0]),
-            vocabulary.encode(target.decode("utf-8")),
-            sequence_length,
+    def encode(
+        head: bytes, demonstrations: np.ndarray, query: bytes, target: bytes
+    ) -> tuple[np.ndarray, np.ndarray]:
+        prompt = RenderedPrompt(
+            head=head.decode("utf-8"),
+            demonstrations=tuple(d.decode("utf-8") for d in demonstrations),
+            query=query.decode("utf-8"),
+            target=target.decode("utf-8"),
+            separator=separator,
+        )
+        source = prompt.source()
+        inputs, targets = fit_example(
+            prompt,
+            vocabulary.encode(source),
+            vocabulary.encode(target_text(source, prompt.target)),
+            max_tokens,
             vocabulary.eos_id,
             vocabulary.encode,
-        )
-        inputs, targets = pair or ([], [])
+        ) or ([], [])
         return np.array(inputs, np.int32), np.array(targets, np.int32)
 
     def convert(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        inputs, targets = tf.numpy_function(
-            encode, [record["sources"], record["targets"]], [tf.int32, tf.int32]
-        )
+        parts = [record[name] for name in ("head", "demonstrations", "query", "target")]
+        inputs, targets = tf.numpy_function(encode, parts, [tf.int32, tf.int32])
         return {
             "inputs": tf.ensure_shape(inputs, [None]),
             "targets": tf.ensure_shape(targets, [None]),
@@ -195,21 +204,13 @@ def seqio_task(
         source=prompt_source(source, config, shots),
         preprocessors=[
             functools.partial(
-                tokenize_and_fit, vocabulary=vocabulary, sequence_length=sequence_length
+                tokenize_and_fit,
+                vocabulary=vocabulary,
+                separator=config.separator,
+                max_tokens=sequence_length,
             ),
             seqio.CacheDatasetPlaceholder(),
         ],
         output_features=output_features(vocabulary),
         metric_fns=list(metric_fns),
     )
-
-
-class _Alternatives:
-    """The texts of `sources` in the place of the RenderedPrompt they came from."""
-
-    def __init__(self, texts: Sequence[str]):
-        self._texts = texts
-        self.demonstrations = texts[1:]
-
-    def source(self, keep: int) -> str:
-        return self._texts[len(self._texts) - 1 - keep]
