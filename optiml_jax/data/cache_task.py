@@ -1,0 +1,355 @@
+"""Caching one task: the function that a worker runs, whatever starts it (pool, Beam, this process).
+
+Which tasks, in what order and on how many processes is decided in `prepare.py`; the files are
+those of `cache_writer.py`.
+"""
+
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from optiml_jax.data.cache_writer import (
+    SplitWriter,
+    TFRecordSplitWriter,
+    remove_task,
+    task_folder,
+    write_info,
+)
+from optiml_jax.data.example import Drops, Example, TaskSource, seqio_name
+from optiml_jax.data.preprocessors import ENCODED_FEATURES, encode_examples
+from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.data.store import COMPLETED_FILE, FORMAT_VERSION, INFO_FILE, num_shards
+from optiml_jax.data.vocabulary import load_vocabulary, padded_size
+from optiml_jax.errors import UserError
+from optiml_jax.files import fingerprint, write_json
+
+logger = logging.getLogger(__name__)
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to end
+    """The run was interrupted while this task was being cached."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheSettings:
+    """What all tasks of a run have in common. Picklable and small.
+
+    Attributes:
+      cache_dir: the folder of all cached tasks.
+      vocabulary_spec: see `vocabulary.load_vocabulary`.
+      vocabulary_fingerprint: of the vocabulary that the specification gave when the run started.
+      prompt_config: how prompts are rendered.
+      sequence_length: the longest source + target + </s>.
+    """
+
+    cache_dir: str
+    vocabulary_spec: str
+    vocabulary_fingerprint: str
+    prompt_config: PromptConfig
+    sequence_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskOutcome:
+    """What became of one task.
+
+    Attributes:
+      task: its name.
+      status: "cached" (written in this run), "unchanged" (was there already) or "failed".
+      splits: as in optiml.json; empty when it failed.
+      error: why it failed.
+      fatal: the cause (a full disk) would make every other task fail, too.
+    """
+
+    task: str
+    status: Literal["cached", "unchanged", "failed"]
+    splits: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    error: str = ""
+    fatal: bool = False
+
+
+def cache_task(
+    source: TaskSource,
+    settings: CacheSettings,
+    stopped: Callable[[], bool] = lambda: False,
+) -> TaskOutcome:
+    """Caches a task unless the cache holds it already; a failure is an outcome, not an exception.
+
+    Args:
+      source: the task.
+      settings: of the run.
+      stopped: asked now and then whether to give up, which raises `Stopped`.
+    """
+    try:
+        return _cache_if_changed(source, settings, stopped)
+    except UserError as e:
+        cause = e.__cause__
+        fatal = isinstance(cause, OSError) and cause.errno in _DISK_ERRORS
+        return TaskOutcome(source.name, "failed", error=str(e), fatal=fatal)
+    except Stopped:
+        raise
+    except Exception as e:
+        logger.exception("caching task %s", source.name)  # a fault of a reader, not of the data
+        return TaskOutcome(source.name, "failed", error=f"{type(e).__name__}: {e}")
+
+
+def reuse_cached(source: TaskSource, settings: CacheSettings) -> TaskOutcome | None:
+    """The outcome of a task that needs no work, found without reading its files.
+
+    None when `cache_task` has to look. A cached task that was made with other settings is deleted
+    at once, so that nobody takes it for a part of this run's cache if the run is interrupted.
+    """
+    info = _read_cached_info(source, settings)
+    if info is None:
+        return None
+    if _task_fingerprint(source, settings, info["files"]) != info["fingerprint"]:
+        remove_task(settings.cache_dir, source.name)
+        return None
+    known = _known_digests(info)
+    if any(_stat_key(file) not in known for file in source.files):
+        return None
+    if info["vocabulary"]["spec"] != settings.vocabulary_spec:
+        return None
+    return TaskOutcome(source.name, "unchanged", info["splits"])
+
+
+def _cache_if_changed(
+    source: TaskSource, settings: CacheSettings, stopped: Callable[[], bool]
+) -> TaskOutcome:
+    info = _read_cached_info(source, settings)
+    digests = [_digest(source, file, _known_digests(info)) for file in source.files]
+    wanted = _task_fingerprint(source, settings, digests)
+    if info is not None and info["fingerprint"] == wanted:
+        # The same bytes under other names or times: nothing but what finds them is written anew.
+        vocabulary = info["vocabulary"] | {"spec": settings.vocabulary_spec}
+        write_info(_folder(source, settings), info | {"files": digests, "vocabulary": vocabulary})
+        return TaskOutcome(source.name, "unchanged", info["splits"])
+    folder = _folder(source, settings)
+    if folder.exists() and not (folder / INFO_FILE).exists():
+        raise UserError(
+            f"{folder} is in the way: it was not written by `optiml prepare`; "
+            "delete it or choose another cache folder"
+        )
+    remove_task(settings.cache_dir, source.name)
+    splits = _write_task(source, settings, digests, wanted, stopped)
+    return TaskOutcome(source.name, "cached", splits)
+
+
+def _write_task(
+    source: TaskSource,
+    settings: CacheSettings,
+    digests: list[dict[str, Any]],
+    wanted: str,
+    stopped: Callable[[], bool],
+) -> dict[str, dict[str, Any]]:
+    vocabulary = _vocabulary(settings.vocabulary_spec)
+    size = padded_size(vocabulary)
+    dtype = "uint16" if size <= 1 << 16 else "uint32"
+    categories: set[str] = set()
+    with task_folder(settings.cache_dir, source.name) as folder:
+        splits = {}
+        for split in source.splits:
+            drops = Drops()
+            examples = _read(source, split, drops, categories, stopped)
+            writer = _SplitFiles(folder, split, dtype, vocabulary)
+            for encoded in encode_examples(
+                examples,
+                source,
+                vocabulary,
+                settings.prompt_config,
+                settings.sequence_length,
+                drops,
+            ):
+                writer.add(encoded)
+            splits[split] = {**writer.close(), "drops": dict(sorted(drops.items()))}
+        if not any(row["examples"] for row in splits.values()):
+            drops = sum((Drops(row["drops"]) for row in splits.values()), Drops())
+            reasons = ", ".join(f"{n} {reason}" for reason, n in drops.items()) or "it is empty"
+            raise UserError(f"no usable record in {', '.join(source.files)} ({reasons})")
+        info = {
+            "format_version": FORMAT_VERSION,
+            "task": source.name,
+            "benchmark": source.benchmark,
+            "category": min(categories),
+            "splits": splits,
+            "dtype": dtype,
+            "sequence_length": settings.sequence_length,
+            "vocabulary": {
+                "spec": settings.vocabulary_spec,
+                "fingerprint": settings.vocabulary_fingerprint,
+                "padded_size": size,
+            },
+            "prompts": dataclasses.asdict(settings.prompt_config),
+            "fingerprint": wanted,
+            "files": digests,
+        }
+        write_info(folder, info)
+    return splits
+
+
+def _read(
+    source: TaskSource,
+    split: str,
+    drops: Drops,
+    categories: set[str],
+    stopped: Callable[[], bool],
+) -> Iterator[Example]:
+    """The examples of a split; adds what only they know, their category, to `categories`."""
+    try:
+        for example in source.read(split, drops):
+            if stopped():
+                raise Stopped
+            categories.add(example.category)
+            yield example
+    except OSError as e:  # not to be taken for a trouble of the cache folder
+        raise UserError(f"cannot read {e.filename or source.files}: {e.strerror or e}") from e
+
+
+class _SplitFiles:
+    """All files of one split: ours, and SeqIO's three (seqio/beam_utils.py writes the same)."""
+
+    def __init__(self, folder: pathlib.Path, split: str, dtype: str, vocabulary: seqio.Vocabulary):
+        self._folder, self._split = folder, split
+        self._tokens = SplitWriter(folder, split, dtype)
+        self._records = TFRecordSplitWriter(folder, split)
+        # SeqIO counts neither padding nor </s>.
+        self._not_counted = (vocabulary.pad_id, vocabulary.eos_id)
+        self._counts = {"inputs": [0, 0], "targets": [0, 0]}  # sum and maximum of tokens
+
+    def add(self, encoded: dict[str, Any]) -> None:
+        self._tokens.add(encoded["inputs"], encoded["targets"])
+        self._records.add(_serialised(encoded))
+        for feature, count in self._counts.items():
+            ids = encoded[feature]
+            tokens = len(ids) - sum(ids.count(i) for i in self._not_counted)
+            count[0] += tokens
+            count[1] = max(count[1], tokens)
+
+    def close(self) -> dict[str, int]:
+        lengths = self._tokens.close()
+        self._records.close()
+        features = {
+            name: {"shape": [None] if dtype == "int32" else [], "dtype": dtype}
+            for name, dtype in ENCODED_FEATURES.items()
+        }
+        info = {
+            "num_shards": num_shards(len(lengths)),
+            "features": features,
+            "seqio_version": seqio.__version__,
+        }
+        stats = {"examples": len(lengths)}
+        for feature, (total, largest) in self._counts.items():
+            stats |= {f"{feature}_tokens": total, f"{feature}_max_tokens": largest}
+        write_json(self._folder / f"info.{self._split}.json", info)
+        write_json(self._folder / f"stats.{self._split}.json", stats)
+        source_tokens, target_tokens = lengths.sum(axis=0, dtype=np.int64).tolist()
+        return {
+            "examples": len(lengths),
+            "source_tokens": source_tokens,
+            "target_tokens": target_tokens,
+        }
+
+
+def _serialised(encoded: dict[str, Any]) -> bytes:
+    """A serialised tf.train.Example, as `seqio.dict_to_tfexample` makes it, without tensors."""
+    features = {}
+    for name, dtype in ENCODED_FEATURES.items():
+        value = encoded[name]
+        if dtype == "int32":
+            features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=value))
+        else:
+            value = [value.encode("utf-8")]
+            features[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=value))
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+@functools.cache
+def _vocabulary(spec: str) -> seqio.Vocabulary:
+    return load_vocabulary(spec)
+
+
+def _folder(source: TaskSource, settings: CacheSettings) -> pathlib.Path:
+    return pathlib.Path(settings.cache_dir) / seqio_name(source.name)
+
+
+def _read_cached_info(source: TaskSource, settings: CacheSettings) -> dict[str, Any] | None:
+    """optiml.json of the task, None if there is no whole cached task of this format."""
+    folder = _folder(source, settings)
+    try:
+        info = json.loads((folder / INFO_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(info, dict) and (folder / COMPLETED_FILE).exists()
+    if not whole or info.get("format_version") != FORMAT_VERSION or info["task"] != source.name:
+        return None
+    return info
+
+
+def _task_fingerprint(
+    source: TaskSource, settings: CacheSettings, digests: Sequence[dict[str, Any]]
+) -> str:
+    """Of everything that decides what the cache of the task holds."""
+    return fingerprint(
+        {
+            "format_version": FORMAT_VERSION,
+            "task": source.name,
+            "splits": source.splits,
+            "level": source.instruction_level,
+            "settings": source.settings,
+            "files": [digest["sha256"] for digest in digests],
+            "prompts": dataclasses.asdict(settings.prompt_config),
+            "vocabulary": settings.vocabulary_fingerprint,
+            "sequence_length": settings.sequence_length,
+        }
+    )
+
+
+def _stat_key(file: str) -> tuple[str, int, int] | None:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return (file, status.st_size, status.st_mtime_ns)
+
+
+def _known_digests(info: dict[str, Any] | None) -> dict[tuple[str, int, int], str]:
+    """Hashes of files by path, size and time of modification."""
+    files = info["files"] if info else ()
+    return {(f["path"], f["size"], f["mtime_ns"]): f["sha256"] for f in files}
+
+
+def _digest(
+    source: TaskSource, file: str, known: dict[tuple[str, int, int], str]
+) -> dict[str, Any]:
+    now = time.time_ns()
+    key = _stat_key(file)
+    try:
+        if key is None or key not in known:
+            with open(file, "rb") as f:
+                digest = hashlib.file_digest(f, "sha256").hexdigest()
+        else:
+            digest = known[key]
+    except OSError as e:
+        raise UserError(f"cannot read {file}: {e.strerror}") from e
+    _, size, mtime = key
+    # A file changed a moment ago may change again within the clock's grain: hashed again next time.
+    return {
+        "path": file,
+        "size": size,
+        "mtime_ns": mtime if now - mtime > 2_000_000_000 else -1,
+        "sha256": digest,
+    }

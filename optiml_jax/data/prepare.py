@@ -1,0 +1,314 @@
+"""`optiml prepare`: caches every task of a list, resumably, on a pool of processes or on Beam.
+
+What is done to one task is in `cache_task.py`; the layout of the cache in `store.py`. A task is in
+the cache as a whole or not at all, at any moment, so a killed run is continued by the next one.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tqdm
+
+from optiml_jax.data.cache_task import (
+    CacheSettings,
+    Stopped,
+    TaskOutcome,
+    cache_task,
+    reuse_cached,
+)
+from optiml_jax.data.cache_writer import remove_temporaries
+from optiml_jax.data.example import Drops, TaskSource, check_unique_names
+from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
+from optiml_jax.errors import UserError
+from optiml_jax.files import disk_errors
+
+logger = logging.getLogger(__name__)
+
+_LOCK_FILE = ".prepare.lock"
+_WARNING = "warning: "  # how readers mark records that they mended and kept
+_SECONDS_BETWEEN_LINES = 10.0
+# Starting workers costs as much as caching some ten small tasks.
+_SMALL_RUN_BYTES = 4_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareSummary:
+    """What a run did.
+
+    Attributes:
+      outcomes: task -> its outcome, in the order of the sources.
+    """
+
+    outcomes: dict[str, TaskOutcome]
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Task -> why it could not be cached."""
+        return {o.task: o.error for o in self.outcomes.values() if o.status == "failed"}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per task and split.
+
+        Keys: task, split, status, kept (number of examples), dropped and warned (reason -> number
+        of records).
+        """
+        return [
+            {
+                "task": outcome.task,
+                "split": split,
+                "status": outcome.status,
+                "kept": row["examples"],
+                "dropped": {r: n for r, n in row["drops"].items() if not r.startswith(_WARNING)},
+                "warned": {r: n for r, n in row["drops"].items() if r.startswith(_WARNING)},
+            }
+            for outcome in self.outcomes.values()
+            for split, row in outcome.splits.items()
+        ]
+
+    def dropped(self) -> Drops:
+        """Records dropped over all tasks, by reason."""
+        return sum((Drops(row["dropped"]) for row in self.rows()), Drops())
+
+    def __str__(self) -> str:
+        count = Drops(outcome.status for outcome in self.outcomes.values())
+        kept = sum(row["kept"] for row in self.rows())
+        drops = ", ".join(f"{n:,} {reason}" for reason, n in self.dropped().most_common())
+        return (
+            f"{count['cached']} tasks cached, {count['unchanged']} unchanged, "
+            f"{count['failed']} failed; {kept:,} examples kept; dropped: {drops or 'none'}"
+        )
+
+
+class PrepareError(UserError):
+    """Some tasks could not be cached; `summary` tells of those that were."""
+
+    def __init__(self, summary: PrepareSummary):
+        failures = summary.failures
+        reasons = "; ".join(f"{task}: {reason}" for task, reason in failures.items())
+        super().__init__(
+            f"{len(failures)} of {len(summary.outcomes)} tasks could not be cached ({reasons}); "
+            "the others are; put the files right and run the same command again"
+        )
+        self.summary = summary
+
+
+def prepare(
+    sources: Sequence[TaskSource],
+    vocabulary_spec: str,
+    prompt_config: PromptConfig,
+    cache_dir: str | os.PathLike,
+    *,
+    sequence_length: int = 2048,
+    num_workers: int | None = None,
+    runner: str | None = None,
+    runner_options: Sequence[str] = (),
+) -> PrepareSummary:
+    """Caches every split of every task whose inputs changed since it was last cached.
+
+    Args:
+      sources: the tasks.
+      vocabulary_spec: see `vocabulary.load_vocabulary`.
+      prompt_config: how prompts are rendered.
+      cache_dir: the folder of the cache, made if needed; tasks in it that are not among `sources`
+        stay. With a Beam runner on several machines it must be the same folder on all of them.
+      sequence_length: the longest source + target + </s>; longer sources are cut from the left.
+      num_workers: processes; None: one for each core, this process alone for a small run.
+      runner: a Beam runner ("DirectRunner", "FlinkRunner", ...) instead of the process pool.
+      runner_options: further command-line options of that runner.
+
+    Raises:
+      PrepareError: some tasks could not be cached; all others are.
+      UserError: two tasks have one name, the vocabulary is missing, another run is at work in the
+        same folder, or the disk is full.
+      KeyboardInterrupt: interrupted; what was finished is kept.
+    """
+    check_unique_names([source.name for source in sources])
+    settings = CacheSettings(
+        cache_dir=str(cache_dir),
+        vocabulary_spec=vocabulary_spec,
+        vocabulary_fingerprint=vocabulary_fingerprint(load_vocabulary(vocabulary_spec)),
+        prompt_config=prompt_config,
+        sequence_length=sequence_length,
+    )
+    with _only_run_in(pathlib.Path(cache_dir)):
+        remove_temporaries(cache_dir)
+        outcomes: dict[str, TaskOutcome] = {}
+        jobs: list[TaskSource] = []
+        for source in sources:
+            if outcome := reuse_cached(source, settings):
+                outcomes[source.name] = outcome
+            else:
+                jobs.append(source)
+        jobs.sort(key=_input_bytes, reverse=True)  # the largest must not come last, alone
+        engine = _engine(jobs, settings, num_workers, runner, runner_options)
+        with contextlib.closing(engine), _Progress(len(jobs), len(outcomes)) as progress:
+            for outcome in engine:
+                if outcome.fatal:
+                    raise UserError(outcome.error)
+                outcomes[outcome.task] = outcome
+                progress.advance(outcome)
+    summary = PrepareSummary({source.name: outcomes[source.name] for source in sources})
+    if summary.failures:
+        raise PrepareError(summary)
+    return summary
+
+
+def _engine(
+    jobs: list[TaskSource],
+    settings: CacheSettings,
+    num_workers: int | None,
+    runner: str | None,
+    runner_options: Sequence[str],
+) -> Iterator[TaskOutcome]:
+    """The outcomes of the jobs as they come in. Closing it early stops the work, and waits."""
+    if runner is not None:
+        from optiml_jax.data import beam_prepare  # Beam takes seconds to import
+
+        return beam_prepare.run(jobs, settings, runner, runner_options)
+    if num_workers is None:
+        small = sum(map(_input_bytes, jobs)) < _SMALL_RUN_BYTES
+        num_workers = 1 if small else len(os.sched_getaffinity(0))
+    if min(num_workers, len(jobs)) <= 1:
+        return (cache_task(source, settings) for source in jobs)
+    return _run_pool(jobs, settings, min(num_workers, len(jobs)))
+
+
+def _run_pool(
+    jobs: list[TaskSource], settings: CacheSettings, num_workers: int
+) -> Iterator[TaskOutcome]:
+    context = _worker_context()
+    stop = context.Event()
+    pool = concurrent.futures.ProcessPoolExecutor(
+        num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,)
+    )
+    try:
+        futures = {pool.submit(_work, source, settings) for source in jobs}
+        for future in concurrent.futures.as_completed(futures):
+            futures.discard(future)  # frees its result
+            yield future.result()
+    except concurrent.futures.process.BrokenProcessPool as e:
+        raise UserError(
+            "a worker process was killed, perhaps for lack of memory; run the same command again, "
+            f"with fewer than {num_workers} workers if it happens again"
+        ) from e
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _worker_context() -> Any:
+    """Processes forked from a server that has imported everything, TensorFlow above all, once.
+
+    Forking this process itself is not safe (JAX and TensorFlow run threads), and a spawned process
+    pays seconds and 0.9 GB for its imports.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["seqio", "optiml_jax.data.cache_task"])
+    # What ignores Ctrl-C at its birth ignores it for ever: the parent alone says when to stop.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, before)
+    return context
+
+
+_stop: Any = None  # a worker's view of the parent's event
+
+
+def _start_worker(stop: Any) -> None:
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each worker
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A worker whose parent was killed must not write into a cache that another run may own."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _work(source: TaskSource, settings: CacheSettings) -> TaskOutcome:
+    if _stop.is_set():
+        raise Stopped
+    return cache_task(source, settings, stopped=_stop.is_set)
+
+
+@contextlib.contextmanager
+def _only_run_in(cache_dir: pathlib.Path) -> Iterator[None]:
+    """Holds the lock of the cache folder; the system gives it back when the process dies."""
+    with disk_errors(cache_dir, "the cache of prepared tasks"):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(cache_dir / _LOCK_FILE, "w")  # noqa: SIM115 - held for the whole run
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(
+                f"another `optiml prepare` is at work in {cache_dir}; wait for it or stop it"
+            ) from e
+        except OSError as e:  # some network file systems have no locks
+            logger.warning("%s cannot be locked (%s): let no other run write to it", cache_dir, e)
+        yield
+
+
+def _input_bytes(source: TaskSource) -> int:
+    return sum(os.path.getsize(file) for file in source.files if os.path.exists(file))
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then elsewhere; failures are told as they happen."""
+
+    def __init__(self, total: int, unchanged: int):
+        self._total, self._unchanged = total, unchanged
+        self._done = 0
+        self._start = self._last_line = time.monotonic()
+        self._bar = tqdm.tqdm(
+            total=total, desc="prepare", unit="task", disable=not sys.stderr.isatty() or not total
+        )
+
+    def __enter__(self) -> "_Progress":
+        logger.info("prepare: %d tasks to look at, %d unchanged", self._total, self._unchanged)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+
+    def advance(self, outcome: TaskOutcome) -> None:
+        self._done += 1
+        self._bar.update()
+        if outcome.status == "failed":
+            with tqdm.tqdm.external_write_mode():
+                logger.error("prepare: %s: %s", outcome.task, outcome.error)
+        now = time.monotonic()
+        is_last = self._done == self._total
+        if self._bar.disable and (is_last or now - self._last_line > _SECONDS_BETWEEN_LINES):
+            self._last_line = now
+            rate = self._done / (now - self._start)
+            logger.info(
+                "prepare: %d of %d tasks, %.1f tasks/s, %.0f s left (%s)",
+                self._done,
+                self._total,
+                rate,
+                (self._total - self._done) / rate,
+                outcome.task,
+            )
