@@ -6,15 +6,19 @@ A UserError becomes one line on stderr and exit status 2; Ctrl-C becomes one lin
 
 import argparse
 import ast
+import contextlib
 import importlib
 import logging
 import os
 import pathlib
+import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 
 import gin
 
+import optiml_jax.cli.settings  # noqa: F401 - what gin may set
 from optiml_jax.errors import UserError
 
 VERBS = {
@@ -41,15 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}; the verbs are {', '.join(VERBS)}")
         _logging()
-        # All verbs are imported, so that one gin file may bind parameters of every one of them.
-        modules = {name: importlib.import_module(f"optiml_jax.cli.{name}") for name in VERBS}
         parse_gin(verb, arguments[1:])
-        return modules[verb].main() or 0
+        with _held_stderr():
+            module = importlib.import_module(f"optiml_jax.cli.{verb}")
+        return module.main() or 0
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
-        print(f"interrupted{f': {e}' if str(e) else ''}; the same command continues", file=sys.stderr)
+        print(
+            f"interrupted{f': {e}' if str(e) else ''}; the same command continues", file=sys.stderr
+        )
         return 130
 
 
@@ -61,7 +67,9 @@ def parse_gin(verb: str, arguments: Sequence[str]) -> None:
         epilog="--gin.NAME=VALUE sets any gin parameter or macro; plain words need no quotes.",
         allow_abbrev=False,
     )
-    parser.add_argument("--gin_file", action="append", default=[], help="may be given several times")
+    parser.add_argument(
+        "--gin_file", action="append", default=[], help="may be given several times"
+    )
     parsed, others = parser.parse_known_args(arguments)
     gin.add_config_file_search_path(str(REPOSITORY))
     bindings = [_binding(argument) for argument in others]
@@ -86,6 +94,26 @@ def _binding(argument: str) -> str:
         if not value.startswith(("@", "%", "[", "(", "{")):
             value = repr(value)
     return f"{name} = {value}"
+
+
+@contextlib.contextmanager
+def _held_stderr() -> Iterator[None]:
+    """Keeps back what is written to stderr, and shows it if the block fails.
+
+    TensorFlow's libraries print notes at import that no variable of theirs turns off.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "wb") as stderr:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            shutil.copyfileobj(held, stderr)
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr.fileno(), 2)
 
 
 def _logging() -> None:

@@ -1,0 +1,65 @@
+"""`optiml prepare`: caches every task that the run trains on or evaluates."""
+
+import collections
+import os
+import pathlib
+import sys
+
+from optiml_jax.cli import main as command_line
+from optiml_jax.cli.settings import Prepare, Run, configured
+from optiml_jax.data.mixture import Mixture
+from optiml_jax.data.plan import PlanConfig
+from optiml_jax.data.prepare import PrepareError, PrepareSummary, prepare
+from optiml_jax.data.prompts import PromptConfig
+from tasks import mixtures
+from tasks.registry import find_sources
+from tasks.splits import Manifest
+
+MOST_TASKS_LISTED = 12
+
+
+def main() -> None:
+    run, settings = configured(Run), Prepare()
+    manifest = Manifest.load()
+    sources = find_sources(run.data, manifest)
+    trained = {s.name for s in mixtures.select(sources, configured(Mixture), manifest)}
+    wanted = [s for s in sources if s.name in trained or "test" in manifest.row(s).role]
+    print(
+        f"{len(sources)} tasks found in {', '.join(run.data)}: {len(trained)} to train on, "
+        f"{len(wanted) - len(trained)} more to evaluate, {len(sources) - len(wanted)} unused"
+    )
+    try:
+        summary = prepare(
+            wanted,
+            run.vocabulary,
+            PromptConfig(),
+            run.cache_dir,
+            sequence_length=PlanConfig(num_rows=1).sequence_length,
+            num_workers=settings.num_workers or None,
+            runner=settings.runner,
+            runner_options=settings.beam_options,
+        )
+    except PrepareError as e:
+        print_summary(e.summary)
+        raise
+    print_summary(summary)
+    print(f"cache: {os.path.relpath(run.cache_dir)}")
+
+
+def print_summary(summary: PrepareSummary) -> None:
+    """Totals, and every reason for which records were dropped or mended, with the tasks it hit."""
+    print(summary)
+    for kind in ("dropped", "warned"):
+        by_reason: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+        for row in summary.rows():
+            for reason, n in row[kind].items():
+                by_reason[reason][row["task"]] += n
+        for reason, tasks in sorted(by_reason.items()):
+            listed = ", ".join(f"{t} ({n})" for t, n in tasks.most_common(MOST_TASKS_LISTED))
+            more = len(tasks) - MOST_TASKS_LISTED
+            rest = f" and {more} more tasks (see optiml.json in the cache)" if more > 0 else ""
+            print(f"  {kind}: {reason}: {tasks.total():,} in {listed}{rest}")
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.main([pathlib.Path(__file__).stem, *sys.argv[1:]]))

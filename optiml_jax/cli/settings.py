@@ -1,0 +1,144 @@
+"""What gin can set for the verbs themselves; the rest is bound where it lives.
+
+One gin file serves every verb: each verb reads the settings it needs and ignores the others. The
+library's own configurables (Mixture, PromptConfig, PlanConfig, model_config, MeshConfig,
+OptimizerConfig, TrainConfig, EvalConfig) are imported here, so that a misspelt name is an error
+whatever the verb.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+
+import gin
+
+import optiml_jax.data.mixture
+import optiml_jax.data.plan
+import optiml_jax.data.prompts
+import optiml_jax.evaluate.records
+import optiml_jax.model.config
+import optiml_jax.sharding.mesh
+import optiml_jax.train.config
+import optiml_jax.train.optimizer  # noqa: F401
+from optiml_jax.errors import UserError
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where things lie. Paths may hold environment variables: "$OPTIML_DATA/natural-instructions".
+
+    Attributes:
+      data: benchmark -> folder of the user's own copy of it.
+      vocabulary: `opt:<folder or Hub name>` or `sentencepiece:<model file>`.
+      cache_dir: prepared tasks; shared by all runs with the same vocabulary and prompts.
+      run_dir: everything of this run: plan/, checkpoints/, tensorboard/, evaluation/, report/.
+    """
+
+    data: dict[str, str]
+    vocabulary: str
+    cache_dir: str
+    run_dir: str
+
+    def __post_init__(self):
+        expanded = {k: expand(v, f"Run.data[{k!r}]") for k, v in self.data.items()}
+        object.__setattr__(self, "data", expanded)
+        for name in ("vocabulary", "cache_dir", "run_dir"):
+            object.__setattr__(self, name, expand(getattr(self, name), f"Run.{name}"))
+
+    def plan_dir(self, split: str) -> pathlib.Path:
+        """The folder of the plan of `split`: "train" or "validation"."""
+        return pathlib.Path(self.run_dir) / "plan" / split
+
+    @property
+    def evaluation_dir(self) -> pathlib.Path:
+        """The folder that holds one folder per evaluated checkpoint."""
+        return pathlib.Path(self.run_dir) / "evaluation"
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Attributes:
+    num_workers: processes; 0 means one per core.
+    runner: None for the process pool, else an Apache Beam runner, e.g. "DirectRunner".
+    beam_options: Beam pipeline options, e.g. ("--project=...",).
+    """
+
+    num_workers: int = 0
+    runner: str | None = None
+    beam_options: tuple[str, ...] = ()
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Attributes:
+    checkpoint: "latest", "init" (the untrained model of the same seed), a step, or a folder.
+    name: folder name under <run_dir>/evaluation; None takes the step, or "init".
+    tasks: globs over task names; only tasks whose manifest role has "test" are evaluated.
+    shots: numbers of demonstrations; the ones that the manifest also lists for a task are run.
+    """
+
+    checkpoint: str | int = "latest"
+    name: str | None = None
+    tasks: tuple[str, ...] = ("*",)
+    shots: tuple[int, ...] = (0, 2)
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Attributes:
+    runs: evaluation folders to print side by side; empty means all of this run, oldest first.
+    output: folder for report.md and report.csv; None means <run_dir>/report.
+    """
+
+    runs: tuple[str, ...] = ()
+    output: str | None = None
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Attributes:
+    source: a Hugging Face OPT folder or Hub name (read), or a checkpoint of ours (written).
+    destination: the folder to make.
+    to: "optiml" or "huggingface".
+    vocabulary: spec stored with a checkpoint read from Hugging Face; None: the source's own.
+    dtype: of the tensors written for Hugging Face.
+    """
+
+    source: str
+    destination: str
+    to: str = "optiml"
+    vocabulary: str | None = None
+    dtype: str = "float32"
+
+
+def expand(text: str, name: str) -> str:
+    """Expands `$VARIABLE` and `~`; a variable that is not set is a UserError that names it."""
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    missing = re.search(r"\$\{?(\w+)\}?", expanded)
+    if missing:
+        raise UserError(
+            f"{name} = {text!r}: the environment variable {missing[1]} is not set; "
+            f"say: export {missing[1]}=/folder/of/your/data"
+        )
+    return expanded
+
+
+def configured(settings: type, **given):
+    """Makes a settings object; a parameter that neither gin nor `given` sets is a UserError."""
+    try:
+        return settings(**given)
+    except TypeError as e:
+        names = re.findall(r"'(\w+)'", str(e).split("\n")[0])
+        if "missing" not in str(e) or not names:
+            raise
+        wanted = " and ".join(f"{settings.__name__}.{n}" for n in names)
+        raise UserError(
+            f"{wanted} not set: give a --gin_file that sets it, or --gin.{settings.__name__}."
+            f"{names[0]}=VALUE"
+        ) from e

@@ -1,0 +1,42 @@
+"""`optiml train`: trains on the plan of the run, or resumes it."""
+
+import pathlib
+import sys
+
+import gin
+
+from optiml_jax.cli import main as command_line
+from optiml_jax.cli.settings import Run, configured
+from optiml_jax.data.plan import Plan
+from optiml_jax.files import atomic_path, disk_errors
+from optiml_jax.model.config import model_config
+from optiml_jax.sharding.mesh import MeshConfig
+from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.loop import train
+from optiml_jax.train.optimizer import OptimizerConfig
+
+
+def main() -> int:
+    run = configured(Run)
+    plan = Plan.load(run.plan_dir("train"))
+    validation = run.plan_dir("validation")
+    config = configured(
+        TrainConfig,
+        plan_dir=str(plan.folder),
+        run_dir=run.run_dir,
+        validation_plan_dir=str(validation) if (validation / "plan.json").exists() else None,
+    )
+    model = model_config(vocab_size=plan.meta["vocabulary"]["padded_size"])
+    mesh, optimizer = MeshConfig(), OptimizerConfig()
+    save_config(pathlib.Path(run.run_dir) / "config.gin")
+    return train(config, model, mesh, optimizer)
+
+
+def save_config(path: pathlib.Path) -> None:
+    """Writes down every gin parameter that this run used, in gin's own syntax."""
+    with disk_errors(path, "the run's configuration"), atomic_path(path) as temporary:
+        temporary.write_text(gin.operative_config_str(), "utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.main([pathlib.Path(__file__).stem, *sys.argv[1:]]))
