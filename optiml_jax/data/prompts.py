@@ -180,8 +180,8 @@ class FittedSource:
 
     Attributes:
       ids: token ids of the source, no specials.
-      shots: demonstrations left in it (one of them may be cut only if `dropped_tokens` > 0).
-      dropped_tokens: tokens cut from the left after demonstrations were dropped.
+      shots: demonstrations left in it, all of them whole.
+      dropped_tokens: tokens cut from the left after every demonstration was dropped.
     """
 
     ids: list[int]

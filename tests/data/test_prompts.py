@@ -179,7 +179,7 @@ def test_prompts_are_the_same_in_another_process_with_another_hash_seed():
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(pathlib.Path.cwd())},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
             capture_output=True,
             check=True,
             text=True,
