@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import gin
+
 from optiml_jax.data.example import Example, InstructionLevel
 from optiml_jax.errors import UserError
 
