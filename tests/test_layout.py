@@ -15,7 +15,8 @@ FLOORS = [  # from the top; a package imports only from floors below its own
     {"optiml_jax.checkpoint", "optiml_jax.evaluate"},
     {"optiml_jax.sharding", "optiml_jax.data"},
     {"optiml_jax.model"},
-    {"optiml_jax.errors", "optiml_jax.files"},
+    {"optiml_jax.files"},
+    {"optiml_jax.errors"},
 ]
 WITHOUT_TENSORFLOW = [
     "optiml_jax.model.opt",
