@@ -20,20 +20,23 @@ Decisions:
 
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import gin
 import numpy as np
 
-import gin
 from optiml_jax import files
 from optiml_jax.data import draws
 from optiml_jax.data import mixture as mixtures
 from optiml_jax.data.packing import LookaheadPacker
 from optiml_jax.data.store import CachedTask, Store
 from optiml_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1  # enters the fingerprint; to be raised when the same inputs give other rows
 PLAN_FILE = "plan.json"  # written last: without it there is no plan
@@ -247,6 +250,9 @@ def build_plan(
     tables = _LengthTables(list(lengths.values()))
     arrays = _pack(stream, tables, config)
     meta["summary"] = _summarise(meta["tasks"], arrays, tables, config)
+    for what in ("tasks_without_examples", "tasks_never_drawn"):
+        if names := meta["summary"][what]:
+            logger.warning("plan of split %s: %d %s: %s", split, len(names), what, ", ".join(names))
     _write(pathlib.Path(plan_dir), meta, arrays)
     return Plan.load(plan_dir)
 

@@ -241,11 +241,12 @@ def test_the_summary_counts_what_was_planned(cache, tmp_path):
     assert planned == collections.Counter(task for task, _ in entries)
 
 
-def test_a_task_without_examples_is_listed_and_not_drawn(cache, make_cache, tmp_path):
+def test_a_task_without_examples_is_reported_and_not_drawn(cache, make_cache, tmp_path, caplog):
     make_cache({"two/empty": []})
     tasks = [*TASKS, "two/empty"]
     plan = plan_mixture(cache, tasks, Mixture(name="m"), "train", config(), tmp_path / "plan")
     assert plan.summary["tasks_without_examples"] == ["two/empty"]
+    assert "1 tasks_without_examples: two/empty" in caplog.text
     with pytest.raises(UserError, match="'two/empty' has a mixing rate but no example in split"):
         build_plan(cache, tasks, RATES | {"two/empty": 1}, "train", config(), tmp_path / "plan")
 
