@@ -252,7 +252,8 @@ def build_plan(
     meta["summary"] = _summarise(meta["tasks"], arrays, tables, config)
     for what in ("tasks_without_examples", "tasks_never_drawn"):
         if names := meta["summary"][what]:
-            logger.warning("plan of split %s: %d %s: %s", split, len(names), what, ", ".join(names))
+            shown = ", ".join(names[:5] + ["..."] * (len(names) > 5))  # all of them: plan.json
+            logger.warning("plan of split %s: %d %s: %s", split, len(names), what, shown)
     _write(pathlib.Path(plan_dir), meta, arrays)
     return Plan.load(plan_dir)
 
