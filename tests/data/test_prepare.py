@@ -242,6 +242,8 @@ def test_folders_of_others_are_not_overwritten(tmp_path, files, run):
     with pytest.raises(prepare.PrepareError, match=r"1 of 4.*toy\.t1 is in the way"):
         run(files)
     assert (foreign / "notes.txt").read_text() == "mine"
+    with pytest.raises(UserError, match=r"notes\.txt is not a folder"):
+        run(files, foreign / "notes.txt")
 
 
 def test_two_runs_do_not_write_to_one_cache(tmp_path, files, run):

@@ -9,6 +9,7 @@ Our time includes the start of the workers; SeqIO's leaves out importing TensorF
 """
 
 import argparse
+import logging
 import os
 import pathlib
 import random
@@ -20,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import apache_beam as beam
 import seqio
-from absl import flags, logging
+from absl import flags
 from seqio.scripts import cache_tasks_main
 
 from optiml_jax.data.example import TaskSource
@@ -47,7 +48,6 @@ def time_seqio(sources: list[TaskSource], spec: str, cache_dir: pathlib.Path) ->
     vocabulary = load_vocabulary(spec)
     names = [register(source, vocabulary, PromptConfig()).name for source in sources]
     flags.FLAGS(["cache_tasks_main", "--min_shards=1", f"--output_cache_dir={cache_dir}"])
-    logging.set_verbosity(logging.ERROR)
     seqio.add_global_cache_dirs([str(cache_dir)])
     start = time.perf_counter()
     for i in range(0, len(names), TASKS_PER_PIPELINE):
@@ -69,6 +69,8 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=20, help="tasks that SeqIO caches")
     parser.add_argument("--workers", type=int, default=None, help="of prepare; default: all cores")
     args = parser.parse_args()
+
+    logging.disable(logging.WARNING)  # Beam has dozens for every pipeline
 
     root = args.data / "super_natural_instructions"
     sources = find_sources({"superni": str(root)}, Manifest.load())
