@@ -26,29 +26,35 @@ def main() -> None:
     for split, num_rows in rows.items():
         if split == "validation" and not train.validate_every:
             continue
-        present = tasks_with_examples(run.cache_dir, tasks, split)
+        present = tasks_with_split(run.cache_dir, tasks, split)
         config = configured(PlanConfig, num_rows=num_rows)
         plan = plan_mixture(run.cache_dir, present, mixture, split, config, run.plan_dir(split))
-        print_plan(plan, len(tasks))
+        print_plan(plan)
 
 
-def tasks_with_examples(cache_dir: str, tasks: list[str], split: str) -> list[str]:
-    """The tasks that have examples in the split; a small task has no validation part."""
-    if split == "train":
-        return tasks  # an empty one is an error there, and the plan names it
+def tasks_with_split(cache_dir: str, tasks: list[str], split: str) -> list[str]:
+    """The tasks that were cached with the split at all."""
     store = Store(cache_dir)
-    parts = {task: store.task(task).info["splits"].get(split) for task in tasks}
-    return [task for task, part in parts.items() if part and part["examples"]]
+    return [task for task in tasks if split in store.task(task).info["splits"]]
 
 
-def print_plan(plan: Plan, num_tasks: int) -> None:
-    """What the plan holds, by benchmark and category."""
+def print_plan(plan: Plan) -> None:
+    """What the plan holds: its rows, and what it takes from each benchmark and category."""
     summary = plan.summary
+    epochs = summary["epochs"]
     print(
         f"{plan.meta['split']}: {plan.num_rows:,} rows of {plan.config.sequence_length} tokens, "
-        f"{summary['tokens']:,} tokens, {summary['fill']:.2%} of the slots filled, "
-        f"{len(plan.meta['tasks'])} of {num_tasks} tasks, fingerprint {plan.fingerprint}"
+        f"{summary['tokens']:,} tokens ({summary['loss_tokens']:,} with loss), "
+        f"{summary['fill']:.2%} of the slots filled, {len(plan.meta['tasks'])} tasks, "
+        f"epochs per task {epochs['min']:.2f} to {epochs['max']:.2f}; {plan.folder}"
     )
+    for kind in ("benchmarks", "categories"):
+        for name, part in sorted(summary[kind].items(), key=lambda item: -item[1]["rate"]):
+            print(
+                f"  {name:32}{part['tasks']:5} tasks {part['examples']:9,} examples: "
+                f"{part['share']:6.1%} (asked for {part['rate']:.1%}), "
+                f"{part['token_share']:.1%} of the tokens"
+            )
 
 
 if __name__ == "__main__":
