@@ -1,0 +1,457 @@
+"""Evaluates tasks: prompts, model, SeqIO metric functions, records; resumable per task.
+
+The instances of many tasks go through the model together, by length, so that a hundred small tasks
+do not cost a hundred nearly empty batches. What a task is comes in as an EvalTask; averages over
+tasks are made from the records by rollup.py.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gin
+import jax
+import seqio
+import tqdm
+
+from optiml_jax.data.example import Example, InstructionLevel
+from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.data.vocabulary import decode, encode_batch, vocabulary_fingerprint
+from optiml_jax.errors import UserError
+from optiml_jax.evaluate import decoding, metrics, scoring
+from optiml_jax.evaluate.batching import Engine
+from optiml_jax.evaluate.instances import Instance, build_instances, subsample
+from optiml_jax.evaluate.records import RULES, Candidate, Record, RunFolder, TaskInfo, choose
+from optiml_jax.files import fingerprint
+from optiml_jax.model.config import OPTConfig
+
+UNCONDITIONAL_CONTEXT = "Answer:"  # GPT-3 (section 2.4)
+
+_log = logging.getLogger(__name__)
+MetricFn = Callable[..., Mapping[str, Any]]
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """How tasks are evaluated.
+
+    Attributes:
+      delimiter: between an input and its answer, fixed for all prompts (training may draw it).
+      max_new_tokens: where generation stops without eos, eos included.
+      max_examples: (example, prompt) pairs per task, chosen by hash; None is all.
+      tokens_per_batch: rows x length of a batch of the model.
+      instances_per_round: instances that go through the model together; a round that was
+        interrupted is done again.
+      seed: of the choice of `max_examples`.
+    """
+
+    delimiter: str = "\nOutput:"
+    max_new_tokens: int = 256
+    max_examples: int | None = None
+    tokens_per_batch: int = 8192
+    instances_per_round: int = 2048
+    seed: int = 1234
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTask:
+    """A task to evaluate.
+
+    Attributes:
+      info: what the tables need to know.
+      examples: the evaluated examples, read when it is their turn.
+      demonstrations: the pool of demonstrations, in order of preference.
+      metric_fns: SeqIO metric functions, `(targets, predictions)` or `(targets, scores)`.
+      instruction_level: where demonstrations stand, see `prompts.render`.
+    """
+
+    info: TaskInfo
+    examples: Callable[[], Sequence[Example]]
+    demonstrations: Callable[[], Sequence[Example]]
+    metric_fns: Sequence[MetricFn]
+    instruction_level: InstructionLevel = "task"
+
+    @property
+    def ranks(self) -> bool:
+        """Whether options are ranked; otherwise answers are generated."""
+        return self.info.metric == "acc_rank"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One task at one number of shots, with its instances."""
+
+    task: EvalTask
+    shots: int
+    instances: list[Instance]
+
+
+def check_vocabulary(
+    vocabulary: seqio.Vocabulary, model_config: OPTConfig, metadata: Mapping[str, Any] | None
+) -> None:
+    """Raises a UserError if the checkpoint was trained with another vocabulary.
+
+    Args:
+      metadata: the checkpoint's; its `vocabulary` may be absent (weights from elsewhere), then only
+        the size is compared.
+    """
+    trained = (metadata or {}).get("vocabulary") or {}
+    if "fingerprint" in trained:
+        found = vocabulary_fingerprint(vocabulary)
+        if trained["fingerprint"] != found:
+            raise UserError(
+                f"the checkpoint was trained with vocabulary {trained.get('spec', '(unnamed)')} "
+                f"(fingerprint {trained['fingerprint']}), this one has fingerprint {found}; "
+                "give the vocabulary of the training run"
+            )
+    if vocabulary.vocab_size > model_config.vocab_size:
+        raise UserError(
+            f"the vocabulary has {vocabulary.vocab_size} entries, the model only "
+            f"{model_config.vocab_size} rows; give the vocabulary of the training run"
+        )
+
+
+def evaluate(
+    tasks: Sequence[EvalTask],
+    graphdef: Any,
+    params: Any,
+    model_config: OPTConfig,
+    vocabulary: seqio.Vocabulary,
+    config: EvalConfig,
+    out_dir: str,
+    *,
+    prompts: PromptConfig | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    preset: str = "standard",
+    run: Mapping[str, Any] | None = None,
+) -> list[tuple[str, int, str]]:
+    """Evaluates every task at each of its numbers of shots and writes records to `out_dir`.
+
+    What is there already is kept, so an interrupted evaluation continues; tasks that failed are
+    tried again.
+
+    Args:
+      tasks: what to evaluate.
+      graphdef, params: the model, `nnx.merge(graphdef, params)`.
+      vocabulary: the one the model was trained with.
+      prompts: how prompts are rendered; its delimiter is replaced by that of `config`.
+      metadata: of the checkpoint: `vocabulary` and `bos_id` are used.
+      mesh, preset: where the parameters lie, and the rule table that put them there.
+      run: what else identifies the run (checkpoint, step, ...); JSON-able, kept with the records.
+
+    Returns:
+      (task, shots, reason) of everything that failed; it is in the records too.
+
+    Raises:
+      UserError: the vocabulary is not the checkpoint's, or `out_dir` holds another evaluation.
+    """
+    check_vocabulary(vocabulary, model_config, metadata)
+    prompts = dataclasses.replace(prompts or PromptConfig(), delimiter=config.delimiter)
+    bos_id = (metadata or {}).get("bos_id", model_config.bos_id)
+    folder = RunFolder(out_dir)
+    settings = {
+        "delimiter": config.delimiter,
+        "separator": prompts.separator,
+        "demonstrations": prompts.demonstrations,
+        "prompt_seed": prompts.seed,
+        "max_new_tokens": config.max_new_tokens,
+        "max_examples": config.max_examples,
+        "examples_seed": config.seed,
+        "bos_id": bos_id,
+        "vocabulary": vocabulary_fingerprint(vocabulary),
+        "model": fingerprint(model_config.to_dict()),
+        "step": (metadata or {}).get("step"),
+        "plan": (metadata or {}).get("plan_fingerprint"),
+    }
+    folder.open({**settings, **(run or {})}, [task.info for task in tasks])
+    engine = Engine(graphdef, params, model_config, bos_id, config.tokens_per_batch, mesh, preset)
+    return _Evaluation(engine, vocabulary, config, prompts, folder).run(tasks)
+
+
+class _Evaluation:
+    """One call of `evaluate`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        vocabulary: seqio.Vocabulary,
+        config: EvalConfig,
+        prompts: PromptConfig,
+        folder: RunFolder,
+    ):
+        self.engine, self.vocabulary, self.config = engine, vocabulary, config
+        self.prompts, self.folder = prompts, folder
+        self.failures: list[tuple[str, int, str]] = []
+        self.unconditional: dict[tuple[int, ...], float] = {}
+        self.constants: dict[str, tuple[str, float]] = {}
+        (self.context,) = self.encode([UNCONDITIONAL_CONTEXT])
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return encode_batch(self.vocabulary, texts)
+
+    def run(self, tasks: Sequence[EvalTask]) -> list[tuple[str, int, str]]:
+        pending = [
+            (task, shots)
+            for task in tasks
+            for shots in task.info.shots
+            if self.folder.status(task.info, shots)[0] != "done"
+        ]
+        total = sum(len(task.info.shots) for task in tasks)
+        _log.info("evaluating %d of %d (task, shots) pairs", len(pending), total)
+        with _progress(len(pending)) as (task_done, rows_done):
+            self.engine = dataclasses.replace(self.engine, progress=rows_done)
+            for jobs in _rounds(self.jobs(pending), self.config.instances_per_round):
+                self.round(jobs)
+                task_done(len(jobs))
+        return self.failures
+
+    def fail(self, task: EvalTask, shots: int, error: Exception) -> None:
+        """Records a failure. Only what belongs to the task itself comes here, never the model's."""
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        _log.warning("%s at %d shots failed: %s", task.info.task, shots, reason)
+        _log.debug("the failure above:", exc_info=error)
+        self.folder.fail(task.info.task, shots, reason)
+        self.failures.append((task.info.task, shots, reason))
+
+    def jobs(self, pending: Sequence[tuple[EvalTask, int]]) -> Iterator[_Job]:
+        """The jobs of all (task, shots) pairs whose examples can be read and rendered."""
+        examples: Sequence[Example] = ()
+        previous = None
+        for task, shots in pending:
+            try:
+                if task is not previous:
+                    previous = None
+                    examples = subsample(
+                        task.examples(), self.config.max_examples, self.config.seed
+                    )
+                    previous = task
+                job = _Job(task, shots, self.instances(task, shots, examples))
+            except Exception as e:
+                self.fail(task, shots, e)
+                continue
+            yield job
+
+    def instances(self, task: EvalTask, shots: int, examples: Sequence[Example]) -> list[Instance]:
+        return build_instances(
+            examples,
+            task.demonstrations() if shots else (),
+            shots,
+            rank=task.ranks,
+            level=task.instruction_level,
+            prompts=self.prompts,
+            encode_batch=self.encode,
+            sequence_length=self.engine.config.max_positions,
+            max_new_tokens=self.config.max_new_tokens,
+        )
+
+    def round(self, jobs: Sequence[_Job]) -> None:
+        """Runs the instances of all jobs through the model and writes their records."""
+        ranked = [i for job in jobs if job.task.ranks for i in job.instances]
+        generated = [i for job in jobs if not job.task.ranks for i in job.instances]
+        self.score_unconditionally(ranked)
+        items = [scoring.ScoreItem(i.prompt, i.candidate_ids) for i in ranked]
+        scores = iter(scoring.score(self.engine, items))
+        requests = [decoding.Prompt(i.prompt, self.config.max_new_tokens) for i in generated]
+        answers = iter(decoding.generate(self.engine, requests))
+        for job in jobs:
+            outputs = [next(scores if job.task.ranks else answers) for _ in job.instances]
+            try:
+                records = [
+                    self.record(job.task, *pair)
+                    for pair in zip(job.instances, outputs, strict=True)
+                ]
+                summary = self.summary(job, records)
+            except Exception as e:
+                self.fail(job.task, job.shots, e)
+                continue
+            self.folder.write(job.task.info.task, job.shots, records, summary)
+            self.report(job, summary)
+
+    def score_unconditionally(self, instances: Iterable[Instance]) -> None:
+        """Scores every candidate that was not seen yet after "Answer:" alone."""
+        distinct = dict.fromkeys(tuple(c) for i in instances for c in i.candidate_ids)
+        new = [c for c in distinct if c not in self.unconditional]
+        limit = self.engine.config.max_positions - 1
+        items = [
+            scoring.ScoreItem(self.context[max(0, len(self.context) + len(c) - limit) :], [c])
+            for c in new
+        ]
+        for candidate, (result,) in zip(new, scoring.score(self.engine, items), strict=True):
+            self.unconditional[candidate] = result.sum_logprob
+
+    def record(self, task: EvalTask, instance: Instance, output: Any) -> Record:
+        example = instance.example
+        record = Record(
+            example_id=example.example_id,
+            prompt_id=example.prompt_id,
+            cluster=str(example.meta.get("cluster", f"{example.task}:{example.example_id}")),
+            references=tuple(example.references),
+            prediction="",
+            score=0.0,
+            demonstration_ids=instance.demonstration_ids,
+            n_prompt_tokens=len(instance.prompt),
+            n_prompt_tokens_dropped=instance.n_prompt_tokens_dropped,
+            correct=instance.correct,
+        )
+        if task.ranks:
+            return self.ranked(record, task.info.rule, instance, output)
+        text = decode(self.vocabulary, output.tokens).strip()
+        return dataclasses.replace(
+            record,
+            prediction=text,
+            score=metrics.ANSWER_SCORES[task.info.metric](example.references, text),
+            n_new_tokens=len(output.tokens) + output.finished,
+            finished=output.finished,
+        )
+
+    def ranked(
+        self, record: Record, rule: str, instance: Instance, scores: Sequence[scoring.TokenScore]
+    ) -> Record:
+        """The record of a rank classification, with all score components of every candidate."""
+        candidates = tuple(
+            Candidate(
+                text=text,
+                sum_logprob=score.sum_logprob,
+                n_tokens=len(ids),
+                n_chars=len(text),
+                n_bytes=len(text.encode("utf-8")),
+                logprob_eos_after=score.logprob_eos_after,
+                uncond_logprob=self.unconditional[tuple(ids)],
+                is_greedy=score.is_greedy,
+                n_prompt_tokens_dropped=instance.n_prompt_tokens_dropped,
+            )
+            for text, ids, score in zip(
+                instance.candidates, instance.candidate_ids, scores, strict=True
+            )
+        )
+        best, tied = choose(candidates, rule)
+        return dataclasses.replace(
+            record,
+            prediction=candidates[best].text,
+            score=float(best in instance.correct),
+            candidates=candidates,
+            tied=tied,
+        )
+
+    def summary(self, job: _Job, records: Sequence[Record]) -> dict[str, Any]:
+        """The last line of a record file: the metrics of the task, and what to know about them."""
+        info = job.task.info
+        shown = [len(r.demonstration_ids) for r in records]
+        if info.task not in self.constants:
+            references = [r.references for r in records]
+            self.constants[info.task] = metrics.best_constant(info.metric, references)
+        answer, score = self.constants[info.task]
+        return {
+            "task": info.task,
+            "shots": job.shots,
+            "metric": info.metric,
+            "rule": info.rule if job.task.ranks else None,
+            "num_instances": len(records),
+            "metrics": call_metric_fns(job.task.metric_fns, records, info.rule),
+            "best_constant": {"answer": answer, "score": score},
+            "effective_shots": {"mean": sum(shown) / len(shown), "min": min(shown)},
+            "num_truncated": sum(r.n_prompt_tokens_dropped > 0 for r in records),
+            "num_ties": sum(r.tied for r in records),
+            "num_unfinished": 0 if job.task.ranks else sum(not r.finished for r in records),
+            "delimiter": self.prompts.delimiter,
+            "separator": self.prompts.separator,
+        }
+
+    def report(self, job: _Job, summary: Mapping[str, Any]) -> None:
+        values = ", ".join(f"{k} {v:.1f}" for k, v in summary["metrics"].items())
+        _log.info("%s at %d shots: %s", job.task.info.task, job.shots, values)
+
+
+@contextlib.contextmanager
+def _progress(
+    num_tasks: int,
+) -> Iterator[tuple[Callable[[int], object], Callable[[int], object]]]:
+    """Two functions to call with the tasks and with the rows that were done.
+
+    On a terminal they move a bar; elsewhere a line is logged every half minute.
+    """
+    rows, tasks, last = 0, 0, time.monotonic()
+    with tqdm.tqdm(
+        total=num_tasks, unit="task", desc="evaluate", disable=not sys.stderr.isatty()
+    ) as bar:
+
+        def task_done(n: int) -> None:
+            nonlocal tasks
+            tasks += n
+            bar.update(n)
+
+        def rows_done(n: int) -> None:
+            nonlocal rows, last
+            rows += n
+            bar.set_postfix(rows=rows)
+            if bar.disable and time.monotonic() - last > 30:
+                last = time.monotonic()
+                _log.info("%d of %d tasks, %d rows through the model", tasks, num_tasks, rows)
+
+        yield task_done, rows_done
+
+
+def _rounds(jobs: Iterable[_Job], size: int) -> Iterator[list[_Job]]:
+    """Consecutive jobs with about `size` instances in all, at least one job each."""
+    current: list[_Job] = []
+    for job in jobs:
+        current.append(job)
+        if sum(len(j.instances) for j in current) >= size:
+            yield current
+            current = []
+    if current:
+        yield current
+
+
+def call_metric_fns(
+    metric_fns: Sequence[MetricFn], records: Sequence[Record], rule: str
+) -> dict[str, float]:
+    """Calls SeqIO metric functions on records, by their argument names as SeqIO does.
+
+    `(targets, predictions)` gets the references and the text of every record; `(targets, scores)`
+    one row `(record, candidate, is right)` and one score under `rule` per candidate.
+
+    Raises:
+      UserError: a function with other arguments, or two that return the same key.
+    """
+    results: dict[str, float] = {}
+    for fn in metric_fns:
+        arguments = tuple(
+            name
+            for name, p in inspect.signature(fn).parameters.items()
+            if p.default is inspect.Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+        )
+        if arguments == ("targets", "predictions"):
+            values = fn([list(r.references) for r in records], [r.prediction for r in records])
+        elif arguments == ("targets", "scores"):
+            rows, scores = candidate_rows(records, rule)
+            values = fn(rows, scores)
+        else:
+            raise UserError(
+                f"metric function {fn!r} has arguments {arguments}; they must be "
+                "(targets, predictions) or (targets, scores)"
+            )
+        twice = results.keys() & values.keys()
+        if twice:
+            raise UserError(f"two metric functions return {sorted(twice)[0]!r}")
+        results |= {key: float(value) for key, value in values.items()}
+    return results
+
+
+def candidate_rows(
+    records: Sequence[Record], rule: str
+) -> tuple[list[metrics.CandidateRow], list[float]]:
+    """The targets and scores of `(targets, scores)` metrics: one row per candidate."""
+    rows, scores = [], []
+    for i, record in enumerate(records):
+        for c, candidate in enumerate(record.candidates):
+            rows.append((i, c, c in record.correct))
+            scores.append(RULES[rule](candidate))
+    return rows, scores

@@ -1,0 +1,252 @@
+"""The evaluator: what it stores, how it continues, and what it does with tasks that fail."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+import toy_evaluation as toy
+
+from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.data.vocabulary import vocabulary_fingerprint
+from optiml_jax.errors import UserError
+from optiml_jax.evaluate import evaluator
+from optiml_jax.evaluate.batching import Engine
+from optiml_jax.evaluate.evaluator import EvalConfig, call_metric_fns
+from optiml_jax.evaluate.records import RULES, RunFolder
+from optiml_jax.evaluate.rollup import Key, rollup
+from optiml_jax.evaluate.scoring import ScoreItem, score
+
+
+def ids(text):
+    return toy.vocabulary().encode(text)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A ranking and a generation task, 0 and 2 shots."""
+    folder = tmp_path_factory.mktemp("finished")
+    tasks = [
+        toy.eval_task("b/rank", "acc_rank", shots=(0, 2)),
+        toy.eval_task("b/gen", "rougeL", shots=(0, 2)),
+    ]
+    assert toy.run(tasks, folder) == []
+    return RunFolder(folder)
+
+
+def test_every_score_component_of_every_candidate_is_stored(finished):
+    records, _ = finished.read("b/rank", 0)
+    config, graphdef, params = toy.model()
+    engine = Engine(graphdef, params, config)
+    assert [r.example_id for r in records] == [f"test{i}" for i in range(5)]
+    for i, record in enumerate(records):
+        assert [c.text for c in record.candidates] == ["yes", "no", "blue seven"]
+        assert record.correct == (i % 3,)
+        prompt = ids(f"Instructions: Say it.\nInput: {toy.ranking_example('t', i).input}\nOutput:")
+        for candidate in record.candidates:
+            tokens = ids(f" {candidate.text}")
+            ((plain,), (alone,)) = score(
+                engine, [ScoreItem(prompt, [tokens]), ScoreItem(ids("Answer:"), [tokens])]
+            )
+            assert candidate.sum_logprob == pytest.approx(plain.sum_logprob, abs=1e-4)
+            assert candidate.uncond_logprob == pytest.approx(alone.sum_logprob, abs=1e-4)
+            assert candidate.logprob_eos_after == pytest.approx(plain.logprob_eos_after, abs=1e-4)
+            assert candidate.is_greedy == plain.is_greedy
+            assert candidate.n_tokens == len(tokens)
+            assert candidate.n_chars == candidate.n_bytes == len(candidate.text)
+        best = max(record.candidates, key=RULES["sum"])
+        assert record.prediction == best.text
+        assert record.score == float(best.text in record.references)
+
+
+def test_the_summary_holds_the_seqio_metrics_and_how_they_came_about(finished):
+    for task, metric in (("b/rank", "accuracy"), ("b/gen", "rougeL")):
+        for shots in (0, 2):
+            records, summary = finished.read(task, shots)
+            assert summary["metrics"][metric] == pytest.approx(
+                100 * np.mean([r.score for r in records])
+            )
+            assert summary["effective_shots"] == {"mean": shots, "min": shots}
+            assert summary["num_truncated"] == 0
+            assert summary["delimiter"] == "\nOutput:"
+            assert all(r.demonstration_ids == ("train0", "train1")[:shots] for r in records)
+    assert finished.read("b/rank", 0)[1]["best_constant"] == {"answer": "yes", "score": 0.4}
+    run, _ = finished.load()
+    assert run["delimiter"] == "\nOutput:"
+    assert run["vocabulary"] == vocabulary_fingerprint(toy.vocabulary())
+
+
+def test_generated_text_stops_at_the_limit_or_at_eos(finished):
+    records, summary = finished.read("b/gen", 0)
+    assert all(1 <= r.n_new_tokens <= 6 for r in records)
+    assert all(r.n_new_tokens == 6 or r.finished for r in records)
+    assert summary["num_unfinished"] == sum(not r.finished for r in records)
+
+
+def test_records_do_not_depend_on_rounds_and_batches(finished, tmp_path):
+    tasks = [
+        toy.eval_task("b/gen", "rougeL", shots=(2, 0)),
+        toy.eval_task("b/rank", "acc_rank", shots=(2, 0)),
+    ]
+    toy.run(tasks, tmp_path, dataclasses.replace(toy.CONFIG, instances_per_round=1))
+    for task in ("b/gen", "b/rank"):
+        for shots in (0, 2):
+            first, _ = finished.read(task, shots)
+            second, _ = RunFolder(tmp_path).read(task, shots)
+            for a, b in zip(first, second, strict=True):
+                assert a.prediction == b.prediction
+                assert [c.sum_logprob for c in a.candidates] == pytest.approx(
+                    [c.sum_logprob for c in b.candidates], abs=1e-4
+                )
+
+
+def test_an_interrupted_evaluation_continues_where_it_stopped(tmp_path):
+    config = dataclasses.replace(toy.CONFIG, instances_per_round=1)
+    read = []
+
+    def task(name, interrupt=False):
+        plain = toy.eval_task(name, "em", number=2)
+
+        def examples():
+            if interrupt:
+                raise KeyboardInterrupt
+            read.append(name)
+            return plain.examples()
+
+        return dataclasses.replace(plain, examples=examples)
+
+    with pytest.raises(KeyboardInterrupt):
+        toy.run(
+            [task("b/1"), task("b/2"), task("b/3", interrupt=True), task("b/4")], tmp_path, config
+        )
+    assert read == ["b/1", "b/2"]
+    assert rollup(tmp_path).cells[Key(0)].missing == (
+        "b/3 at 0 shots: not evaluated yet",
+        "b/4 at 0 shots: not evaluated yet",
+    )
+    toy.run([task(f"b/{i}") for i in (1, 2, 3, 4)], tmp_path, config)
+    assert read == ["b/1", "b/2", "b/3", "b/4"]
+    assert rollup(tmp_path).cells[Key(0)].missing == ()
+
+
+def broken_examples():
+    raise FileNotFoundError("no file task1.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"examples": broken_examples}, "FileNotFoundError: no file task1.json"),
+        ({"examples": list}, "no examples"),
+        ({"examples": lambda: [toy.example("t", 0)]}, "example test0 has no options"),
+        (
+            {
+                "examples": lambda: [
+                    dataclasses.replace(toy.ranking_example("t", 0), references=("x",))
+                ]
+            },
+            "example test0: none of its references is among its options",
+        ),
+        ({"metric_fns": [lambda targets, answers: {}]}, "arguments \\('targets', 'answers'\\)"),
+    ],
+)
+def test_a_task_that_fails_is_reported_and_does_not_stop_the_others(tmp_path, change, reason):
+    good = toy.eval_task("b/good", "acc_rank", number=1)
+    bad = toy.eval_task("b/bad", "acc_rank", number=1)
+    ((task, shots, why),) = toy.run([dataclasses.replace(bad, **change), good], tmp_path)
+    assert (task, shots) == ("b/bad", 0)
+    assert re.search(reason, why)
+    result = rollup(tmp_path)
+    assert result.failures == {("b/bad", 0): why}
+    assert result.cells[Key(0, "fully_held_out", "C", "b/good")].value is not None
+    # Put right, it is evaluated at the next start.
+    assert toy.run([bad, good], tmp_path) == []
+    assert rollup(tmp_path).failures == {}
+
+
+def test_without_demonstrations_a_few_shot_cell_fails_instead_of_repeating_zero_shot(tmp_path):
+    task = dataclasses.replace(toy.eval_task(shots=(0, 2)), demonstrations=list)
+    assert toy.run([task], tmp_path) == [("b/gen", 2, "no demonstrations for 2 shots")]
+
+
+def test_long_prompts_lose_whole_demonstrations_first_and_then_their_left_end(tmp_path):
+    def long(name, i, split="test"):
+        filler = "red " * (200 if i == 1 else 4)
+        return (
+            toy.ranking_example(name, i, split)
+            if split == "train"
+            else dataclasses.replace(toy.ranking_example(name, i), input=filler + "dog")
+        )
+
+    task = toy.eval_task("b/long", "acc_rank", shots=(12,), number=2, make=long)
+    assert toy.run([task], tmp_path) == []
+    (short, cut), summary = RunFolder(tmp_path).read("b/long", 12)
+    longest = len(ids(" blue seven"))
+    assert cut.n_prompt_tokens == 128 - 1 - longest
+    assert cut.demonstration_ids == ()
+    assert cut.n_prompt_tokens_dropped > 0
+    assert 0 < len(short.demonstration_ids) < 12
+    assert short.n_prompt_tokens <= 128 - 1 - longest
+    assert summary["effective_shots"] == {"mean": len(short.demonstration_ids) / 2, "min": 0}
+    assert summary["num_truncated"] == 2
+
+
+def test_a_generation_prompt_leaves_room_for_the_new_tokens(tmp_path):
+    def long(name, i, split="test"):
+        return toy.example(name, i, input="red " * 200)
+
+    config = dataclasses.replace(toy.CONFIG, max_new_tokens=40)
+    toy.run([toy.eval_task("b/long", make=long, number=1)], tmp_path, config)
+    ((record,), _) = RunFolder(tmp_path).read("b/long", 0)
+    assert record.n_prompt_tokens == 128 - 40 - 1
+
+
+def test_options_that_differ_in_spaces_only_are_one_candidate(tmp_path):
+    def doubled(name, i, split="test"):
+        return toy.example(name, i, target="no", references=("no",), options=("no", " no", "yes"))
+
+    toy.run([toy.eval_task("b/t", "acc_rank", make=doubled, number=1)], tmp_path)
+    ((record,), _) = RunFolder(tmp_path).read("b/t", 0)
+    assert [c.text for c in record.candidates] == ["no", "yes"]
+    assert record.correct == (0,)
+
+
+def test_a_subset_of_examples_is_the_same_in_every_order(tmp_path):
+    config = dataclasses.replace(toy.CONFIG, max_examples=3)
+    task = toy.eval_task("b/t", "em", number=8)
+    backwards = dataclasses.replace(task, examples=lambda: task.examples()[::-1])
+    chosen = []
+    for i, t in enumerate((task, backwards)):
+        toy.run([t], tmp_path / str(i), config)
+        records, _ = RunFolder(tmp_path / str(i)).read("b/t", 0)
+        chosen.append({r.example_id for r in records})
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 3
+
+
+def test_another_vocabulary_than_the_checkpoints_is_refused(tmp_path):
+    metadata = {"vocabulary": {"spec": "opt:other", "fingerprint": "0123"}, "bos_id": 2}
+    with pytest.raises(UserError, match="opt:other"):
+        toy.run([toy.eval_task()], tmp_path, metadata=metadata)
+    config, graphdef, params = toy.model()
+    small = dataclasses.replace(config, vocab_size=8)
+    with pytest.raises(UserError, match="8 rows"):
+        evaluator.evaluate(
+            [], graphdef, params, small, toy.vocabulary(), EvalConfig(), str(tmp_path)
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_records_of_another_checkpoint_or_prompt_are_not_continued(tmp_path):
+    task = toy.eval_task(number=1)
+    toy.run([task], tmp_path, metadata={"step": 10})
+    with pytest.raises(UserError, match="step=10"):
+        toy.run([task], tmp_path, metadata={"step": 20})
+    with pytest.raises(UserError, match="separator"):
+        toy.run([task], tmp_path, metadata={"step": 10}, prompts=PromptConfig(separator="##"))
+
+
+def test_two_metric_functions_must_not_share_a_key(finished):
+    records, _ = finished.read("b/gen", 0)
+    with pytest.raises(UserError, match="two metric functions"):
+        call_metric_fns(toy.eval_task().metric_fns * 2, records, "sum")
