@@ -1,0 +1,143 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_run
+from flax import nnx
+
+from optiml_jax.data.loader import read_rows
+from optiml_jax.data.plan import Plan
+from optiml_jax.model.attention import DocumentMask
+from optiml_jax.model.opt import abstract_model, init_params
+from optiml_jax.sharding.mesh import MeshConfig, make_mesh
+from optiml_jax.sharding.rules import batch_sharding, use_mesh
+from optiml_jax.train.optimizer import OptimizerConfig
+from optiml_jax.train.state import TrainState, abstract_state
+from optiml_jax.train.step import make_train_step
+
+BATCH = 16
+
+
+@pytest.fixture(scope="module")
+def batches(plan_dir):
+    """Five batches; the rows of one differ widely in the number of target tokens."""
+    plan = Plan.load(plan_dir)
+    batches = [read_rows(plan, step * BATCH, BATCH) for step in range(5)]
+    for batch in batches:
+        batch["loss_weights"][::2] *= np.arange(32) % 3 == 0
+    return batches
+
+
+@functools.cache
+def initial_params():
+    return jax.device_get(init_params(tiny_run.configs("", "")[1], 3)[1])
+
+
+def run(batches, mesh, microbatches=1, model=None, **optimizer):
+    """What every step measured, and the last parameters, after one step per batch."""
+    config = tiny_run.configs("", "", model=model)[1]
+    mesh = make_mesh(MeshConfig(*mesh), jax.devices()[: np.prod(mesh)])
+    # With a large epsilon Adam's update is a smooth function of the gradient: rounding stays small.
+    smooth = {"learning_rate": 1e-2, "warmup_steps": 2, "epsilon": 1e-2}
+    optimizer = OptimizerConfig(**(smooth | optimizer))
+    function = make_train_step(
+        abstract_model(config)[0],
+        config,
+        optimizer,
+        num_steps=10,
+        num_microbatches=microbatches,
+        seed=3,
+        chunk=8,
+    )
+    with use_mesh(mesh):
+        abstract = abstract_state(config, mesh, "standard")
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        zeros = jax.tree.map(np.zeros_like, initial_params())
+        state = TrainState(np.int32(0), initial_params(), {"mu": zeros, "nu": zeros})
+        state = jax.device_put(state, shardings)
+        batches = [jax.device_put(batch, batch_sharding(mesh)) for batch in batches]
+        step = jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
+        # Compiling is most of the time of these tests.
+        step = step.lower(state, batches[0]).compile({"xla_backend_optimization_level": 0})
+        measured = []
+        for batch in batches:
+            state, numbers = step(state, batch)
+            measured.append(jax.device_get(numbers))
+    return measured, jax.device_get(state.params)
+
+
+def series(measured, name):
+    return np.array([numbers[name] for numbers in measured])
+
+
+def assert_params_close(left, right, tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), left, right)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(batches):
+    return run(batches, (1, 1, 1))
+
+
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2), (8, 1, 1)])
+def test_every_mesh_gives_the_same_losses_with_dropout_on(batches, on_one_device, mesh):
+    measured, params = run(batches, mesh)
+    for name in ("loss_sum", "gradient_norm", "loss_weight", "tokens"):
+        expected = series(on_one_device[0], name)
+        np.testing.assert_allclose(series(measured, name), expected, rtol=1e-5)
+    assert_params_close(params, on_one_device[1], 1e-6)
+
+
+@pytest.fixture(scope="module")
+def without_dropout(batches):
+    return run(batches, (1, 1, 1), 1, {"dropout": 0.0})
+
+
+@pytest.mark.parametrize(("mesh", "microbatches"), [((1, 1, 1), 16), ((2, 2, 1), 4)])
+def test_accumulated_microbatches_are_the_big_batch(batches, without_dropout, mesh, microbatches):
+    whole, whole_params = without_dropout
+    pieces, pieces_params = run(batches, mesh, microbatches, {"dropout": 0.0})
+    parts = [(b, m) for b in batches for m in range(microbatches)]
+    weights = [b["loss_weights"][m::microbatches].sum() for b, m in parts]
+    assert max(weights) > 1.5 * min(weights)
+    for name in ("loss_sum", "loss_weight", "gradient_norm"):
+        np.testing.assert_allclose(series(pieces, name), series(whole, name), rtol=1e-5)
+    assert_params_close(pieces_params, whole_params, 1e-6)
+
+
+def test_dropout_differs_between_steps_and_microbatches(batches):
+    same = {name: np.repeat(rows[:1], BATCH, axis=0) for name, rows in batches[0].items()}
+    first, second = series(run([same, same], (1, 1, 1), learning_rate=0.0)[0], "loss_sum")
+    split = series(run([same], (1, 1, 1), 2)[0], "loss_sum")
+    assert first != second
+    assert split[0] not in (first, second)
+
+
+def test_the_loss_is_the_negative_log_likelihood_of_the_target_tokens(batches, without_dropout):
+    config = tiny_run.configs("", "")[1]
+    batch = jax.tree.map(jnp.asarray, batches[0])
+    model = nnx.merge(abstract_model(config)[0], initial_params())
+    logits = model(batch["tokens"], batch["positions"], DocumentMask(batch["segment_ids"]))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    measured = without_dropout[0][0]
+    expected = jnp.sum(losses * batch["loss_weights"])
+    np.testing.assert_allclose(measured["loss_sum"], expected, rtol=1e-5)
+    assert measured["loss_weight"] == batches[0]["loss_weights"].sum()
+    assert measured["tokens"] == (batches[0]["segment_ids"] != 0).sum()
+
+
+def test_bfloat16_computes_the_same_loss_roughly_and_keeps_float32_state(batches, on_one_device):
+    measured, params = run(batches, (1, 2, 1), 1, {"dtype": "bfloat16"})
+    expected = series(on_one_device[0], "loss_sum")
+    np.testing.assert_allclose(series(measured, "loss_sum"), expected, rtol=2e-2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+
+
+def test_a_batch_without_targets_changes_nothing(batches):
+    empty = batches[0] | {"loss_weights": np.zeros_like(batches[0]["loss_weights"])}
+    measured, params = run([empty], (1, 1, 1))
+    assert measured[0]["loss_sum"] == 0
+    jax.tree.map(np.testing.assert_array_equal, params, initial_params())
