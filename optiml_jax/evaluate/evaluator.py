@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import gin
 import jax
 import seqio
 import tqdm
@@ -25,6 +24,7 @@ from optiml_jax.data.vocabulary import decode, encode_batch, vocabulary_fingerpr
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate import decoding, metrics, scoring
 from optiml_jax.evaluate.batching import Engine
+from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.instances import Instance, build_instances, subsample
 from optiml_jax.evaluate.records import RULES, Candidate, Record, RunFolder, TaskInfo, choose
 from optiml_jax.files import fingerprint
@@ -34,29 +34,6 @@ UNCONDITIONAL_CONTEXT = "Answer:"  # GPT-3 (section 2.4)
 
 _log = logging.getLogger(__name__)
 MetricFn = Callable[..., Mapping[str, Any]]
-
-
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """How tasks are evaluated.
-
-    Attributes:
-      delimiter: between an input and its answer, fixed for all prompts (training may draw it).
-      max_new_tokens: where generation stops without eos, eos included.
-      max_examples: (example, prompt) pairs per task, chosen by hash; None is all.
-      tokens_per_batch: rows x length of a batch of the model.
-      instances_per_round: instances that go through the model together; a round that was
-        interrupted is done again.
-      seed: of the choice of `max_examples`.
-    """
-
-    delimiter: str = "\nOutput:"
-    max_new_tokens: int = 256
-    max_examples: int | None = None
-    tokens_per_batch: int = 8192
-    instances_per_round: int = 2048
-    seed: int = 1234
 
 
 @dataclasses.dataclass(frozen=True)

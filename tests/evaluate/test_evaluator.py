@@ -12,7 +12,8 @@ from optiml_jax.data.vocabulary import vocabulary_fingerprint
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate import evaluator
 from optiml_jax.evaluate.batching import Engine
-from optiml_jax.evaluate.evaluator import EvalConfig, call_metric_fns
+from optiml_jax.evaluate.config import EvalConfig
+from optiml_jax.evaluate.evaluator import call_metric_fns
 from optiml_jax.evaluate.records import RULES, RunFolder
 from optiml_jax.evaluate.rollup import Key, rollup
 from optiml_jax.evaluate.scoring import ScoreItem, score

@@ -5,7 +5,8 @@ import tempfile
 
 from optiml_jax.data.example import Example
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size, train_sentencepiece
-from optiml_jax.evaluate.evaluator import EvalConfig, EvalTask, evaluate
+from optiml_jax.evaluate.config import EvalConfig
+from optiml_jax.evaluate.evaluator import EvalTask, evaluate
 from optiml_jax.evaluate.metrics import METRIC_FNS
 from optiml_jax.evaluate.records import TaskInfo
 from optiml_jax.model.config import OPTConfig
