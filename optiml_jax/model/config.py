@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import gin
+
 from optiml_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")

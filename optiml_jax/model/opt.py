@@ -310,9 +310,12 @@ def init_params(
       of float32 arrays, the layers of the stack along the first axis of `params["blocks"]`.
     """
     graphdef, _ = abstract_model(config)
+    create = _create
+    if shardings is not None:
+        create = jax.jit(_create, static_argnums=0, out_shardings=shardings)
+    return graphdef, create(config, jax.random.key(seed))
 
-    def create(key: jax.Array) -> dict[str, Any]:
-        return nnx.to_pure_dict(nnx.state(OPT(config, nnx.Rngs(key)), nnx.Param))
 
-    create = jax.jit(create, out_shardings=shardings)
-    return graphdef, create(jax.random.key(seed))
+@functools.partial(jax.jit, static_argnums=0)
+def _create(config: OPTConfig, key: jax.Array) -> dict[str, Any]:
+    return nnx.to_pure_dict(nnx.state(OPT(config, nnx.Rngs(key)), nnx.Param))

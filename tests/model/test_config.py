@@ -1,0 +1,110 @@
+"""The configuration: published sizes, derived widths, one-line errors, gin."""
+
+import dataclasses
+import pathlib
+
+import gin
+import jax
+import pytest
+
+from optiml_jax.errors import UserError
+from optiml_jax.model.config import SIZES, OPTConfig, model_config
+from optiml_jax.model.opt import abstract_model
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# OPT paper, table 1 (layers, heads, width), and the parameters of Hugging Face's models.
+PUBLISHED = {
+    "125m": (12, 12, 768, 125_239_296),
+    "350m": (24, 16, 1024, 331_196_416),
+    "1.3b": (24, 32, 2048, 1_315_758_080),
+    "2.7b": (32, 32, 2560, 2_651_596_800),
+    "6.7b": (32, 32, 4096, 6_658_473_984),
+    "13b": (40, 40, 5120, 12_853_473_280),
+    "30b": (48, 56, 7168, 29_974_540_288),
+    "66b": (64, 72, 9216, 65_719_701_504),
+    "175b": (96, 96, 12288, 174_604_468_224),
+}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_sizes_are_the_published_ones(size):
+    config = model_config(size)
+    layers, heads, width, num_params = PUBLISHED[size]
+    assert (config.num_layers, config.num_heads, config.d_model) == (layers, heads, width)
+    assert (config.vocab_size, config.max_positions, config.position_offset) == (50272, 2048, 2)
+    assert config.ffn_dim == 4 * width
+    assert (config.dropout, config.attention_dropout) == (0.1, 0.0)
+    assert config.embed_dim == (512 if size == "350m" else width)
+    assert config.pre_layer_norm == config.final_layer_norm == (size != "350m")
+    assert config.num_params == num_params
+    shapes = jax.tree.leaves(abstract_model(config)[1])
+    assert sum(x.size for x in shapes) == num_params
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_parameters_are_as_many_as_hugging_faces(size):
+    reason = "torch is not installed; the numbers of the test above stand in"
+    torch = pytest.importorskip("torch", reason=reason)
+    transformers = pytest.importorskip("transformers", reason=reason)
+    config = model_config(size)
+    with torch.device("meta"):
+        model = transformers.OPTForCausalLM(
+            transformers.OPTConfig(
+                hidden_size=config.d_model,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                ffn_dim=config.ffn_dim,
+                word_embed_proj_dim=config.embed_dim,
+                do_layer_norm_before=config.pre_layer_norm,
+            )
+        )
+    assert model.num_parameters() == config.num_params
+
+
+def test_a_configuration_survives_its_dict():
+    config = model_config("350m", dropout=0.0, remat="full")
+    assert OPTConfig.from_dict(config.to_dict()) == config
+
+
+def test_replaced_width_takes_the_derived_widths_along():
+    config = model_config("125m", d_model=96)
+    assert (config.ffn_dim, config.embed_dim, config.has_projections) == (384, 96, False)
+    assert model_config("350m", d_model=96, num_heads=4).embed_dim == 512
+
+
+# Gin appends lines of its own to what a configurable raises; the command line drops them.
+_plain = model_config.__wrapped__
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: _plain("7b"), "unknown model size '7b'; choose one of 125m, 350m"),
+        (lambda: _plain("125m", width=3), "unknown field 'width'"),
+        (lambda: OPTConfig.from_dict({"layers": 3}), "unknown field 'layers'"),
+        (lambda: OPTConfig(num_heads=7), "num_heads 7 does not divide d_model 768"),
+        (lambda: OPTConfig(num_layers=0), "num_layers must be a positive whole number"),
+        (lambda: OPTConfig(dtype="float8"), "dtype is 'float8'; choose one of float32"),
+        (lambda: OPTConfig(remat="some"), "remat is 'some'; choose one of none, dots, full"),
+        (lambda: OPTConfig(dropout=1.0), r"dropout must lie in \[0, 1\)"),
+    ],
+)
+def test_a_wrong_configuration_is_one_clear_line(call, message):
+    with pytest.raises(UserError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_every_size_has_its_gin_file():
+    files = sorted((ROOT / "gin" / "models").glob("opt_*.gin"))
+    configs = []
+    for file in files:
+        with gin.unlock_config():
+            gin.clear_config()
+            gin.parse_config_file(str(file))
+            gin.bind_parameter("model_config.dropout", 0.5)
+            configs.append(model_config())
+    gin.clear_config()
+    expected = [dataclasses.replace(model_config(size), dropout=0.5) for size in SIZES]
+    assert sorted(configs, key=lambda c: c.num_params) == expected

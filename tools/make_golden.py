@@ -1,0 +1,34 @@
+"""Makes tests/goldens again: `python tools/make_golden.py` (needs torch and transformers).
+
+Goldens are what other programs, or this one at an earlier time, computed: Hugging Face's logits of
+small models, and the sharding of every parameter of every size. Look at the difference before
+you commit it.
+"""
+
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDENS = ROOT / "tests" / "goldens"
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "model"), str(ROOT / "tests" / "sharding")]
+
+import opt_cases  # noqa: E402
+import sharding_dump  # noqa: E402
+
+
+def main() -> None:
+    GOLDENS.mkdir(exist_ok=True)
+    (GOLDENS / "shardings.txt").write_text(sharding_dump.dump())
+    for name, config in opt_cases.CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            opt_cases.write_folder(pathlib.Path(folder), config)
+            tokens = opt_cases.random_tokens(config)
+            outputs = opt_cases.torch_outputs(pathlib.Path(folder), tokens)
+        np.savez_compressed(GOLDENS / f"opt_{name}.npz", **outputs)
+
+
+if __name__ == "__main__":
+    main()
