@@ -151,14 +151,20 @@ class Manifest:
                 )
 
     def warn_of_unmatched_rows(self, sources: Sequence[TaskSource]) -> None:
-        """Logs rows of the benchmarks that were found whose patterns match no task."""
+        """Logs which patterns of the benchmarks that were found match no task of the user's copy."""
         present = {s.benchmark for s in sources}
-        for rule in self._rules:
-            for pattern in rule.patterns:
-                if pattern.split("/", 1)[0] in present and not any(
-                    fnmatch.fnmatchcase(s.name, pattern) for s in sources
-                ):
-                    logging.warning("%s: no task matches %r", rule.where, pattern)
+        unmatched = [
+            pattern
+            for rule in self._rules
+            for pattern in rule.patterns
+            if pattern.split("/", 1)[0] in present
+            and not any(fnmatch.fnmatchcase(s.name, pattern) for s in sources)
+        ]
+        if unmatched:
+            shown = ", ".join(unmatched[:3]) + (" ..." if len(unmatched) > 3 else "")
+            logging.warning(
+                "%d patterns of %s match no task: %s", len(unmatched), self._path.name, shown
+            )
 
 
 def category(source: TaskSource) -> str:

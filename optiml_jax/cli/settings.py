@@ -16,7 +16,7 @@ import gin
 import optiml_jax.data.mixture
 import optiml_jax.data.plan
 import optiml_jax.data.prompts
-import optiml_jax.evaluate.records
+import optiml_jax.evaluate.config
 import optiml_jax.model.config
 import optiml_jax.sharding.mesh
 import optiml_jax.train.config
