@@ -50,6 +50,7 @@ class CheckpointManager:
         if keep < 1:
             raise UserError(f"keep={keep}: at least one checkpoint must be kept")
         self.directory = pathlib.Path(directory).absolute()
+        logging.getLogger("absl").addFilter(_is_not_raised)
         self._async_save = async_save
         self._pending: tuple[int, dict[str, Any]] | None = None
         with _save_errors(self.directory):
@@ -159,6 +160,11 @@ class CheckpointManager:
                     shutil.rmtree(folder, ignore_errors=True)
             self._pending = None
             raise
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """False for the tracebacks that Orbax logs of errors which it also raises, in `wait`."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def load_params(path: str | os.PathLike, abstract: Any) -> Any:

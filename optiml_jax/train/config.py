@@ -5,9 +5,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import gin
 import jax
 
-import gin
 from optiml_jax.data.plan import Plan
 from optiml_jax.errors import UserError
 from optiml_jax.model.config import OPTConfig

@@ -97,9 +97,10 @@ def train(
         if start >= config.num_steps:
             logger.info("%s is complete: all %d steps are done", config.run_dir, start)
             return 0
-        train_step, validate = _compile(run)
-        with _reporter(run, start).open() as reporter:
-            end = _loop(run, state, start, train_step, validate, checkpoints, reporter, stop)
+        with _loader(run.plan, config.global_batch_size, start, config.num_steps) as batches:
+            functions = _compile(run)
+            with _reporter(run, start).open() as reporter:
+                end = _loop(run, state, start, batches, functions, checkpoints, reporter, stop)
     if stop.interrupted:
         raise KeyboardInterrupt(f"step {end} of {config.num_steps} is saved in {config.run_dir}")
     logger.info("step %d of %d is saved in %s", end, config.num_steps, config.run_dir)
@@ -241,14 +242,15 @@ def _loop(
     run: _Run,
     state: TrainState,
     start: int,
-    train_step: Callable,
-    validate: Callable | None,
+    batches: PlanLoader,
+    functions: tuple[Callable, Callable | None],
     checkpoints: CheckpointManager,
     reporter: Reporter,
     stop: StopRequest,
 ) -> int:
     """Runs to the end or until asked to stop; the last state is saved. Returns its step."""
     config = run.config
+    train_step, validate = functions
     step, saved = start, start or None
 
     def due(every: int) -> bool:
@@ -259,23 +261,22 @@ def _loop(
         with reporter.paused():
             checkpoints.save(step, state.items(), run.metadata | {"step": step})
 
-    with _loader(run.plan, config.global_batch_size, start, config.num_steps) as batches:
-        while step < config.num_steps and not stop.reached(step):
-            batch = _to_devices(next(batches), run.mesh)
-            with jax.transfer_guard("disallow"):
-                state, measured = train_step(state, batch)
-            reporter.add(measured)
-            step += 1
-            if due(config.log_every):
-                reporter.flush()
-                checkpoints.check()
-            if due(config.validate_every):
-                reporter.flush()
-                with reporter.paused():
-                    _measure(run, state, step, validate, reporter)
-            if due(config.checkpoint_every):
-                save()
-                saved = step
+    while step < config.num_steps and not stop.reached(step):
+        batch = _to_devices(next(batches), run.mesh)
+        with jax.transfer_guard("disallow"):
+            state, measured = train_step(state, batch)
+        reporter.add(measured)
+        step += 1
+        if due(config.log_every):
+            reporter.flush()
+            checkpoints.check()
+        if due(config.validate_every):
+            reporter.flush()
+            with reporter.paused():
+                _measure(run, state, step, validate, reporter)
+        if due(config.checkpoint_every):
+            save()
+            saved = step
     if saved != step:
         save()
     checkpoints.wait()

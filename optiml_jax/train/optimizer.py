@@ -6,11 +6,11 @@ Pure functions over pytrees; the moments are float32 and a pure dict, ready for 
 import dataclasses
 from typing import Any
 
+import gin
 import jax
 import jax.numpy as jnp
 import optax
 
-import gin
 from optiml_jax.errors import UserError
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import sys
 import types
 
@@ -94,6 +95,18 @@ def read_scalars(run_dir):
     }
 
 
+def _kill_while_saving(manager, step):
+    """Makes this process kill itself when the arrays of `step` are written and not yet in place."""
+    seal = manager._seal
+
+    def killed(self):
+        if self._pending[0] == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seal(self)
+
+    manager._seal = killed
+
+
 def main():
     options = json.loads(sys.argv[1])
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -101,9 +114,12 @@ def main():
     sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("optiml_jax").setLevel(logging.INFO)
+    from optiml_jax.checkpoint.manager import CheckpointManager
     from optiml_jax.errors import UserError
     from optiml_jax.train.loop import train
 
+    if "killed_while_saving" in options:
+        _kill_while_saving(CheckpointManager, options.pop("killed_while_saving"))
     try:
         status = train(*configs(**options))
     except UserError as e:

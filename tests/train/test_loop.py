@@ -1,0 +1,228 @@
+import logging
+import math
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from optiml_jax.checkpoint.manager import load_metadata, load_params
+from optiml_jax.errors import UserError
+from optiml_jax.model.opt import init_params
+from optiml_jax.sharding.rules import abstract_params
+from optiml_jax.train import metrics
+from optiml_jax.train.loop import train
+
+# The tests run with 8 devices; rows of a batch are shared by all.
+PURE_DATA = {"data": 8, "fsdp": 1}
+
+
+@pytest.fixture
+def run(plan_dir, compiled_once, caplog):
+    """run(run_dir, evaluation_hook=None, **options of tiny_run.configs) -> log text."""
+    caplog.set_level(logging.INFO)
+
+    def run(run_dir, evaluation_hook=None, plan=plan_dir, mesh=PURE_DATA, **options):
+        caplog.clear()
+        assert train(*tiny_run.configs(plan, run_dir, mesh=mesh, **options), evaluation_hook) == 0
+        return caplog.text
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(plan_dir, compiled_once, tmp_path_factory):
+    """A finished run of 12 steps with checkpoints 4, 8 and 12. To be copied, not changed."""
+    run_dir = tmp_path_factory.mktemp("finished")
+    assert train(*tiny_run.configs(plan_dir, run_dir, mesh=PURE_DATA)) == 0
+    return run_dir
+
+
+def params_of(path):
+    return jax.device_get(load_params(path, abstract_params(tiny_run.configs("", "")[1])))
+
+
+def test_a_run_reports_itself_on_lines_and_to_tensorboard(run, plan_dir, tmp_path):
+    train_options = {
+        "validation_plan_dir": str(plan_dir),
+        "validate_every": 6,
+        "validation_batches": 2,
+        "peak_flops": 1e9,
+    }
+    said = run(tmp_path, train=train_options)
+    assert "step 12/12: loss" in said
+    scalars = tiny_run.read_scalars(tmp_path)
+    assert set(scalars) == {
+        "loss",
+        "perplexity",
+        "gradient_norm",
+        "learning_rate",
+        "tokens_per_second",
+        "non_pad_fraction",
+        "step_seconds",
+        "mfu",
+        "validation/loss",
+        "validation/perplexity",
+    }
+    values = {tag: dict(points) for tag, points in scalars.items()}
+    assert list(values["loss"]) == [2, 4, 6, 8, 10, 12]
+    assert list(values["validation/loss"]) == [6, 12]
+    assert values["loss"][12] < values["loss"][2]
+    assert values["validation/loss"][12] < values["validation/loss"][6] < math.log(64)
+    assert values["perplexity"][8] == pytest.approx(math.exp(values["loss"][8]), rel=1e-5)
+    assert values["learning_rate"][2] == pytest.approx(1e-2 * 2 / 3)
+    assert 0.8 < values["non_pad_fraction"][4] <= 1
+    rate, seconds = values["tokens_per_second"][6], values["step_seconds"][6]
+    assert rate * seconds == pytest.approx(8 * 32, rel=1e-4)
+    model = tiny_run.configs("", "")[1]
+    expected = metrics.flops_per_token(model, 32) * rate / (8 * 1e9)
+    assert values["mfu"][6] == pytest.approx(expected, rel=1e-4)
+
+
+def test_validation_is_the_same_however_its_rows_are_cut(run, plan_dir, tmp_path):
+    losses = []
+    for name, microbatches in (("whole", 1), ("pieces", 2)):
+        options = {"validation_plan_dir": str(plan_dir), "validate_every": 1, "num_steps": 4}
+        options |= {"global_batch_size": 16, "num_microbatches": microbatches}
+        run(tmp_path / name, train=options, model={"dropout": 0.0})
+        losses.append([v for _, v in tiny_run.read_scalars(tmp_path / name)["validation/loss"]])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_the_evaluation_hook_sees_the_params_of_the_step(run, plan_dir, tmp_path):
+    seen = {}
+
+    def hook(step, graphdef, params):
+        seen[step] = jax.device_get(params["token_embedding"])
+        return {"evaluation/accuracy": step / 100}
+
+    run(tmp_path, hook, train={"validate_every": 8})
+    assert list(seen) == [8, 12]
+    np.testing.assert_array_equal(seen[12], params_of(tmp_path)["token_embedding"])
+    points = tiny_run.read_scalars(tmp_path)["evaluation/accuracy"]
+    assert points == [(8, pytest.approx(0.08)), (12, pytest.approx(0.12))]
+
+
+def test_checkpoints_say_what_they_belong_to(finished, plan_dir):
+    metadata = load_metadata(finished)
+    assert metadata["step"] == 12
+    assert metadata["seed"] == 1234
+    assert metadata["bos_id"] == 2
+    assert metadata["model"]["d_model"] == 32
+    assert metadata["vocabulary"]["fingerprint"] == "tiny"
+    assert metadata["plan_fingerprint"]
+
+
+def test_a_finished_run_is_not_trained_further(run, finished):
+    before = sorted(str(p) for p in finished.rglob("*"))
+    assert "is complete: all 12 steps are done" in run(finished)
+    assert sorted(str(p) for p in finished.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"train": {"seed": 5}}, "seed is 1234 there and 5 now"),
+        ({"train": {"global_batch_size": 16}}, "global_batch_size is 8 there and 16 now"),
+        ({"train": {"num_steps": 20}}, "num_steps is 12 there and 20 now"),
+        ({"model": {"dropout": 0.2}}, "dropout is 0.1 there and 0.2 now"),
+        ({"optimizer": {"learning_rate": 0.5}}, "'learning_rate': 0.01.* now"),
+    ],
+)
+def test_a_changed_run_is_refused(run, finished, options, named):
+    with pytest.raises(UserError, match=rf"{finished} holds another run: .*{named}.* new run_dir"):
+        run(finished, **options)
+
+
+def test_another_plan_is_refused(run, finished, tmp_path):
+    other = tiny_run.make_plan(tmp_path, seed=8)
+    with pytest.raises(UserError, match=r"plan_fingerprint is .* there and .* now"):
+        run(finished, plan=other)
+
+
+def test_a_longer_plan_and_another_remat_are_the_same_run(run, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
+    longer = tiny_run.make_plan(tmp_path, num_rows=500)
+    assert "resuming" in run(tmp_path / "run", plan=longer, model={"remat": "full"})
+    here, there = params_of(tmp_path / "run"), params_of(finished)
+    np.testing.assert_allclose(here["token_embedding"], there["token_embedding"], atol=1e-5)
+
+
+def test_a_run_starts_from_the_params_of_another_with_a_fresh_optimizer(run, finished, tmp_path):
+    still = {"learning_rate": 0.0}
+    said = run(tmp_path, train={"init_from": str(finished)}, optimizer=still)
+    assert f"starting from the parameters of {finished}" in said
+    jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path), params_of(finished))
+
+
+def test_a_run_starts_from_the_random_params_of_its_seed(run, tmp_path):
+    run(tmp_path, optimizer={"learning_rate": 0.0})
+    expected = jax.device_get(init_params(tiny_run.configs("", "")[1], 1234)[1])
+    jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path), expected)
+
+
+def test_weights_that_mean_something_else_are_refused(run, finished, tmp_path):
+    other = tiny_run.make_plan(tmp_path, vocabulary="other")
+    start = {"train": {"init_from": str(finished)}}
+    with pytest.raises(UserError, match=r"vocabulary is sentencepiece:tiny there and .*:other in"):
+        run(tmp_path / "a", plan=other, **start)
+    with pytest.raises(UserError, match="pre_layer_norm is True there and False now"):
+        run(tmp_path / "b", model={"pre_layer_norm": False, "final_layer_norm": True}, **start)
+    with pytest.raises(UserError, match="no checkpoint in"):
+        run(tmp_path / "c", train={"init_from": str(tmp_path)})
+
+
+def test_a_vocabulary_of_another_size_than_the_model_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match=r"sentencepiece:tiny of 64 ids, .* vocab_size 128"):
+        run(tmp_path, model={"vocab_size": 128})
+
+
+def test_rows_longer_than_the_model_are_refused(run, tmp_path):
+    with pytest.raises(UserError, match=r"rows of 32 tokens, the model only max_positions 16"):
+        run(tmp_path, model={"max_positions": 16})
+
+
+@pytest.mark.parametrize(("batch", "pieces", "parts"), [(12, 1, 8), (8, 2, 16), (24, 2, 16)])
+def test_a_batch_that_cannot_be_shared_out_is_refused(run, tmp_path, batch, pieces, parts):
+    options = {"global_batch_size": batch, "num_microbatches": pieces}
+    with pytest.raises(UserError, match=f"global_batch_size={batch} is not divisible by {parts} "):
+        run(tmp_path, train=options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_too_short_for_the_run_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match="400 rows, too few for 100 steps of 8 rows"):
+        run(tmp_path, train={"num_steps": 100})
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_numbers_that_make_no_sense_are_refused(value):
+    with pytest.raises(UserError, match=f"log_every={value} must be at least 1"):
+        tiny_run.configs("", "", train={"log_every": value})
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(run, tmp_path):
+    with pytest.raises(UserError, match=r"loss_sum and gradient_norm of step 2 not finite"):
+        run(tmp_path, optimizer={"learning_rate": 1e38}, train={"log_every": 50})
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_full_disk_stops_the_run_and_the_earlier_checkpoint_stays(run, tmp_path):
+    command = ["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", str(tmp_path)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as e:
+        pytest.skip(f"no tmpfs may be mounted here: {e}")
+    try:
+        with pytest.raises(UserError, match=f"no space left on the disk of {tmp_path}"):
+            run(tmp_path)
+        subprocess.run([*command[:4], "remount,size=9m", *command[5:]], check=True)
+        step = load_metadata(tmp_path)["step"]
+        assert step in (4, 8)
+        assert f"at step {step}" in run(tmp_path)
+        assert load_metadata(tmp_path)["step"] == 12
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
