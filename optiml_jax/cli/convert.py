@@ -11,7 +11,7 @@ from optiml_jax.cli.settings import Convert, configured, expand
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size, vocabulary_fingerprint
 from optiml_jax.errors import UserError
 from optiml_jax.model.config import OPTConfig
-from optiml_jax.model.opt import abstract_model
+from optiml_jax.sharding.rules import abstract_params
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def to_huggingface(source: str, destination: pathlib.Path, settings: Convert) ->
     """Writes a folder that `transformers` loads, with the tokenizer if it is OPT's."""
     metadata = load_metadata(source)
     config = OPTConfig.from_dict(metadata["model"])
-    params = load_params(source, abstract_model(config)[1])
+    params = load_params(source, abstract_params(config))
     kind, _, place = metadata["vocabulary"]["spec"].partition(":")
     tokenizer = huggingface.fetch(place) if kind == "opt" else None
     huggingface.write_huggingface(

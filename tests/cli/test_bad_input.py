@@ -131,7 +131,8 @@ def test_batch_and_vocabulary_must_fit(root, capsys):
     assert run("train", root, "--gin.TrainConfig.validate_every=0") == 0
     from optiml_jax.data.vocabulary import train_sentencepiece
 
-    train_sentencepiece(["other words entirely"] * 9, root / "vocabulary.model", 280)
-    error = error_of(capsys, "evaluate", gin_file)
+    train_sentencepiece(["other words entirely"] * 9, root / "other.model", 280)
+    other = f"--gin.Run.vocabulary=sentencepiece:{root}/other.model"
+    error = error_of(capsys, "evaluate", gin_file, other)
     assert "vocabulary" in error
     assert "fingerprint" in error
