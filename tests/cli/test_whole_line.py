@@ -3,17 +3,21 @@
 import json
 import pathlib
 
+import gin
+import jax
+import numpy as np
 import pytest
 from tiny_bench import write_tiny_bench
 
+from optiml_jax.checkpoint.manager import load_metadata, load_params
 from optiml_jax.cli.main import main
+from optiml_jax.model.config import OPTConfig
+from optiml_jax.sharding.rules import abstract_params
 
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory) -> pathlib.Path:
     """The folder after prepare, plan, evaluate (untrained), train, evaluate, report."""
-    import gin
-
     root = tmp_path_factory.mktemp("line")
     gin_file = f"--gin_file={write_tiny_bench(root)}"
     for verb, *more in (
@@ -65,16 +69,33 @@ def test_training_again_finds_the_run_complete(line, capsys, caplog):
     assert "complete" in caplog.text
 
 
-def test_another_number_of_steps_is_another_run(line, capsys):
-    arguments = [f"--gin_file={line}/tiny.gin", "--gin.TrainConfig.batch=3"]
-    assert main(["train", *arguments]) == 2
-    assert "batch" in capsys.readouterr().err
+def test_another_seed_is_another_run(line, capsys):
+    assert main(["train", f"--gin_file={line}/tiny.gin", "--gin.TrainConfig.seed=7"]) == 2
+    assert "seed is 1234 there and 7 now" in capsys.readouterr().err
 
 
-def test_a_converted_checkpoint_goes_out_and_comes_back(line, tmp_path, capsys):
-    import transformers
+def test_a_checkpoint_goes_to_hugging_face_and_comes_back(line, tmp_path):
+    def convert(**settings) -> None:
+        gin.clear_config()
+        assert main(["convert", *(f"--gin.Convert.{k}={v}" for k, v in settings.items())]) == 0
 
-    out = tmp_path / "hf"
-    arguments = [f"--gin.Convert.source={line}/run", f"--gin.Convert.destination={out}"]
-    assert main(["convert", *arguments, "--gin.Convert.to=huggingface"]) == 0
-    assert transformers.AutoConfig.from_pretrained(out).hidden_size == 16
+    out, back = tmp_path / "out", tmp_path / "back"
+    convert(source=line / "run", destination=out, to="huggingface")
+    spec = f"sentencepiece:{line}/vocabulary.model"
+    convert(source=out, destination=back, vocabulary=spec)
+    config = OPTConfig.from_dict(load_metadata(back)["model"])
+    before, after = (load_params(path, abstract_params(config)) for path in (line / "run", back))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_training_starts_from_a_converted_checkpoint(line, tmp_path, caplog):
+    """init_from at a learning rate of (almost) 0 evaluates as the weights it started from."""
+    arguments = [f"--gin_file={line}/tiny.gin", f"--gin.TrainConfig.init_from={line}/run"]
+    arguments += [f"--gin.Run.run_dir={tmp_path}/run", "--gin.OptimizerConfig.learning_rate=1e-30"]
+    for verb in ("plan", "train"):
+        gin.clear_config()
+        assert main([verb, *arguments]) == 0
+    config = OPTConfig.from_dict(load_metadata(tmp_path / "run")["model"])
+    folders = (line / "run", tmp_path / "run")
+    before, after = (load_params(path, abstract_params(config)) for path in folders)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
