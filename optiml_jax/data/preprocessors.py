@@ -6,6 +6,7 @@ equal records. Writing caches, rates and packing live elsewhere.
 
 import functools
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -212,5 +213,13 @@ def seqio_task(
             seqio.CacheDatasetPlaceholder(),
         ],
         output_features=output_features(vocabulary),
+        postprocess_fn=_all_references,
         metric_fns=list(metric_fns),
     )
+
+
+def _all_references(
+    output: Any, example: Mapping[str, Any] | None = None, is_target: bool = False
+) -> Any:
+    """What SeqIO's Evaluator hands to metrics: every reference as target, answers as they are."""
+    return json.loads(example["references"]) if is_target else output
