@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from optiml_jax.errors import UserError
 from optiml_jax.files import fingerprint, read_json, write_json
@@ -98,14 +99,20 @@ class CheckpointManager:
         return None if folder is None else int(folder.name)
 
     def set_aside_after(self, step: int) -> None:
-        """Moves the (damaged) checkpoints newer than `step` out of the way of a resumed run."""
-        for folder in _step_folders(self.directory):
-            if int(folder.name) > step and jax.process_index() == 0:
+        """Moves the (damaged) checkpoints newer than `step` out of the way of a resumed run.
+
+        With several processes, all of them must call it.
+        """
+        newer = [f for f in _step_folders(self.directory) if int(f.name) > step]
+        multihost_utils.sync_global_devices("all processes have chosen the step")
+        if jax.process_index() == 0:
+            for folder in newer:
                 aside = self.directory.with_name(self.directory.name + ".damaged") / folder.name
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.parent.mkdir(exist_ok=True)
                 folder.rename(aside)
                 logger.warning("moved the damaged checkpoint %s to %s", folder, aside)
+        multihost_utils.sync_global_devices("damaged checkpoints are out of the way")
         self._orbax.reload()
 
     def metadata(self, step: int) -> dict[str, Any]:
@@ -140,12 +147,8 @@ class CheckpointManager:
             for path in folder.rglob("*")
             if path.is_file() and path.name not in (_ORBAX_STAMP, MANIFEST)
         )
-        with ThreadPoolExecutor() as pool:
-            checksums = pool.map(lambda name: _checksum(*_stat(folder / name)), names)
-            files = {
-                name: [(folder / name).stat().st_size, checksum]
-                for name, checksum in zip(names, checksums, strict=True)
-            }
+        checksums = _checksums(folder, names)
+        files = {name: [(folder / name).stat().st_size, checksums[name]] for name in names}
         body = {"metadata": metadata, "files": files}
         write_json(folder / MANIFEST, body | {"fingerprint": fingerprint(body)})
 
@@ -248,12 +251,18 @@ def _damage(folder: pathlib.Path) -> str | None:
     for name, (size, _) in files.items():
         if (actual := (folder / name).stat().st_size) != size:
             return f"{name} has {actual} bytes instead of {size}"
+    try:
+        checksums = _checksums(folder, list(files))
+    except OSError as e:
+        return str(e)
+    changed = [name for name, (_, expected) in files.items() if checksums[name] != expected]
+    return f"the content of {changed[0]} has changed since it was written" if changed else None
+
+
+def _checksums(folder: pathlib.Path, names: list[str]) -> dict[str, int]:
     with ThreadPoolExecutor() as pool:
-        checksums = pool.map(lambda name: _checksum(*_stat(folder / name)), files)
-        for (name, (_, expected)), checksum in zip(files.items(), checksums, strict=True):
-            if checksum != expected:
-                return f"the content of {name} has changed since it was written"
-    return None
+        values = pool.map(lambda name: _checksum(*_stat(folder / name)), names)
+        return dict(zip(names, values, strict=True))
 
 
 def _stat(path: pathlib.Path) -> tuple[str, int, int, int]:

@@ -105,6 +105,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(start, finish, unint
         assert process.returncode == -signal.SIGKILL
 
     assert "resuming" in finish(tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*tmp*"))
     assert_bit_identical(last_state(tmp_path), uninterrupted)
     for points in tiny_run.read_scalars(tmp_path).values():
         assert [step for step, _ in points] == list(range(1, STEPS + 1))
