@@ -4,9 +4,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import gin
 import jax
 
-import gin
 from optiml_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
