@@ -19,6 +19,9 @@ REMAT_POLICIES = ("none", "dots", "full")
 class OPTConfig:
     """The shape of an OPT decoder and how it is computed.
 
+    A width that is None is derived when the object is made, so `dataclasses.replace` keeps it;
+    `model_config` derives it anew.
+
     Attributes:
       vocab_size: rows of the token embedding. OPT pads its 50,265 words to 50,272; the padding rows
         are ordinary parameters and give ordinary logits, as in Hugging Face.
@@ -80,6 +83,9 @@ class OPTConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"model configuration: {name} must be a positive whole number")
+        for name in ("pad_id", "bos_id", "eos_id"):
+            if not isinstance(getattr(self, name), int):
+                raise UserError(f"model configuration: {name} must be one whole number")
         if self.d_model % self.num_heads:
             raise UserError(
                 f"model configuration: num_heads {self.num_heads} does not divide "

@@ -85,6 +85,7 @@ _plain = model_config.__wrapped__
         (lambda: OPTConfig.from_dict({"layers": 3}), "unknown field 'layers'"),
         (lambda: OPTConfig(num_heads=7), "num_heads 7 does not divide d_model 768"),
         (lambda: OPTConfig(num_layers=0), "num_layers must be a positive whole number"),
+        (lambda: OPTConfig(eos_id=[2, 3]), "eos_id must be one whole number"),
         (lambda: OPTConfig(dtype="float8"), "dtype is 'float8'; choose one of float32"),
         (lambda: OPTConfig(remat="some"), "remat is 'some'; choose one of none, dots, full"),
         (lambda: OPTConfig(dropout=1.0), r"dropout must lie in \[0, 1\)"),

@@ -1,0 +1,155 @@
+"""Speed of the model beside Hugging Face's in torch: `python tools/bench/model_vs_torch.py`.
+
+Runs both in turn in one process, so that the ratio holds on a busy machine too. Needs torch.
+Options: --size (125m), --layers (cuts the model), --batch, --length, --new (tokens to generate).
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from flax import nnx
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from optiml_jax.model.attention import DocumentMask
+from optiml_jax.model.config import OPTConfig, model_config
+from optiml_jax.model.kv_cache import KVCache
+from optiml_jax.model.opt import init_params
+
+
+def jax_gradient(config: OPTConfig, graphdef, params, tokens: np.ndarray) -> Callable[[], None]:
+    """One forward and backward pass of the next-token loss, dropout off."""
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            model = nnx.merge(graphdef, params)
+            logits = model(tokens, positions, DocumentMask(jnp.ones_like(tokens)))[:, :-1]
+            chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+            return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - chosen)
+
+        return jax.grad(loss)(params)
+
+    return lambda: jax.block_until_ready(gradient(params))
+
+
+def jax_generate(
+    config: OPTConfig, graphdef, params, tokens: np.ndarray, new: int
+) -> Callable[[], None]:
+    """Greedy decoding of `new` tokens, all rows to the end."""
+    rows, length = tokens.shape
+    ones = jnp.ones((rows, length), jnp.int32)
+
+    @jax.jit
+    def generate(params):
+        model = nnx.merge(graphdef, params)
+
+        def step(carry, position):
+            tokens, cache = carry
+            at = jnp.broadcast_to(position, tokens.shape)
+            hidden, cache = model.hidden(tokens, at, DocumentMask(jnp.ones_like(tokens)), cache)
+            best = jnp.argmax(model.unembed(hidden[:, -1:]), axis=-1).astype(jnp.int32)
+            return (best, cache), best[:, 0]
+
+        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+        cache = KVCache.empty(config, rows, length + new)
+        hidden, cache = model.hidden(tokens, positions, DocumentMask(ones), cache)
+        first = jnp.argmax(model.unembed(hidden[:, -1:]), axis=-1).astype(jnp.int32)
+        _, rest = jax.lax.scan(step, (first, cache), length + jnp.arange(new - 1))
+        return first, rest
+
+    return lambda: jax.block_until_ready(generate(params))
+
+
+def torch_model(config: OPTConfig) -> transformers.OPTForCausalLM:
+    return transformers.OPTForCausalLM(
+        transformers.OPTConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.d_model,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            ffn_dim=config.ffn_dim,
+            word_embed_proj_dim=config.embed_dim,
+            do_layer_norm_before=config.pre_layer_norm,
+            eos_token_id=None,
+        )
+    ).eval()
+
+
+def torch_gradient(model: transformers.OPTForCausalLM, tokens: np.ndarray) -> Callable[[], None]:
+    ids = torch.asarray(tokens, dtype=torch.int64)
+
+    def run() -> None:
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+
+    return run
+
+
+def torch_generate(
+    model: transformers.OPTForCausalLM, tokens: np.ndarray, new: int
+) -> Callable[[], None]:
+    ids = torch.asarray(tokens, dtype=torch.int64)
+    return lambda: model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False
+    )
+
+
+def compare(what: str, tokens: int, ours: Callable[[], None], theirs: Callable[[], None]) -> None:
+    seconds: dict[str, list[float]] = {"jax": [], "torch": []}
+    for repeat in range(6):
+        for name, run in (("jax", ours), ("torch", theirs)):
+            start = time.perf_counter()
+            run()
+            if repeat:  # the first one compiles
+                seconds[name].append(time.perf_counter() - start)
+    speed = {name: tokens / statistics.median(values) for name, values in seconds.items()}
+    print(
+        f"{what}: {speed['jax']:,.0f} tokens/s, torch {speed['torch']:,.0f}, "
+        f"ratio {speed['jax'] / speed['torch']:.2f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", default="125m")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--new", type=int, default=32)
+    options = parser.parse_args()
+    config = model_config(options.size)
+    if options.layers is not None:
+        config = model_config(options.size, num_layers=options.layers)
+    graphdef, params = init_params(config, seed=0)
+    model = torch_model(config)
+    shape = (options.batch, options.length)
+    tokens = np.random.default_rng(0).integers(3, 50000, shape).astype(np.int32)
+    print(f"{options.size}, {config.num_layers} layers, {shape[0]} x {shape[1]} tokens, float32")
+    compare(
+        "forward and backward",
+        tokens.size,
+        jax_gradient(config, graphdef, params, tokens),
+        torch_gradient(model, tokens),
+    )
+    prompt = tokens[:, :64]
+    compare(
+        f"greedy decoding of {options.new} tokens after 64",
+        options.batch * options.new,
+        jax_generate(config, graphdef, params, prompt, options.new),
+        torch_generate(model, prompt, options.new),
+    )
+
+
+if __name__ == "__main__":
+    main()
