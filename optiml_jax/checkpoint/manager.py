@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "optiml.json"
 # Orbax stamps this file while it renames the folder, after the manifest has been written.
 _ORBAX_STAMP = "_CHECKPOINT_METADATA"
+_OVERHEAD = 1 << 20  # bytes of a checkpoint beside its arrays, generously: some dozen small files
 
 
 class CheckpointManager:
@@ -51,7 +52,8 @@ class CheckpointManager:
         if keep < 1:
             raise UserError(f"keep={keep}: at least one checkpoint must be kept")
         self.directory = pathlib.Path(directory).absolute()
-        logging.getLogger("absl").addFilter(_is_not_raised)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_not_raised)
         self._async_save = async_save
         self._pending: tuple[int, dict[str, Any]] | None = None
         with _save_errors(self.directory):
@@ -78,6 +80,7 @@ class CheckpointManager:
           UserError: the disk is full or not writable. Earlier checkpoints stay usable.
         """
         self.wait()
+        self._check_space(items)
         self._pending = (step, metadata)
         with self._cleaned_up(step), _save_errors(self.directory):
             arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
@@ -138,6 +141,17 @@ class CheckpointManager:
         finally:
             self._orbax.close()
 
+    def _check_space(self, items: dict[str, Any]) -> None:
+        """Refuses a save that cannot fit: better now than after writing half of it.
+
+        The older checkpoint that will make room is removed only after the new one is whole. Numbers
+        of trained weights hardly compress. Quotas are not seen here, but by `_save_errors`.
+        """
+        needed = _OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise _no_space(self.directory, f" ({needed:,} bytes needed, {free:,} free)")
+
     def _seal(self) -> None:
         """Called by Orbax on the first process once the temporary folder holds the whole step."""
         step, metadata = self._pending
@@ -167,7 +181,7 @@ class CheckpointManager:
 
 def _is_not_raised(record: logging.LogRecord) -> bool:
     """False for the tracebacks that Orbax logs of errors which it also raises, in `wait`."""
-    return not (record.exc_info and "orbax" in record.pathname)
+    return not (record.exc_info and "orbax" in record.pathname + record.getMessage())
 
 
 def load_params(path: str | os.PathLike, abstract: Any) -> Any:
@@ -326,10 +340,14 @@ def _save_errors(directory: pathlib.Path) -> Iterator[None]:
     except Exception as e:
         text = " ".join(str(e).split())
         if re.search(r"no space left|disk quota exceeded", text, re.IGNORECASE):
-            raise UserError(
-                f"no space left on the disk of {directory} while saving a checkpoint; the earlier "
-                "checkpoints are whole: free some space, then run the same command again"
-            ) from e
+            raise _no_space(directory) from e
         if re.search(r"read-only file system|permission denied", text, re.IGNORECASE):
             raise UserError(f"cannot write checkpoints to {directory}: {text[:200]}") from e
         raise
+
+
+def _no_space(directory: pathlib.Path, detail: str = "") -> UserError:
+    return UserError(
+        f"no space left on the disk of {directory} while saving a checkpoint{detail}; the earlier "
+        "checkpoints are whole: free some space, then run the same command again"
+    )
