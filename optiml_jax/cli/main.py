@@ -34,7 +34,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Returns the exit status: 0, 2 (the user's to mend) or 130 (Ctrl-C)."""
+    """Runs one verb. Returns the exit status: 0, 1 (some tasks failed), 2 (the user's to mend), 130 (Ctrl-C)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else ""
