@@ -1,0 +1,224 @@
+"""What the readers of lines (TSV, JSONL) share: streaming lines, and the rules for every record.
+
+One line is in memory at a time, and one number (a hash) for every record that was kept. Formats
+and tasks are the readers' own. The rules: outer whitespace goes, `\\r\\n` becomes `\\n`, a record
+that is empty, damaged or repeated is dropped and counted.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
+
+from optiml_jax.data.example import Drops
+from optiml_jax.errors import UserError
+
+MAX_LINE_BYTES = 1 << 31  # metaseq's limit (metaseq/data/jsonl_dataset.py)
+# NUL, the replacement character of broken encodings, and lone surrogates, which UTF-8 cannot hold.
+BAD_CHARACTERS = re.compile("[\x00\ufffd\ud800-\udfff]")
+_CHUNK = 1 << 20
+_SHOWN = 5  # malformed lines of a file that are named in the log
+
+logger = logging.getLogger(__name__)
+
+
+class RecordFilter:
+    """Decides which records of one task or split are kept; the others are counted by reason.
+
+    Args:
+      without_input: records have a target only (plain text, dialogue).
+      keep_repeated: a repeated record is kept, and counted as a warning.
+    """
+
+    def __init__(self, without_input: bool = False, keep_repeated: bool = False):
+        self._without_input = without_input
+        self._keep_repeated = keep_repeated
+        self._seen: dict[int, int] = {}
+
+    def __call__(self, text: str, references: Sequence[str], drops: Drops) -> dict[str, Any] | None:
+        """The fields input, target, references and example_id of an Example, or None (counted).
+
+        The id is a hash of input and references, since files of lines have none of their own.
+        """
+        text, *references = (clean(t) for t in (text, *references))
+        answers = tuple(dict.fromkeys(r for r in references if r))
+        if not answers or not (text or self._without_input):
+            drops["empty input" if answers else "empty target"] += 1
+            return None
+        if any(BAD_CHARACTERS.search(t) for t in (text, *answers)):
+            drops["NUL or U+FFFD"] += 1
+            return None
+        key = int(hashed_id(text, answers[0]), 16)
+        times = self._seen[key] = self._seen.get(key, 0) + 1
+        if times > 1:
+            drops["warning: repeated record" if self._keep_repeated else "duplicate"] += 1
+            if not self._keep_repeated:
+                return None
+        if "" in references:
+            drops["warning: empty reference left out"] += 1
+        example_id = hashed_id(text, *answers) + (f"-{times}" if times > 1 else "")
+        return {
+            "input": text,
+            "target": answers[0],
+            "references": answers,
+            "example_id": example_id,
+        }
+
+
+def clean(text: str) -> str:
+    return text.replace("\r\n", "\n").strip()
+
+
+def hashed_id(*fields: str) -> str:
+    """16 hexadecimal digits that depend on the fields alone."""
+    return hashlib.sha256("\0".join(fields).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def tsv_rows(path: str, columns: Container[int], drops: Drops) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells of every row whose number of cells is in `columns`.
+
+    No quoting, no escapes: a tab always divides, a quotation mark is a character like others. Rows
+    of another width are counted as "wrong number of columns" and the first of them named in the
+    log.
+
+    Raises:
+      UserError: the file is missing or a line is not UTF-8; the message names the line.
+    """
+    malformed = _Malformed(path, drops)
+    for number, raw in _raw_lines(path, malformed):
+        text = decode(raw, path, number)
+        cells = text.removesuffix("\n").removesuffix("\r").split("\t")
+        if len(cells) in columns:
+            yield number, cells
+        elif text.strip():
+            malformed.add(number, "wrong number of columns", f"{len(cells)} columns")
+        else:
+            malformed.add(number, "empty line")
+
+
+def json_records(path: str, drops: Drops) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of every line of a JSONL file.
+
+    A line that is no UTF-8, no JSON or no object is counted, and the first few named in the log: a
+    bad line of a large corpus must not stop it.
+
+    Raises:
+      UserError: the file is missing.
+    """
+    malformed = _Malformed(path, drops)
+    for number, raw in _raw_lines(path, malformed):
+        if not raw.strip():
+            continue
+        try:
+            record = json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError:
+            malformed.add(number, "not UTF-8")
+        except (json.JSONDecodeError, RecursionError):
+            malformed.add(number, "not JSON")
+        else:
+            if isinstance(record, dict):
+                yield number, record
+            else:
+                malformed.add(number, "not a JSON object")
+
+
+def json_items(path: str, drops: Drops) -> Iterator[dict[str, Any]]:
+    """The objects of a file that holds one JSON array of them, or one object per line (`.jsonl`).
+
+    Only the object at hand is in memory. Items that are no objects are counted.
+
+    Raises:
+      UserError: the file is missing, not UTF-8, no JSON array, or cut off.
+    """
+    if path.endswith(".jsonl"):
+        yield from (record for _, record in json_records(path, drops))
+        return
+    for item in _array_items(path):
+        if isinstance(item, dict):
+            yield item
+        else:
+            drops["not a JSON object"] += 1
+
+
+def _array_items(path: str) -> Iterator[Any]:
+    decoder = json.JSONDecoder()
+    damaged = f"{path} is not a whole JSON array; the file may be cut off: download it again"
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_CHUNK).lstrip()
+            if not text.startswith("["):
+                raise UserError(damaged)
+            position, ended = 1, False
+            while True:
+                while position < len(text) and text[position] in " \t\r\n,":
+                    position += 1
+                if text.startswith("]", position):
+                    return
+                try:
+                    item, position = decoder.raw_decode(text, position)
+                    yield item
+                except json.JSONDecodeError as e:
+                    if ended:
+                        raise UserError(damaged) from e
+                    # Perhaps more of it has to be read; doubling keeps long items cheap.
+                    more = file.read(max(_CHUNK, len(text) - position))
+                    text, position, ended = text[position:] + more, 0, not more
+    except FileNotFoundError as e:
+        raise UserError(f"data file not found: {path}") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 ({e.reason}); download it again") from e
+
+
+def decode(raw: bytes, path: str, number: int) -> str:
+    """A line as text; a UserError names the file and line that is not UTF-8."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise UserError(
+            f"{path}, line {number} is not UTF-8 (byte {e.start} of the line); "
+            "convert the file or download it again"
+        ) from e
+
+
+def data_folder(root: str | os.PathLike, benchmark: str, what: str) -> pathlib.Path:
+    """The root folder of a benchmark's data; a UserError says what it should hold if missing."""
+    folder = pathlib.Path(root).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"no data of benchmark {benchmark!r}: folder not found: {folder}; {what}")
+    return folder
+
+
+class _Malformed:
+    """Counts malformed lines of one file and names the first of them in the log."""
+
+    def __init__(self, path: str, drops: Drops):
+        self._path, self._drops, self._count = path, drops, 0
+
+    def add(self, number: int, reason: str, detail: str = "") -> None:
+        self._drops[reason] += 1
+        self._count += 1
+        if self._count <= _SHOWN:
+            more = f" ({detail})" if detail else ""
+            logger.warning("%s, line %d dropped: %s%s", self._path, number, reason, more)
+
+
+def _raw_lines(path: str, malformed: _Malformed) -> Iterator[tuple[int, bytes]]:
+    """Lines ending in `\\n` only: other line separators of Unicode are characters of a field."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except FileNotFoundError as e:
+        raise UserError(f"data file not found: {path}") from e
+    with file:
+        number = 0
+        while raw := file.readline(MAX_LINE_BYTES):
+            number += 1
+            if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                malformed.add(number, "line too long")
+                while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+                    pass
+            else:
+                yield number, raw
