@@ -10,7 +10,7 @@ from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.vocabulary import load_vocabulary, train_sentencepiece
 from optiml_jax.errors import UserError
 from tasks.mixtures import register_mixture, select
-from tasks.registry import find_sources, register, registered_name
+from tasks.registry import BENCHMARKS, find_sources, register, registered_name
 from tasks.splits import Manifest
 
 MANIFEST = Manifest.load()
@@ -44,8 +44,8 @@ def test_sources_of_all_benchmarks_are_found_under_their_names(bench):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "no data given; name a folder for one of: demo, superni"),
-        ({"superNI": "x"}, "unknown benchmark 'superNI'; known: demo, superni"),
+        ({}, f"no data given; name a folder for one of: {', '.join(BENCHMARKS)}"),
+        ({"superNI": "x"}, f"unknown benchmark 'superNI'; known: {', '.join(BENCHMARKS)}"),
         ({"superni": ""}, "no folder given for the data of benchmark 'superni'"),
         ({"superni": "/nowhere"}, "folder not found: /nowhere/tasks"),
     ],
