@@ -72,14 +72,17 @@ class CheckpointManager:
         """Starts saving `items` as `step`; waits first for a save that is still under way.
 
         Args:
-          step: number of the step folder; saving an existing step again is a ValueError.
+          step: number of the step folder.
           items: name -> pure nested dict of arrays. They may be donated once this returns.
           metadata: JSON-able; read back by `metadata`.
 
         Raises:
-          UserError: the disk is full or not writable. Earlier checkpoints stay usable.
+          UserError: the step exists, or the disk is full or not writable. What is there stays
+            usable.
         """
         self.wait()
+        if step in self._orbax.all_steps():
+            raise UserError(f"{self.directory / str(step)} exists; choose another folder")
         self._check_space(items)
         self._pending = (step, metadata)
         with self._cleaned_up(step), _save_errors(self.directory):

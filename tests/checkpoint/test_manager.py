@@ -91,6 +91,20 @@ def test_items_and_metadata_come_back(run_dir):
     manager.close()
 
 
+def test_a_step_that_exists_is_not_written_over(run_dir):
+    manager = CheckpointManager(run_dir / "checkpoints")
+    with pytest.raises(UserError, match="checkpoints/3 exists"):
+        manager.save(3, {"params": tree(9)}, {})
+    manager.close()
+    assert_equal(load_params(run_dir, abstract(tree())), tree(3))
+
+
+def test_numpy_arrays_are_saved_too(tmp_path):
+    with contextlib.closing(CheckpointManager(tmp_path, async_save=False)) as manager:
+        manager.save(0, {"params": jax.tree.map(np.asarray, tree(4))}, {})
+    assert_equal(load_params(tmp_path, abstract(tree())), tree(4))
+
+
 def test_an_empty_folder_has_no_step(tmp_path):
     with contextlib.closing(CheckpointManager(tmp_path)) as manager:
         assert manager.latest_intact_step() is None
