@@ -34,7 +34,10 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Returns the exit status: 0, 1 (some tasks failed), 2 (the user's to mend), 130 (Ctrl-C)."""
+    """Runs one verb. Returns the exit status.
+
+    0: done; 1: some tasks failed; 2: something the user can mend; 130: Ctrl-C.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else ""
@@ -52,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt as e:
         print(
             f"interrupted{f': {e}' if str(e) else ''}; the same command continues", file=sys.stderr
