@@ -1,5 +1,6 @@
 """`optiml plan`: the packed, step-addressed training order of the mixture, and validation rows."""
 
+import dataclasses
 import pathlib
 import sys
 
@@ -27,8 +28,14 @@ def main() -> None:
         if split == "validation" and not train.validate_every:
             continue
         present = tasks_with_split(run.cache_dir, tasks, split)
-        config = configured(PlanConfig, num_rows=num_rows)
-        plan = plan_mixture(run.cache_dir, present, mixture, split, config, run.plan_dir(split))
+        plan = plan_mixture(
+            run.cache_dir,
+            present,
+            without_absent(mixture, present),
+            split,
+            configured(PlanConfig, num_rows=num_rows),
+            run.plan_dir(split),
+        )
         print_plan(plan)
 
 
@@ -36,6 +43,15 @@ def tasks_with_split(cache_dir: str, tasks: list[str], split: str) -> list[str]:
     """The tasks that were cached with the split at all."""
     store = Store(cache_dir)
     return [task for task in tasks if split in store.task(task).info["splits"]]
+
+
+def without_absent(mixture: Mixture, tasks: list[str]) -> Mixture:
+    """The mixture without the proportions of benchmarks that have none of the tasks."""
+    if mixture.proportions is None:
+        return mixture
+    present = {task.split("/", 1)[0] for task in tasks}
+    kept = {b: weight for b, weight in mixture.proportions.items() if b in present}
+    return dataclasses.replace(mixture, proportions=kept)
 
 
 def print_plan(plan: Plan) -> None:
