@@ -93,15 +93,7 @@ def alone():
     return params, *step(params, *_batch(), jax.random.key(1))
 
 
-MESHES = [
-    ((8, 1, 1), "standard"),
-    ((1, 8, 1), "standard"),
-    ((2, 2, 2), "standard"),
-    ((1, 2, 4), "sequence"),
-]
-
-
-@pytest.mark.parametrize(("sizes", "preset"), MESHES)
+@pytest.mark.parametrize(("sizes", "preset"), [((2, 2, 2), "standard"), ((1, 2, 4), "sequence")])
 def test_a_mesh_changes_neither_loss_nor_gradient(sizes, preset, alone):
     params, loss, gradient = alone
     mesh = make_mesh(MeshConfig(*sizes))
