@@ -20,14 +20,16 @@ from tasks.text_files import BAD_CHARACTERS, data_folder, hashed_id, json_record
 
 READER_VERSION = 1  # raise it when the same file gives other Examples: caches are then redone
 CATEGORY = "Language Modeling"
-MAX_PIECE_TOKENS = 1700  # estimated; a row holds 2,047 and </s>, and estimates can be 1.2 times off
+MAX_PIECE_TOKENS = (
+    1600  # estimated; a row holds 2,047 and </s>, and estimates can be 1.25 times off
+)
 SPLIT_FOLDERS = {"train": "train", "valid": "validation", "validation": "validation"}
 
 # One match per estimated token: letters by four, digits by two, every other character and newline
 # for itself; a character outside ASCII counts as many times as it has bytes.
 _UNIT = re.compile(r"[A-Za-z]{1,4}|[0-9]{1,2}|[^A-Za-z0-9\s]|\n|[^\S\n]{2,}")
 _OUTSIDE_ASCII = re.compile("[^\x00-\x7f]")
-_WORD = re.compile(r"\S{1,1000}\s*|\s+")
+_WORD = re.compile(r"\S{1,100}\s*|\s+")
 _PARAGRAPH_END, _LINE_END, _SENTENCE_END = 3, 2, 1
 
 
@@ -150,8 +152,8 @@ class Corpus:
 def estimated_tokens(text: str) -> int:
     """About how many tokens of GPT-2's BPE a text has.
 
-    English prose really has 0.7 to 0.9 of it, Spanish 1.0, German 1.2; scripts other than Latin
-    less than it. Far too low only for strings that are no words (keys, base64).
+    English prose really has 0.7 to 0.9 of it, Spanish 1.0, German 1.2, other scripts than Latin
+    less than 0.8. Far too low only for strings that are no words (keys, base64).
     """
     extra = sum(len(c.encode("utf-8", "surrogatepass")) - 1 for c in _OUTSIDE_ASCII.findall(text))
     return sum(1 for _ in _UNIT.finditer(text)) + extra
@@ -172,7 +174,8 @@ def split_document(text: str, max_tokens: int = MAX_PIECE_TOKENS) -> Iterator[st
         cost = estimated_tokens(match[0])
         if words and total + cost > max_tokens:
             cut = _best_cut(words, total)
-            yield "".join(word for word, _ in words[:cut]).strip()
+            if piece := "".join(word for word, _ in words[:cut]).strip():
+                yield piece
             words = words[cut:]
             total = sum(c for _, c in words)
         words.append((match[0], cost))
