@@ -178,3 +178,13 @@ def test_the_real_tasks_are_read_whole_and_every_one_has_options(real_data):
         "crossfit/superglue-rte": [32, 32, 277],
     }
     assert not drops
+
+
+def test_tasks_of_held_out_sources_are_excluded_and_all_others_trained_on():
+    rows = {task: MANIFEST.lookup(f"crossfit/{task}", None) for task in crossfit_facts()}
+    excluded = {task for task, row in rows.items() if row.role == ("exclude",)}
+    assert excluded >= {"anli", "superglue-cb", "superglue-copa", "wino_grande", "crows_pairs"}
+    assert len(excluded) == 14
+    trained = {crossfit_facts()[task]["category"] for task in rows if task not in excluded}
+    held_out = {"Textual Entailment", "Coreference Resolution", "Cause Effect Classification"}
+    assert not trained & (held_out | {"Stereotype Detection", "Grammar Error Correction"})
