@@ -48,6 +48,17 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+# metaseq's names of the same files; its folder has no tokenizer_config.json.
+METASEQ_TOKENIZER_FILES = {"gpt2-vocab.json": "vocab.json", "gpt2-merges.txt": "merges.txt"}
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "GPT2Tokenizer",
+    "add_bos_token": True,
+    "add_prefix_space": False,
+    "bos_token": "</s>",
+    "eos_token": "</s>",
+    "unk_token": "</s>",
+    "pad_token": "<pad>",
+}
 # ---- reading ---------------------------------------------------------------------------------
 
 
@@ -278,12 +289,21 @@ def write_huggingface(
             temporary.mkdir(parents=True)
             _write_weights(temporary, config, params, np.dtype(dtype), max_shard_bytes)
             _write_config(temporary, config, dtype)
-            for name in TOKENIZER_FILES if tokenizer_from is not None else ():
-                if (pathlib.Path(tokenizer_from) / name).exists():
-                    shutil.copyfile(pathlib.Path(tokenizer_from) / name, temporary / name)
+            if tokenizer_from is not None:
+                _copy_tokenizer(pathlib.Path(tokenizer_from), temporary)
             os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """Copies what there is; a vocabulary without configuration gets that of OPT's tokenizer."""
+    names = {**METASEQ_TOKENIZER_FILES, **{name: name for name in TOKENIZER_FILES}}
+    for theirs, ours in names.items():
+        if (source / theirs).exists():
+            shutil.copyfile(source / theirs, folder / ours)
+    if (folder / "vocab.json").exists() and not (folder / "tokenizer_config.json").exists():
+        _dump(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
 
 
 def _check_writable(folder: pathlib.Path, config: OPTConfig, dtype: str) -> None:

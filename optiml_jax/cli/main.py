@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = importlib.import_module(f"optiml_jax.cli.{verb}")
         return module.main() or 0
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        # Gin adds lines of its own to what is raised inside a configurable.
+        print(f"error: {str(e).splitlines()[0]}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

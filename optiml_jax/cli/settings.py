@@ -13,14 +13,7 @@ import re
 
 import gin
 
-import optiml_jax.data.mixture
-import optiml_jax.data.plan
-import optiml_jax.data.prompts
-import optiml_jax.evaluate.config
-import optiml_jax.model.config
-import optiml_jax.sharding.mesh
-import optiml_jax.train.config
-import optiml_jax.train.optimizer  # noqa: F401
+import tasks.promptsource_templates  # noqa: F401
 from optiml_jax.errors import UserError
 
 

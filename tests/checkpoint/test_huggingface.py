@@ -267,8 +267,20 @@ def test_tokenizer_files_go_along(tmp_path):
         "generation_config.json",
         "merges.txt",
         "model.safetensors",
+        "tokenizer_config.json",
         "vocab.json",
     ]
+
+
+def test_metaseqs_vocabulary_becomes_a_tokenizer_with_opts_ids(tmp_path, real_data):
+    import transformers
+
+    config, params = read_huggingface(opt_cases.write_folder(tmp_path / "in", PRE))
+    folder = real_data / "gpt2_bpe"
+    write_huggingface(tmp_path / "out", config, params, tokenizer_from=folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("Answer: yes")["input_ids"] == [2, 33683, 35, 4420]
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 1)
 
 
 class _Hub:
