@@ -12,7 +12,15 @@ from optiml_jax.data.example import TaskSource, check_unique_names, seqio_name
 from optiml_jax.data.preprocessors import seqio_task
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
-from tasks import crossfit, dialogue, pretraining, reasoning, super_natural_instructions, unifiedskg
+from tasks import (
+    crossfit,
+    dialogue,
+    pretraining,
+    promptsource,
+    reasoning,
+    super_natural_instructions,
+    unifiedskg,
+)
 from tasks.splits import Manifest
 
 # Benchmark -> its reader. The demo bench is written in SuperNI's file format.
@@ -21,6 +29,7 @@ BENCHMARKS = {
     "demo": super_natural_instructions,
     "dialogue": dialogue,
     "pretrain": pretraining,
+    "promptsource": promptsource,
     "reasoning": reasoning,
     "superni": super_natural_instructions,
     "unifiedskg": unifiedskg,
