@@ -6,6 +6,8 @@ OptimizerConfig, TrainConfig, EvalConfig) are imported here, so that a misspelt 
 whatever the verb.
 """
 
+# ruff: noqa: F401 - importing a module makes its settings known to gin
+
 import dataclasses
 import os
 import pathlib
@@ -13,7 +15,15 @@ import re
 
 import gin
 
-import tasks.promptsource_templates  # noqa: F401
+import optiml_jax.data.mixture
+import optiml_jax.data.plan
+import optiml_jax.data.prompts
+import optiml_jax.evaluate.config
+import optiml_jax.model.config
+import optiml_jax.sharding.mesh
+import optiml_jax.train.config
+import optiml_jax.train.optimizer
+import tasks.promptsource_templates
 from optiml_jax.errors import UserError
 
 
