@@ -1,4 +1,4 @@
-"""The house rules that can be checked by reading files: who may import whom, and how long files are."""
+"""The house rules that can be checked by reading files: who may import whom, how long files are."""
 
 import ast
 import pathlib

@@ -77,9 +77,13 @@ def parse_gin(verb: str, arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--gin_file", action="append", default=[], help="may be given several times"
     )
+    if verb == "prepare":
+        parser.add_argument("--runner", help="an Apache Beam runner, e.g. DirectRunner")
     parsed, others = parser.parse_known_args(arguments)
     gin.add_config_file_search_path(str(REPOSITORY))
     bindings = [_binding(argument) for argument in others]
+    if getattr(parsed, "runner", None):
+        bindings.append(f"Prepare.runner = {parsed.runner!r}")
     for path in parsed.gin_file:
         if not (pathlib.Path(path).is_file() or (REPOSITORY / path).is_file()):
             raise UserError(f"gin file not found: {path}")

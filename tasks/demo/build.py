@@ -2,6 +2,8 @@
 
     python -m tasks.demo.build --out=build/demo
 
+Beside them goes vocabulary.model, a SentencePiece vocabulary trained on their prompts.
+
 All content is the project's own: generated from `words.yaml` and `tasks.yaml` by the families of
 `families.py`. The same seed gives the same bytes. This module balances, removes duplicates and
 writes files; it knows nothing of readers, splits into training and test, or scoring.
@@ -15,15 +17,21 @@ from typing import Any
 
 import yaml
 
+from optiml_jax.data.example import Drops
+from optiml_jax.data.prompts import PromptConfig, render, target_text
+from optiml_jax.data.vocabulary import train_sentencepiece
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors, write_json
 from tasks.demo.families import FAMILIES, Candidate, Words
+from tasks.splits import Manifest
+from tasks.super_natural_instructions import find_tasks
 
 HERE = pathlib.Path(__file__).parent
 SEED = 1234
 NUM_INSTANCES = 400
 NUM_POSITIVE = 4
 NUM_NEGATIVE = 2
+VOCABULARY_SIZE = 1024  # all that the bench's few hundred words need
 LOOK_AHEAD = 1_000  # candidates drawn to find the buckets of a task
 PATIENCE = 20_000  # draws without a new candidate of a bucket before it counts as exhausted
 
@@ -133,12 +141,25 @@ def build(out: str | os.PathLike, seed: int = SEED) -> list[str]:
     return [task["id"] for task in tasks]
 
 
+def train_vocabulary(out: str | os.PathLike) -> None:
+    """Trains `<out>/vocabulary.model` on the zero-shot prompts of the bench in `out`."""
+    root = pathlib.Path(out)
+    manifest = Manifest.load()
+    texts = []
+    for source in find_tasks(root, manifest, "demo"):
+        for example in source.read("train", Drops()):
+            prompt = render(example, (), source.instruction_level, PromptConfig())
+            texts.append(prompt.source() + target_text(prompt.source(), prompt.target))
+    train_sentencepiece(texts, root / "vocabulary.model", VOCABULARY_SIZE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="folder to write the bench to")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
     tasks = build(options.out, options.seed)
+    train_vocabulary(options.out)
     print(f"{len(tasks)} tasks with {NUM_INSTANCES} instances each: {options.out}")
 
 

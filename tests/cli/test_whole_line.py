@@ -38,6 +38,15 @@ def test_prepare_keeps_unchanged_tasks(line, capsys):
     assert "0 tasks cached, 3 unchanged" in capsys.readouterr().out
 
 
+def test_a_beam_runner_caches_the_same(line, tmp_path):
+    arguments = [f"--gin_file={line}/tiny.gin", f"--gin.Run.cache_dir={tmp_path}/cache"]
+    assert main(["prepare", *arguments, "--runner=DirectRunner"]) == 0
+    shards = sorted(p.relative_to(line / "cache") for p in (line / "cache").rglob("*.npy"))
+    assert len(shards) == 3 * 2 + 2  # every task has train and test, two have validation
+    for shard in shards:
+        assert (line / "cache" / shard).read_bytes() == (tmp_path / "cache" / shard).read_bytes()
+
+
 def test_run_folder_holds_what_is_needed_to_understand_the_run(line):
     run = line / "run"
     assert "TrainConfig.num_steps = 4" in (run / "config.gin").read_text()
