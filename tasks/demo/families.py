@@ -62,16 +62,6 @@ def reverse_list(rng: random.Random, words: Words) -> Candidate:
     return Candidate(text, " ".join(items[::-1]), text, str(length), text)
 
 
-def list_contains(rng: random.Random, words: Words) -> Candidate:
-    """A list of words and one more word: is it on the list?"""
-    *items, extra = rng.sample(_vocabulary(words), rng.randint(3, 4) + 1)
-    present = rng.random() < 0.5
-    asked = rng.choice(items) if present else extra
-    output, wrong = ("yes", "no") if present else ("no", "yes")
-    text = f"{', '.join(items)}. Word: {asked}"
-    return Candidate(text, output, wrong, output, text)
-
-
 def count_words(rng: random.Random, words: Words) -> Candidate:
     """A line of two to five words; the answer is their number."""
     length = rng.randint(2, 5)
@@ -80,19 +70,21 @@ def count_words(rng: random.Random, words: Words) -> Candidate:
     return Candidate(text, str(length), wrong, str(length), text)
 
 
-def compare_numbers(rng: random.Random, words: Words, count: int, which: str) -> Candidate:
-    """`count` different numbers below 60; the answer is the largest or the smallest."""
-    numbers = rng.sample(range(1, 60), count)
-    answer = (max if which == "largest" else min)(numbers)
-    items = [str(n) for n in numbers]
+def compare_numbers(rng: random.Random, words: Words, which: str) -> Candidate:
+    """Two numbers of two digits, unlike in the first; the answer is the larger or the smaller."""
+    tens = rng.sample(range(1, 10), 2)
+    numbers = [10 * ten + rng.randrange(10) for ten in tens]
+    answer, wrong = max(numbers), min(numbers)
+    if which == "smaller":
+        answer, wrong = wrong, answer
+    text = ", ".join(map(str, numbers))
     place = str(numbers.index(answer))
-    wrong = _other(rng, items, str(answer))
-    return Candidate(", ".join(items), str(answer), wrong, place, tuple(sorted(numbers)))
+    return Candidate(text, str(answer), str(wrong), place, tuple(sorted(numbers)))
 
 
 def pick_parity(rng: random.Random, words: Words, remainder: int) -> Candidate:
-    """One even and one odd number below 60; the answer is the one with this remainder."""
-    even, odd = rng.randrange(2, 60, 2), rng.randrange(1, 60, 2)
+    """One even and one odd number of two digits; the answer is the one with this remainder."""
+    even, odd = rng.randrange(10, 100, 2), rng.randrange(11, 100, 2)
     numbers = rng.sample([even, odd], 2)
     answer = next(n for n in numbers if n % 2 == remainder)
     wrong = next(n for n in numbers if n != answer)
@@ -101,8 +93,16 @@ def pick_parity(rng: random.Random, words: Words, remainder: int) -> Candidate:
     return Candidate(text, str(answer), str(wrong), place, (even, odd))
 
 
+def judge_number(rng: random.Random, words: Words, test: str, labels: list[str]) -> Candidate:
+    """A number of three digits; `test` is "even" or "large" (500 or more)."""
+    number = rng.randrange(100, 1000)
+    true = number % 2 == 0 if test == "even" else number >= 500
+    output, wrong = labels if true else labels[::-1]
+    return Candidate(str(number), output, wrong, output, number)
+
+
 def spell_digits(rng: random.Random, words: Words, to: str) -> Candidate:
-    """Three different digits, written in figures and in words; `to` says which of the two is the answer."""
+    """Three different digits, written in figures and in words; `to` says which is the answer."""
     numbers = rng.sample(range(10), 3)
     figures = " ".join(map(str, numbers))
     spelt = " ".join(words["digits"][n] for n in numbers)
@@ -111,46 +111,37 @@ def spell_digits(rng: random.Random, words: Words, to: str) -> Candidate:
     return Candidate(text, answer, wrong, str(numbers[-1]), text)
 
 
-def sentiment(rng: random.Random, words: Words, domain: str, labels: list[str]) -> Candidate:
-    """A sentence of a review; `labels` are the names of praise and complaint."""
+def sentiment(
+    rng: random.Random, words: Words, domain: str, labels: list[str], templates: str = "templates"
+) -> Candidate:
+    """A sentence of praise or complaint about a domain; `labels` name the two, praise first."""
     facts = words["sentiment"]
     praise = rng.random() < 0.5
     n1, n2 = rng.sample(facts["things"][domain], 2)
     a1, a2 = rng.sample(facts["positive" if praise else "negative"], 2)
-    template = rng.choice(facts["templates"])
-    if not praise and rng.random() < 0.2:
+    adverb, p1 = rng.choice(facts["adverbs"]), rng.choice(facts["positive"])
+    template = rng.choice(facts[templates])
+    if templates == "templates" and not praise and rng.random() < 0.2:
         template = facts["negated"]
-    text = template.format(
-        n1=n1,
-        n2=n2,
-        a1=a1,
-        a2=a2,
-        p1=rng.choice(facts["positive"]),
-        adverb=rng.choice(facts["adverbs"]),
-    )
+    text = template.format(n1=n1, n2=n2, a1=a1, a2=a2, p1=p1, adverb=adverb)
     output, wrong = labels if praise else labels[::-1]
     return Candidate(text, output, wrong, output, text)
 
 
 RELATIONS = {  # relation -> (list of values, "{name} {verb} {value}", question for it)
     "place": ("places", "{} is in the {}.", "Where is {}?", "Who is in the {}?"),
+    "workplace": ("places", "{} works in the {}.", "Where does {} work?", "Who works in the {}?"),
     "object": ("objects", "{} has the {}.", "What does {} have?", "Who has the {}?"),
     "pastime": ("pastimes", "{} likes {}.", "What does {} like?", "Who likes {}?"),
 }
 
 
-def _two_facts(rng: random.Random, words: Words, relation: str) -> tuple[list, list, str]:
-    values_key, statement, *_ = RELATIONS[relation]
+def ask_fact(rng: random.Random, words: Words, relation: str, ask: str) -> Candidate:
+    """Two facts about two people, and a question for the person or the thing of one of them."""
+    values_key, statement, value_question, name_question = RELATIONS[relation]
     names = rng.sample(words["names"], 2)
     values = rng.sample(words[values_key], 2)
     text = " ".join(statement.format(*fact) for fact in zip(names, values, strict=True))
-    return names, values, text
-
-
-def ask_fact(rng: random.Random, words: Words, relation: str, ask: str) -> Candidate:
-    """Two facts about two people, and a question for the person or the thing of one of them."""
-    names, values, text = _two_facts(rng, words, relation)
-    _, _, value_question, name_question = RELATIONS[relation]
     i = rng.randrange(2)
     if ask == "name":
         question, answers = name_question.format(values[i]), names
@@ -160,30 +151,9 @@ def ask_fact(rng: random.Random, words: Words, relation: str, ask: str) -> Candi
     return Candidate(text, answers[i], answers[1 - i], str(i), text)
 
 
-def judge_statement(
-    rng: random.Random, words: Words, relation: str, form: str, labels: list[str]
-) -> Candidate:
-    """Two facts about two people, and a statement that is one of them or mixes them up."""
-    names, values, facts = _two_facts(rng, words, relation)
-    _, statement, _, name_question = RELATIONS[relation]
-    i, true = rng.randrange(2), rng.random() < 0.5
-    value = values[i]
-    name = names[i] if true else names[1 - i]
-    text = form.format(
-        facts=facts,
-        statement=statement.format(name, value),
-        question=name_question.format(value),
-        name=name,
-    )
-    output, wrong = labels if true else labels[::-1]
-    return Candidate(text, output, wrong, f"{output} {i}", text)
-
-
-def analogy(rng: random.Random, words: Words, pairs: str, both_ways: bool) -> Candidate:
+def analogy(rng: random.Random, words: Words, pairs: str) -> Candidate:
     """`a : b, c : ?` with two pairs of one relation."""
     (a, b), (c, d) = rng.sample(words[pairs], 2)
-    if both_ways and rng.random() < 0.5:
-        a, b, c, d = b, a, d, c
     text = f"{a} : {b}, {c} : ?"
     return Candidate(text, d, b, d, text)
 
@@ -197,26 +167,14 @@ def topic_of_list(rng: random.Random, words: Words) -> Candidate:
     return Candidate(", ".join(items), names[kind], wrong, kind, tuple(sorted(items)))
 
 
-def odd_one_out(rng: random.Random, words: Words) -> Candidate:
-    """Three words of one kind and one of another, which is the answer."""
-    kind, other = rng.sample(list(words["kinds"]), 2)
-    items = rng.sample(words["kinds"][kind], 2)
-    odd = rng.choice(words["kinds"][other])
+def pick_named_kind(rng: random.Random, words: Words) -> Candidate:
+    """Three words of three kinds and the name of a kind; the answer is the word of that kind."""
+    kinds = rng.sample(list(words["kinds"]), 3)
+    items = [rng.choice(words["kinds"][kind]) for kind in kinds]
     place = rng.randrange(3)
-    shown = [*items[:place], odd, *items[place:]]
-    bucket = str(place)
-    return Candidate(", ".join(shown), odd, rng.choice(items), bucket, tuple(sorted(shown)))
-
-
-def same_kind(rng: random.Random, words: Words) -> Candidate:
-    """Two words: are they of the same kind?"""
-    same = rng.random() < 0.5
-    kind, other = rng.sample(list(words["kinds"]), 2)
-    first, second = rng.sample(words["kinds"][kind], 2)
-    if not same:
-        second = rng.choice(words["kinds"][other])
-    output, wrong = ("yes", "no") if same else ("no", "yes")
-    return Candidate(f"{first}, {second}", output, wrong, output, tuple(sorted((first, second))))
+    text = f"{', '.join(items)}. Kind: {kinds[place]}"
+    wrong = _other(rng, items, items[place])
+    return Candidate(text, items[place], wrong, str(place), (kinds[place], *sorted(items)))
 
 
 def contains_kind(rng: random.Random, words: Words, kind: str) -> Candidate:
@@ -258,8 +216,7 @@ def agreement(rng: random.Random, words: Words, form: str, labels: list[str]) ->
         text = f"The {noun[plural]} {verb} {rng.choice(facts['moments'])}."
     else:
         verb = rng.choice(facts["verbs"])[plural]
-        determiner = ("This", "These")[shown] if rng.random() < 0.5 else ("That", "Those")[shown]
-        text = f"{determiner} {noun[plural]} {verb} {rng.choice(facts['times'])}."
+        text = f"{('This', 'These')[shown]} {noun[plural]} {verb} {rng.choice(facts['times'])}."
     output, wrong = labels if right else labels[::-1]
     return Candidate(text, output, wrong, f"{output} {plural}", text)
 
@@ -269,18 +226,16 @@ FAMILIES: dict[str, Family] = {
     for f in (
         pick_from_list,
         reverse_list,
-        list_contains,
         count_words,
         compare_numbers,
         pick_parity,
+        judge_number,
         spell_digits,
         sentiment,
         ask_fact,
-        judge_statement,
         analogy,
         topic_of_list,
-        odd_one_out,
-        same_kind,
+        pick_named_kind,
         contains_kind,
         find_kind,
         agreement,

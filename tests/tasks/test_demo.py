@@ -36,38 +36,26 @@ def praise(text):
 
 def facts(text):
     """The sentences "{name} ... {value}." of a text as a list of pairs."""
-    return re.findall(r"(\w+) (?:is in the|has the|likes) (\w+)\.", text)
+    return re.findall(r"(\w+) (?:(?:is|works) in the|has the|likes) (\w+)\.", text)
 
 
 def answer_value(text):
-    name = re.search(r"(?:Where is|What does) (\w+)", text).group(1)
+    name = re.search(r"(?:Where is|Where does|What does) (\w+)", text).group(1)
     return dict(facts(text))[name]
 
 
 def answer_name(text):
-    value = re.search(r"Who (?:is in the|has the|likes) (\w+)\?", text).group(1)
+    value = re.search(r"Who (?:(?:is|works) in the|has the|likes) (\w+)\?", text).group(1)
     return {v: n for n, v in facts(text)}[value]
-
-
-def claim_holds(text):
-    told, claim = text.split(" Claim: ")
-    return facts(claim)[0] in facts(told)
 
 
 def paired(pairs):
     return lambda text: dict(map(tuple, WORDS[pairs]))[text.split(", ")[1].split(" : ")[0]]
 
 
-def opposite(text):
-    word = text.split(", ")[1].split(" : ")[0]
-    [pair] = [pair for pair in WORDS["opposites"] if word in pair]
-    return next(other for other in pair if other != word)
-
-
-def odd_word(text):
-    kinds = collections.Counter(KIND[word] for word in tokens(text))
-    [word] = [word for word in tokens(text) if kinds[KIND[word]] == 1]
-    return word
+def word_of_named_kind(text):
+    listed, kind = text.split(". Kind: ")
+    return only_word_of(kind)(listed)
 
 
 def only_word_of(kind):
@@ -93,14 +81,14 @@ SOLVERS = {
     "first_of_comma_list": lambda text: text.split(", ")[0],
     "second_of_comma_list": lambda text: text.split(", ")[1],
     "last_of_comma_list": lambda text: text.split(", ")[-1],
+    "first_of_dash_list": lambda text: text.split(" - ")[0],
     "last_of_dash_list": lambda text: text.split(" - ")[-1],
     "reverse_words": lambda text: " ".join(reversed(text.split(" "))),
     "count_words": lambda text: str(text.count(" ") + 1),
-    "word_on_list": lambda text: yes(tokens(text)[-1] in tokens(text.split(". Word")[0])),
     "larger_number": lambda text: str(max(map(int, text.split(", ")))),
-    "smaller_number": lambda text: str(min(map(int, text.split(", ")))),
-    "largest_of_three": lambda text: str(max(map(int, text.split(", ")))),
     "even_number": lambda text: next(n for n in text.split(", ") if int(n) % 2 == 0),
+    "even_or_odd": lambda text: "odd" if text[-1] in "13579" else "even",
+    "at_least_500": lambda text: yes(text[0] in "56789"),
     "digits_to_words": lambda text: " ".join(WORDS["digits"][int(d)] for d in text.split()),
     "words_to_digits": lambda text: " ".join(str(WORDS["digits"].index(w)) for w in text.split()),
     "restaurant_reviews": lambda text: "positive" if praise(text) else "negative",
@@ -108,23 +96,20 @@ SOLVERS = {
     "hotel_reviews": lambda text: "good" if praise(text) else "bad",
     "novel_reviews": lambda text: yes(praise(text)),
     "phone_reviews": lambda text: "positive" if praise(text) else "negative",
+    "plan_stance": lambda text: "positive" if praise(text) else "negative",
     "where_is": answer_value,
+    "where_works": answer_value,
+    "who_works": answer_name,
     "what_has": answer_value,
-    "what_likes": answer_value,
     "who_has": answer_name,
     "who_likes": answer_name,
     "who_is_there": answer_name,
-    "verify_owner": lambda text: yes(answer_name(text) == tokens(text)[-1]),
-    "verify_liking": lambda text: yes(claim_holds(text)),
-    "place_entailment": lambda text: yes(claim_holds(text)),
-    "opposites": opposite,
+    "opposites": paired("opposites"),
     "plurals": paired("plurals"),
     "past_tenses": paired("past_tenses"),
     "topic": lambda text: WORDS["kind_plurals"][KIND[tokens(text)[0]]],
-    "odd_one_out": odd_word,
-    "same_kind": lambda text: yes(len({KIND[word] for word in tokens(text)}) == 1),
+    "word_of_kind": word_of_named_kind,
     "list_has_animal": has_word_of("animal"),
-    "list_has_tool": has_word_of("tool"),
     "find_animal": only_word_of("animal"),
     "find_tool": only_word_of("tool"),
     "verb_agreement": lambda text: yes(SUBJECTS[tokens(text)[1]] == VERBS[tokens(text)[2]]),
@@ -189,7 +174,7 @@ def test_answers_are_balanced_in_every_part_that_a_reader_cuts_off(bench, name):
 
 
 def test_a_sorted_pair_of_numbers_or_words_is_asked_once(bench):
-    for name in ("larger_number", "smaller_number", "even_number", "same_kind", "odd_one_out"):
+    for name in ("larger_number", "even_number", "topic", "list_has_animal", "find_tool"):
         inputs = [tuple(sorted(tokens(i["input"]))) for i in load(bench, name)["Instances"]]
         assert len(set(inputs)) == len(inputs), name
 
@@ -214,7 +199,7 @@ def test_split_lists_name_every_task_once_and_hold_out_whole_categories(bench):
     assert sorted(train + test) == files == sorted(task["id"] for task in TASKS.values())
     category = {task["id"]: task["category"] for task in TASKS.values()}
     trained = {category[stem] for stem in train}
-    assert {category[stem] for stem in test} - trained == {"Keyword Tagging", "Textual Entailment"}
+    assert {category[stem] for stem in test} - trained == {"Keyword Tagging", "Stance Detection"}
     assert {category[stem] for stem in test} & trained  # partially held-out tasks exist too
 
 
