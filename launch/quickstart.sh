@@ -15,10 +15,13 @@ run optiml train "${gin[@]}"
 run optiml evaluate "${gin[@]}"
 run optiml report "${gin[@]}"
 
-cat <<'TEXT'
+cat <<TEXT
 
 What next:
-  tensorboard --logdir runs/quickstart                      the curves of this run
-  optiml train --gin_file=gin/runs/quickstart.gin --gin.TrainConfig.num_steps=1000 --gin.Run.run_dir=runs/longer
+  tensorboard --logdir runs/quickstart      the curves of this run
+  runs/quickstart/report/report.md          all tables; records of every answer are in evaluation/
+  a longer run, verb by verb (plan, train, evaluate, report) in a folder of its own:
+    optiml plan --gin_file=gin/runs/quickstart.gin --gin.Run.run_dir=runs/longer --gin.TrainConfig.num_steps=4000
   README.md, "Your own data" and "A real OPT checkpoint"
+The programs are in $VENV/bin.
 TEXT

@@ -42,8 +42,8 @@ def main() -> int:
     tasks = [t for t in tasks if t is not None and t.info.shots]
     if not tasks:
         raise UserError(
-            f"nothing to evaluate: no task of {', '.join(run.data)} with the role test matches "
-            f"Evaluate.tasks={settings.tasks} and Evaluate.shots={settings.shots}"
+            f"nothing to evaluate: no task of {', '.join(run.data)} with the role {settings.role} "
+            f"matches Evaluate.tasks={settings.tasks} and Evaluate.shots={settings.shots}"
         )
     mesh_config = MeshConfig()
     mesh = make_mesh(mesh_config)
@@ -76,7 +76,7 @@ def evaluation_task(
 ) -> EvalTask | None:
     """The task as the evaluator wants it, its metrics taken from SeqIO; None: not asked for."""
     asked = any(fnmatch.fnmatchcase(source.name, pattern) for pattern in settings.tasks)
-    if not asked or "test" not in row.role:
+    if not asked or settings.role not in row.role:
         return None
     info = TaskInfo(
         task=source.name,

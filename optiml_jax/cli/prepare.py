@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 from optiml_jax.cli import main as command_line
-from optiml_jax.cli.settings import Prepare, Run, configured
+from optiml_jax.cli.settings import Evaluate, Prepare, Run, configured
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import PlanConfig
 from optiml_jax.data.prepare import PrepareError, PrepareSummary, prepare
@@ -23,7 +23,8 @@ def main() -> None:
     manifest = Manifest.load()
     sources = find_sources(run.data, manifest)
     trained = {s.name for s in mixtures.select(sources, configured(Mixture), manifest)}
-    wanted = [s for s in sources if s.name in trained or "test" in manifest.row(s).role]
+    role = Evaluate().role
+    wanted = [s for s in sources if s.name in trained or role in manifest.row(s).role]
     print(
         f"{len(sources)} tasks found in {', '.join(run.data)}: {len(trained)} to train on, "
         f"{len(wanted) - len(trained)} more to evaluate, {len(sources) - len(wanted)} unused"

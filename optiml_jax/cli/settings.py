@@ -37,12 +37,15 @@ class Run:
       vocabulary: `opt:<folder or Hub name>` or `sentencepiece:<model file>`.
       cache_dir: prepared tasks; shared by all runs with the same vocabulary and prompts.
       run_dir: everything of this run: plan/, checkpoints/, tensorboard/, evaluation/, report/.
+      distributed: training joins the other processes of the job (SLURM, Open MPI, a TPU pod, or
+        JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID) by `jax.distributed`.
     """
 
     data: dict[str, str]
     vocabulary: str
     cache_dir: str
     run_dir: str
+    distributed: bool = False
 
     def __post_init__(self):
         expanded = {k: expand(v, f"Run.data[{k!r}]") for k, v in self.data.items()}
@@ -80,13 +83,15 @@ class Evaluate:
     """Attributes:
     checkpoint: "latest", "init" (the untrained model of the same seed), a step, or a folder.
     name: folder name under <run_dir>/evaluation; None takes the step, or "init".
-    tasks: globs over task names; only tasks whose manifest role has "test" are evaluated.
+    tasks: globs over task names.
+    role: the role in the split manifest that an evaluated task must have: "test" or "dev".
     shots: numbers of demonstrations; the ones that the manifest also lists for a task are run.
     """
 
     checkpoint: str | int = "latest"
     name: str | None = None
     tasks: tuple[str, ...] = ("*",)
+    role: str = "test"
     shots: tuple[int, ...] = (0, 2)
 
 

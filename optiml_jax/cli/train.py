@@ -4,6 +4,7 @@ import pathlib
 import sys
 
 import gin
+import jax
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Run, configured
@@ -18,6 +19,8 @@ from optiml_jax.train.optimizer import OptimizerConfig
 
 def main() -> int:
     run = configured(Run)
+    if run.distributed:
+        jax.distributed.initialize()
     plan = Plan.load(run.plan_dir("train"))
     validation = run.plan_dir("validation")
     config = configured(
@@ -28,7 +31,8 @@ def main() -> int:
     )
     model = model_config(vocab_size=plan.meta["vocabulary"]["padded_size"])
     mesh, optimizer = MeshConfig(), OptimizerConfig()
-    save_config(pathlib.Path(run.run_dir) / "config.gin")
+    if jax.process_index() == 0:
+        save_config(pathlib.Path(run.run_dir) / "config.gin")
     return train(config, model, mesh, optimizer)
 
 
