@@ -151,7 +151,7 @@ class Manifest:
                 )
 
     def warn_of_unmatched_rows(self, sources: Sequence[TaskSource]) -> None:
-        """Logs the patterns, of benchmarks that were found, that match no task of the user's copy."""
+        """Logs the patterns of present benchmarks that match no task of the user's copy."""
         present = {s.benchmark for s in sources}
         unmatched = [
             pattern
