@@ -1,5 +1,6 @@
 """`optiml train`: trains on the plan of the run, or resumes it."""
 
+import os
 import pathlib
 import sys
 
@@ -9,6 +10,7 @@ import jax
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Run, configured
 from optiml_jax.data.plan import Plan
+from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.model.config import model_config
 from optiml_jax.sharding.mesh import MeshConfig
@@ -20,7 +22,7 @@ from optiml_jax.train.optimizer import OptimizerConfig
 def main() -> int:
     run = configured(Run)
     if run.distributed:
-        jax.distributed.initialize()
+        join_processes()
     plan = Plan.load(run.plan_dir("train"))
     validation = run.plan_dir("validation")
     config = configured(
@@ -34,6 +36,19 @@ def main() -> int:
     if jax.process_index() == 0:
         save_config(pathlib.Path(run.run_dir) / "config.gin")
     return train(config, model, mesh, optimizer)
+
+
+def join_processes() -> None:
+    """Makes this process one of several; JAX itself recognises SLURM, Open MPI and TPU pods."""
+    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    try:
+        given = {k: int(os.environ[name]) for k, name in names.items() if name in os.environ}
+        jax.distributed.initialize(**given)
+    except (ValueError, RuntimeError) as e:
+        raise UserError(
+            f"Run.distributed: cannot join the other processes ({e}); set JAX_COORDINATOR_ADDRESS "
+            "(host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from e
 
 
 def save_config(path: pathlib.Path) -> None:
