@@ -43,7 +43,7 @@ def manifest_of(tmp_path):
             ("partially_held_out", ("test",), "acc_rank", (0, 2)),
         ),
         (
-            "demo/demo041_keyword_tagging_find_animal",
+            "demo/demo038_keyword_tagging_find_animal",
             "test",
             ("fully_held_out", ("test",), "rougeL", (0, 2)),
         ),
