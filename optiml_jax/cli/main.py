@@ -131,6 +131,8 @@ def _logging() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     for name in ("optiml_jax", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO)
+    # Gin reports an error for each place where it looks for a file in vain before it finds it.
+    logging.getLogger().addFilter(lambda r: not r.getMessage().startswith("Path not found: "))
 
 
 def _usage() -> str:

@@ -85,6 +85,13 @@ def test_wrong_settings_are_named_before_any_work(root, capsys, binding, expecte
     assert not list((root / "cache").glob("*/COMPLETED"))
 
 
+def test_gin_files_of_the_project_are_found_from_any_folder(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(tmp_path)
+    error = error_of(capsys, "report", "--gin_file=gin/runs/quickstart.gin")
+    assert "no evaluation in runs/quickstart/evaluation" in error
+    assert "Path not found" not in caplog.text
+
+
 def test_broken_task_files_are_all_named_and_the_others_cached(root, capsys):
     cut = edit_task(root, 901)
     cut.write_text(cut.read_text()[: cut.stat().st_size // 2])
