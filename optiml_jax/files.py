@@ -66,9 +66,3 @@ def fingerprint(value: Any) -> str:
     """A short hash of any JSON-able value; equal values give equal hashes on every machine."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_fingerprint(path: str | os.PathLike) -> str:
-    """A short hash of a file's bytes."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()[:16]

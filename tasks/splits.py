@@ -25,7 +25,7 @@ LEVELS = (
     "held_out_unspecified",
 )
 ROLES = ("train", "dev", "test", "exclude")
-METRICS = ("acc_rank", "em", "rougeL")
+METRICS = ("acc_rank", "em", "em_tk_instruct", "em_squad", "rougeL")
 DEFAULT_MANIFEST = pathlib.Path(__file__).parent / "data" / "split_manifest.yaml"
 
 _SELECTORS = ("tasks", "upstream_split")

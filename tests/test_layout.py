@@ -25,6 +25,8 @@ WITHOUT_TENSORFLOW = [
     "optiml_jax.checkpoint.manager",
     "optiml_jax.checkpoint.huggingface",
     "optiml_jax.data.loader",
+    "optiml_jax.cli.train",
+    "optiml_jax.cli.report",
     "optiml_jax.evaluate.scoring",
     "optiml_jax.evaluate.decoding",
     "optiml_jax.evaluate.records",

@@ -29,9 +29,6 @@ class Interval:
     low: float
     high: float
 
-    def excludes(self, value: float) -> bool:
-        return value < self.low or value > self.high
-
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
