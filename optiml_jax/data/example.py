@@ -31,6 +31,8 @@ class Example:
       target: the string trained on; one of `references`.
       references: every accepted answer, at least one.
       options: candidates of rank classification; None means generation.
+      options_text: the part of `input` that lists the options, exactly as it stands there; empty
+        when the prompt lists none.
       source_dataset: the underlying data source, used by leakage filters.
       meta: raw upstream metadata.
     """
@@ -46,6 +48,7 @@ class Example:
     target: str
     references: tuple[str, ...]
     options: tuple[str, ...] | None = None
+    options_text: str = ""
     source_dataset: str = ""
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
