@@ -50,6 +50,7 @@ class Linear(nnx.Module):
       axes: logical axis names of the kernel.
       bias: logical axis names of the bias, by position the last ones of the kernel or their own
         ("norm", replicated); None is no bias.
+      train_bias: whether the bias gets a gradient.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Linear(nnx.Module):
         bias: tuple[str, ...] | None,
         std: float,
         rngs: nnx.Rngs,
+        train_bias: bool = True,
     ):
         self.equation = equation
+        self.train_bias = train_bias
         self.kernel = _param(std * jax.random.normal(rngs.params(), shape), *axes)
         if bias is None:
             self.bias = None
@@ -70,7 +73,10 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        if self.bias is None:
+            return y
+        bias = self.bias[...] if self.train_bias else jax.lax.stop_gradient(self.bias[...])
+        return y + bias.astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -87,7 +93,9 @@ class Attention(nnx.Module):
             config.init_std,
             rngs,
         )
-        self.query, self.key, self.value = project(), project(), project()
+        # A bias of the keys shifts all scores of a query alike, which the softmax does not see: its
+        # gradient is 0, and the rounding errors in its place would be blown up by Adam.
+        self.query, self.key, self.value = project(), project(train_bias=False), project()
         std = config.init_std / math.sqrt(2 * config.num_layers)
         out_axes = ("heads", "head_dim", "embed")
         self.out = Linear("blhk,hkd->bld", (h, k, d), out_axes, ("norm",), std, rngs)
