@@ -23,10 +23,9 @@ from tasks import (
 )
 from tasks.splits import Manifest
 
-# Benchmark -> its reader. The demo bench is written in SuperNI's file format.
-BENCHMARKS = {
+# Collection -> its reader.
+COLLECTIONS = {
     "crossfit": crossfit,
-    "demo": super_natural_instructions,
     "dialogue": dialogue,
     "pretrain": pretraining,
     "promptsource": promptsource,
@@ -34,6 +33,8 @@ BENCHMARKS = {
     "superni": super_natural_instructions,
     "unifiedskg": unifiedskg,
 }
+# The demo bench (tasks/demo) has every collection once more, with content of its own.
+BENCHMARKS = COLLECTIONS | {f"demo_{name}": reader for name, reader in COLLECTIONS.items()}
 
 
 def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource]:

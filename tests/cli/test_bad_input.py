@@ -70,13 +70,13 @@ def test_command_line_mistakes(capsys, arguments, expected):
 @pytest.mark.parametrize(
     ("binding", "expected"),
     [
-        ("--gin.Run.data={'demo': '/no/such/folder'}", ["demo", "/no/such/folder", "clone"]),
+        ("--gin.Run.data={'demo_superni': '/no/such/folder'}", ["demo_superni", "/no/such/folder", "clone"]),
         ("--gin.Run.data={'demos': '/tmp'}", ["demos", "superni"]),
-        ("--gin.Run.data={'demo': '$NO_SUCH_VARIABLE/x'}", ["NO_SUCH_VARIABLE", "export"]),
+        ("--gin.Run.data={'demo_superni': '$NO_SUCH_VARIABLE/x'}", ["NO_SUCH_VARIABLE", "export"]),
         ("--gin.Run.vocabulary=sentencepiece:/no/such.model", ["/no/such.model"]),
         ("--gin.Run.vocabulary=wordpiece:x", ["wordpiece:x", "sentencepiece:"]),
-        ("--gin.Mixture.tasks=('demo/demo999*',)", ["tiny", "demo/demo999*"]),
-        ("--gin.Mixture.proportions={'flan': 1.0}", ["tiny", "flan", "demo"]),
+        ("--gin.Mixture.tasks=('demo_superni/demo999*',)", ["tiny", "demo_superni/demo999*"]),
+        ("--gin.Mixture.proportions={'flan': 1.0}", ["tiny", "flan", "demo_superni"]),
     ],
 )
 def test_wrong_settings_are_named_before_any_work(root, capsys, binding, expected):
@@ -100,7 +100,7 @@ def test_broken_task_files_are_all_named_and_the_others_cached(root, capsys):
     assert f"{cut}, line " in error
     assert f"{empty} has an empty Definition" in error
     assert [p.parent.name for p in (root / "cache").glob("*/COMPLETED")] == [
-        "demo.demo903_program_execution_third"
+        "demo_superni.demo903_program_execution_third"
     ]
 
 
@@ -113,7 +113,7 @@ def test_output_as_a_string_is_one_reference_and_counted(root, capsys):
     assert run("prepare", root) == 0
     out = capsys.readouterr().out
     assert "output is a string" in out
-    assert "demo/demo901_program_execution_first (" in out
+    assert "demo_superni/demo901_program_execution_first (" in out
 
 
 def test_verbs_out_of_order_say_what_to_run_first(root, capsys):

@@ -70,7 +70,7 @@ def test_report_has_levels_of_both_checkpoints(line):
     for expected in ("init", "step_4", "fully supervised", "partially held-out"):
         assert expected in text.lower()
     rows = (line / "run" / "report" / "report.csv").read_text()
-    assert "demo/demo903_program_execution_third" in rows
+    assert "demo_superni/demo903_program_execution_third" in rows
 
 
 def test_training_again_finds_the_run_complete(line, capsys, caplog):

@@ -7,12 +7,12 @@ from optiml_jax.data.vocabulary import train_sentencepiece
 
 WORDS = ["red", "green", "blue", "white", "black", "pink", "grey", "brown"]
 GIN = """
-Run.data = {{'demo': '{root}/bench'}}
+Run.data = {{'demo_superni': '{root}/bench'}}
 Run.vocabulary = 'sentencepiece:{root}/vocabulary.model'
 Run.cache_dir = '{root}/cache'
 Run.run_dir = '{root}/run'
 Mixture.name = 'tiny'
-Mixture.tasks = ('demo/*',)
+Mixture.tasks = ('demo_superni/*',)
 PlanConfig.sequence_length = 128
 model_config.d_model = 16
 model_config.num_layers = 1

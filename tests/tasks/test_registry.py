@@ -34,10 +34,10 @@ def bench(write_bench):
 
 
 def test_sources_of_all_benchmarks_are_found_under_their_names(bench):
-    sources = find_sources({"superni": str(bench), "demo": str(bench)}, MANIFEST)
+    sources = find_sources({"superni": str(bench), "demo_superni": str(bench)}, MANIFEST)
     assert len(sources) == 8
-    assert {s.name for s in sources if s.benchmark == "demo"} == {
-        f"demo/{stem}" for stem in ("task1_a", "task2_b", "task3_test", "task4_out")
+    assert {s.name for s in sources if s.benchmark == "demo_superni"} == {
+        f"demo_superni/{stem}" for stem in ("task1_a", "task2_b", "task3_test", "task4_out")
     }
 
 

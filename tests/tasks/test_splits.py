@@ -33,17 +33,17 @@ def manifest_of(tmp_path):
             ("partially_held_out", ("test",), "acc_rank", (0, 5)),
         ),
         (
-            "demo/demo001_program_execution_first_word",
+            "demo_superni/demo001_program_execution_first_word",
             "train",
             ("fully_supervised", ("train", "test"), "rougeL", (0, 2)),
         ),
         (
-            "demo/demo021_sentiment_analysis_phone_reviews",
-            "test",
+            "demo_promptsource/reviews/phone",
+            None,
             ("partially_held_out", ("test",), "acc_rank", (0, 2)),
         ),
         (
-            "demo/demo038_keyword_tagging_find_animal",
+            "demo_superni/demo013_keyword_tagging_find_animal",
             "test",
             ("fully_held_out", ("test",), "rougeL", (0, 2)),
         ),
