@@ -27,6 +27,7 @@ READER_VERSION = 1  # raise it when the same file gives other Examples: caches a
 SEEDS = ("100", "13", "21", "42", "87")  # upstream's, in upstream's order
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 MAX_LABELS = 200  # discovery has 174
+MAX_OWN_LABELS = 20  # of a task of the user's own, whose answers may be free text
 FIELD_SEPARATOR = " [SEP] "
 
 _MARKER = re.compile(r"\(([A-H1-9])\) ")
@@ -42,7 +43,8 @@ def find_tasks(
     """The tasks of a folder of CrossFit data, sorted by name. Opens no data file.
 
     Of a task that is there in several samples one is read: the full one, else the one with the
-    most shots, and of these the first seed in upstream's order.
+    most shots, and of these the first seed in upstream's order. A task that upstream does not have
+    needs a sentence in `<root>/instructions.yaml`.
 
     Args:
       root: a clone of CrossFit in which `data/` was built, or a folder like that `data/`.
@@ -54,15 +56,15 @@ def find_tasks(
       UserError: the folder is missing or holds no task of CrossFit.
     """
     folder = data_folder(root, benchmark, f"give a clone of {UPSTREAM} with its data built")
+    sentences = instructions("crossfit", folder)
     folder = folder / "data" if (folder / "data").is_dir() else folder
-    facts = crossfit_facts()
     sources, unknown = [], []
     for path in sorted(p for p in folder.iterdir() if p.is_dir()):
         samples = _samples(path)
-        if path.name not in facts or not samples:
+        if path.name not in sentences or not samples:
             unknown.append(path.name)
             continue
-        sources.append(_source(f"{benchmark}/{path.name}", samples, manifest))
+        sources.append(_source(f"{benchmark}/{path.name}", sentences[path.name], samples, manifest))
     if not sources:
         raise UserError(
             f"no task of benchmark {benchmark!r} in {folder}: there is no file "
@@ -70,7 +72,11 @@ def find_tasks(
         )
     if unknown:
         logger.warning(
-            "%d folders of %s are no task of CrossFit: %s", len(unknown), folder, unknown
+            "%d folders of %s hold no sample or are no task of CrossFit (one of your own wants a "
+            "sentence in instructions.yaml): %s",
+            len(unknown),
+            folder,
+            unknown,
         )
     check_unique_names([s.name for s in sources])
     return sources
@@ -102,19 +108,22 @@ def _preference(sample: tuple[str, str]) -> tuple:
 
 
 def _source(
-    name: str, samples: dict[tuple[str, str], dict[str, str]], manifest: Manifest
+    name: str,
+    instruction: str,
+    samples: dict[tuple[str, str], dict[str, str]],
+    manifest: Manifest,
 ) -> TaskSource:
     task_id = name.split("/", 1)[1]
     row = manifest.lookup(name, None)
     size, seed = min(samples, key=_preference)
     files = samples[size, seed]
-    facts = crossfit_facts()[task_id]
+    facts = crossfit_facts().get(task_id, {"category": "Misc.", "answers": "own"})
     task = CrossFitTask(
         name=name,
         category=row.category or facts["category"],
-        instruction=instructions("crossfit")[task_id],
+        instruction=instruction,
         files=files,
-        closed=facts["answers"] == "closed",
+        max_labels={"text": 0, "closed": MAX_LABELS, "own": MAX_OWN_LABELS}[facts["answers"]],
         ranked=row.metric == "acc_rank",
     )
     settings = {**dataclasses.asdict(task), "sample": f"{size}_{seed}", "reader": READER_VERSION}
@@ -139,8 +148,9 @@ class CrossFitTask:
       category: of every Example.
       instruction: the task's sentence.
       files: split -> TSV file.
-      closed: the answer is one of some candidates: those that the input lists with markers, `(A)`,
-        else the distinct outputs of the task (the values of upstream's class attribute `label`).
+      max_labels: 0: answers are free text. Else the answer is one of some candidates: those that
+        the input lists with markers, `(A)`, else the distinct outputs of the task (the values of
+        upstream's class attribute `label`) if they are no more than this.
       ranked: evaluation ranks candidates, so that an example without any is of no use.
     """
 
@@ -148,7 +158,7 @@ class CrossFitTask:
     category: str
     instruction: str
     files: dict[str, str]
-    closed: bool
+    max_labels: int
     ranked: bool
 
     def read(self, split: str, drops: Drops) -> Iterator[Example]:
@@ -158,7 +168,7 @@ class CrossFitTask:
           UserError: a file is missing, not UTF-8, or has no usable row.
         """
         keep = RecordFilter()
-        labels = self._label_space() if self.closed else None
+        labels = self._label_space() if self.max_labels else None
         usable = False
         for _, (text, *outputs) in tsv_rows(self.files[split], _ANY_WIDTH, drops):
             fields = keep(_fields_on_lines(text), [_fields_on_lines(o) for o in outputs], drops)
@@ -192,12 +202,12 @@ class CrossFitTask:
     def _options(
         self, fields: dict[str, Any], labels: tuple[str, ...] | None, drops: Drops
     ) -> tuple[str, ...] | None:
-        if not self.closed:
+        if not self.max_labels:
             return None
         listed = listed_options(fields["input"])
         if fields["target"] in listed:
             return listed
-        if listed or not labels:
+        if listed:
             drops["warning: target not among options"] += 1
             return None
         return labels
@@ -209,7 +219,7 @@ class CrossFitTask:
             for _, (text, *outputs) in tsv_rows(path, _ANY_WIDTH, Drops()):
                 if not listed_options(_fields_on_lines(text)):
                     labels.update(o for output in outputs if (o := _fields_on_lines(output)))
-                if len(labels) > MAX_LABELS:
+                if len(labels) > self.max_labels:
                     return None
         return tuple(sorted(labels))
 

@@ -104,9 +104,20 @@ def test_a_target_that_is_no_option_is_generated_or_dropped_where_options_are_ra
 
 def test_a_closed_task_with_too_many_answers_is_generated(write):
     root = write("emo", train="".join(f"t{i}\tanswer {i}\n" for i in range(201)))
-    drops = Drops()
-    assert {e.options for e in read(only(root), drops=drops)} == {None}
-    assert drops == {"warning: target not among options": 201}
+    assert {e.options for e in read(only(root))} == {None}
+
+
+def test_a_task_of_the_users_own_needs_a_sentence_and_finds_its_labels(write):
+    root = write("my_moods", train="so happy\tjoy\nso sad\tgrief\nwell\tjoy\n")
+    write("my_stories", train="".join(f"t{i}\tfree answer {i}\n" for i in range(21)))
+    sentences = 'my_moods: "Name the mood."\nmy_stories: "Answer."\nag_news: "Ours no more."\n'
+    (root / "instructions.yaml").write_text(sentences)
+    write("ag_news", train="a\tWorld\n")
+    news, moods, stories = find_tasks(root, MANIFEST)
+    assert [e.options for e in read(moods)] == [("grief", "joy")] * 3
+    assert {e.options for e in read(stories)} == {None}
+    assert {e.instruction for e in read(moods)} == {"Name the mood."}
+    assert read(news)[0].instruction == "Ours no more."
 
 
 def test_full_splits_are_preferred_then_more_shots_then_upstreams_first_seed(write):
