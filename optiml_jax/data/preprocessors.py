@@ -22,8 +22,8 @@ from optiml_jax.data.prompts import (
     passthrough_features,
     render,
     render_for_training,
+    sample_pool,
     select_demonstrations,
-    target_text,
 )
 from optiml_jax.data.vocabulary import encode_batch
 
@@ -31,7 +31,27 @@ PASSTHROUGH = ("task", "example_id", "prompt_id", "references", "options")
 # Feature -> dtype of a record: source ids, target ids with the final `</s>`, and strings.
 ENCODED_FEATURES = {"inputs": "int32", "targets": "int32", **dict.fromkeys(PASSTHROUGH, "string")}
 
+# The fields of a RenderedPrompt that a record of `prompt_source` has.
+_PARTS = {
+    "head": tf.TensorSpec([], tf.string),
+    "demonstrations": tf.TensorSpec([None], tf.string),
+    "query": tf.TensorSpec([], tf.string),
+    "target": tf.TensorSpec([], tf.string),
+    "separator": tf.TensorSpec([], tf.string),
+    "suffix_start": tf.TensorSpec([], tf.int32),
+}
+
 _BATCH = 256  # examples encoded in one call
+
+
+def training_pool(source: TaskSource, config: PromptConfig) -> Sequence[Example]:
+    """The examples that training prompts of a task may show; () when none shows any."""
+    if len(config.shots) == 1:
+        return ()
+    if config.demonstrations != "train":
+        return source.demonstrations()
+    examples = source.read("train", Drops()) if "train" in source.splits else ()
+    return sample_pool(examples, config)
 
 
 def encode_examples(
@@ -52,18 +72,17 @@ def encode_examples(
       sequence_length: tokens of source and target together, `</s>` included.
       drops: counts "target too long".
     """
-    pool = source.demonstrations() if len(config.shots) > 1 else ()
+    pool = training_pool(source, config)
     examples = iter(examples)
     while batch := list(itertools.islice(examples, _BATCH)):
         prompts = [render_for_training(e, pool, source.instruction_level, config) for e in batch]
-        sources = [prompt.source() for prompt in prompts]
-        targets = [target_text(s, p.target) for s, p in zip(sources, prompts, strict=True)]
-        ids = encode_batch(vocabulary, sources + targets)
+        texts = [prompt.without_and_with_loss() for prompt in prompts]
+        ids = encode_batch(vocabulary, list(itertools.chain.from_iterable(texts)))
         for i, (example, prompt) in enumerate(zip(batch, prompts, strict=True)):
             pair = fit_example(
                 prompt,
-                ids[i],
-                ids[len(batch) + i],
+                ids[2 * i],
+                ids[2 * i + 1],
                 sequence_length,
                 vocabulary.eos_id,
                 vocabulary.encode,
@@ -93,50 +112,46 @@ def prompt_source(
       shots: demonstrations of every prompt; None draws a training prompt's from `config.shots`.
 
     Returns:
-      A source of records with the parts of a RenderedPrompt (strings `head`, `query` and `target`,
-      and `demonstrations`, string[k]) and the strings of `PASSTHROUGH`.
+      A source of records with the features of `_PARTS` (of a RenderedPrompt) and the strings of
+      `PASSTHROUGH`.
     """
-    needs_pool = len(config.shots) > 1 if shots is None else shots > 0
+    level = source.instruction_level
 
-    def records(split: str) -> Iterator[dict[str, str | tuple[str, ...]]]:
-        pool = source.demonstrations() if needs_pool else ()
+    def prompts(split: str) -> Iterator[tuple[Example, RenderedPrompt]]:
+        if shots is None:
+            pool = training_pool(source, config)
+            for example in source.read(split, Drops()):
+                yield example, render_for_training(example, pool, level, config)
+            return
+        shown = config.for_evaluation()
+        pool = source.demonstrations() if shots else ()
         for example in source.read(split, Drops()):
-            if shots is None:
-                prompt = render_for_training(example, pool, source.instruction_level, config)
-            else:
-                chosen = select_demonstrations(example, pool, shots, config)
-                prompt = render(example, chosen, source.instruction_level, config)
-            yield {
-                "head": prompt.head,
-                "demonstrations": prompt.demonstrations,
-                "query": prompt.query,
-                "target": prompt.target,
-                **passthrough_features(example),
-            }
+            chosen = select_demonstrations(example, pool, shots, shown)
+            yield example, render(example, chosen, level, shown)
+
+    def records(split: str) -> Iterator[dict[str, Any]]:
+        for example, prompt in prompts(split):
+            parts = {name: getattr(prompt, name) for name in _PARTS}
+            yield {**parts, **passthrough_features(example)}
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # one file per task
-        scalar = tf.TensorSpec([], tf.string)
+        strings = dict.fromkeys(PASSTHROUGH, tf.TensorSpec([], tf.string))
         return tf.data.Dataset.from_generator(
-            lambda: records(split),
-            output_signature={
-                "demonstrations": tf.TensorSpec([None], tf.string),
-                **dict.fromkeys(("head", "query", "target", *PASSTHROUGH), scalar),
-            },
+            lambda: records(split), output_signature=_PARTS | strings
         )
 
     return seqio.FunctionDataSource(dataset_fn, splits=source.splits)
 
 
 def tokenize_and_fit(
-    dataset: tf.data.Dataset, vocabulary: seqio.Vocabulary, separator: str, max_tokens: int
+    dataset: tf.data.Dataset, vocabulary: seqio.Vocabulary, max_tokens: int
 ) -> tf.data.Dataset:
     """Encodes records of `prompt_source`, drops demonstrations and cuts the source on the left.
 
     Args:
       dataset: records of `prompt_source`.
       vocabulary: encodes; its `eos_id` ends the targets.
-      separator: between demonstrations.
       max_tokens: of source and target together, `</s>` included. (SeqIO would fill in a parameter
         called sequence_length by itself.)
 
@@ -144,29 +159,16 @@ def tokenize_and_fit(
       Records with the features of `ENCODED_FEATURES`, without those whose target alone is too long.
     """
 
-    def encode(
-        head: bytes, demonstrations: np.ndarray, query: bytes, target: bytes
-    ) -> tuple[np.ndarray, np.ndarray]:
-        prompt = RenderedPrompt(
-            head=head.decode("utf-8"),
-            demonstrations=tuple(d.decode("utf-8") for d in demonstrations),
-            query=query.decode("utf-8"),
-            target=target.decode("utf-8"),
-            separator=separator,
-        )
-        source = prompt.source()
-        inputs, targets = fit_example(
-            prompt,
-            vocabulary.encode(source),
-            vocabulary.encode(target_text(source, prompt.target)),
-            max_tokens,
-            vocabulary.eos_id,
-            vocabulary.encode,
-        ) or ([], [])
+    def encode(*parts: bytes | np.ndarray | np.int32) -> tuple[np.ndarray, np.ndarray]:
+        fields = {name: _plain(part) for name, part in zip(_PARTS, parts, strict=True)}
+        prompt = RenderedPrompt(**fields)
+        ids = map(vocabulary.encode, prompt.without_and_with_loss())
+        fitted = fit_example(prompt, *ids, max_tokens, vocabulary.eos_id, vocabulary.encode)
+        inputs, targets = fitted or ([], [])
         return np.array(inputs, np.int32), np.array(targets, np.int32)
 
     def convert(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        parts = [record[name] for name in ("head", "demonstrations", "query", "target")]
+        parts = [record[name] for name in _PARTS]
         inputs, targets = tf.numpy_function(encode, parts, [tf.int32, tf.int32])
         return {
             "inputs": tf.ensure_shape(inputs, [None]),
@@ -207,7 +209,6 @@ def seqio_task(
             functools.partial(
                 tokenize_and_fit,
                 vocabulary=vocabulary,
-                separator=config.separator,
                 max_tokens=sequence_length,
             ),
             seqio.CacheDatasetPlaceholder(),
@@ -223,3 +224,10 @@ def _all_references(
 ) -> Any:
     """What SeqIO's Evaluator hands to metrics: every reference as target, answers as they are."""
     return json.loads(example["references"]) if is_target else output
+
+
+def _plain(part: bytes | np.ndarray | np.int32) -> str | tuple[str, ...] | int:
+    """A feature as TensorFlow hands it to Python, as the field that it was."""
+    if isinstance(part, bytes):
+        return part.decode("utf-8")
+    return tuple(d.decode("utf-8") for d in part) if part.ndim else int(part)

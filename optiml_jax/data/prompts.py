@@ -7,13 +7,16 @@ Readers (which yield Examples) and tokenisers do not live here; token ids come i
 
 import dataclasses
 import hashlib
+import heapq
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import gin
 
 from optiml_jax.data.example import Example, InstructionLevel
+from optiml_jax.data.options import OPTION_FORMATS, relist
 from optiml_jax.errors import UserError
 
 # OPT-IML paper, section 2.4, footnote 5. Lower-case ones exist only with a leading newline.
@@ -27,6 +30,24 @@ DELIMITERS = (
     "\nanswer:",
     "\noutput:",
 )
+TRAIN_POOL = 1000  # training examples of a task that MetaICL draws demonstrations from
+_CHOICES = {
+    "demonstrations": ("fixed", "per_instance", "train"),
+    "loss": ("label", "suffix"),
+    "option_order": ("given", "shuffled"),
+    "option_format": ("given", *OPTION_FORMATS, "random"),
+}
+
+
+@gin.configurable
+def zipf_shots(a: float, max_shots: int = 5) -> tuple[float, ...]:
+    """`PromptConfig.shots` of MetaICL: P(k) ~ (k + 1)^-a for k = 0 ... max_shots.
+
+    The paper (section 4.8) speaks of a Zipf draw clamped at 5, but its shares of zero-shot prompts
+    (67.1 % for a = 2, 92.5 % for a = 4) are those of this law.
+    """
+    weights = [(k + 1) ** -a for k in range(max_shots + 1)]
+    return tuple(w / sum(weights) for w in weights)
 
 
 @gin.configurable
@@ -37,30 +58,49 @@ class PromptConfig:
     Attributes:
       seed: of every draw below.
       separator: between demonstrations; three newlines in the paper's MetaICL runs (section 4.8).
+        Of several, one is drawn per (task, prompt_id, example_id).
       delimiter: None draws one of `DELIMITERS` per (task, prompt_id, example_id); a string is used
         for every prompt ("" for none).
       shots: `shots[k]` is the probability that a training prompt has k demonstrations.
-      demonstrations: "fixed" shows the first of the task's pool, in the pool's order of preference,
-        to every example; "per_instance" draws from the pool for each example.
+      demonstrations: "fixed" shows the first of the reader's pool, in the pool's order of
+        preference, to every example; "per_instance" draws from that pool for each example; "train"
+        draws for each training prompt from `TRAIN_POOL` examples of the task's training split
+        (evaluation: "fixed").
+      loss: "label" trains on the target alone; "suffix" on the label of the first demonstration and
+        everything after it (paper, figure 6). Evaluation knows no loss.
+      option_order: "shuffled" lists the options of each example in an order of its own.
+      option_format: how options are listed: as the reader has them, one of `OPTION_FORMATS`, or
+        "random", which draws one of these per prompt. See `options.with_options`.
     """
 
     seed: int = 1234
-    separator: str = "\n\n\n"
+    separator: str | tuple[str, ...] = "\n\n\n"
     delimiter: str | None = None
     shots: tuple[float, ...] = (1.0,)
-    demonstrations: Literal["fixed", "per_instance"] = "fixed"
+    demonstrations: Literal["fixed", "per_instance", "train"] = "fixed"
+    loss: Literal["label", "suffix"] = "label"
+    option_order: Literal["given", "shuffled"] = "given"
+    option_format: str = "given"
 
     def __post_init__(self):
-        if self.demonstrations not in ("fixed", "per_instance"):
-            raise UserError(
-                f"PromptConfig.demonstrations is {self.demonstrations!r}; "
-                "it must be 'fixed' or 'per_instance'"
-            )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(
+                    f"PromptConfig.{name} is {getattr(self, name)!r}; it must be one of "
+                    f"{', '.join(map(repr, choices))}"
+                )
+        if not self.separator:
+            raise UserError("PromptConfig.separator is empty; give a string or several")
         if not self.shots or min(self.shots) < 0 or abs(sum(self.shots) - 1) > 1e-6:
             raise UserError(
                 f"PromptConfig.shots is {self.shots}; it must be the probabilities of 0, 1, 2, ... "
                 "demonstrations, none negative, with sum 1"
             )
+
+    def for_evaluation(self) -> "PromptConfig":
+        """Without what only training prompts have."""
+        pool = "fixed" if self.demonstrations == "train" else self.demonstrations
+        return dataclasses.replace(self, loss="label", demonstrations=pool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +114,8 @@ class RenderedPrompt:
       target: the text to train on, without outer whitespace.
       separator: stands before and after demonstrations.
       demonstration_ids: example ids of `demonstrations`.
+      suffix_start: under suffix loss the number of characters of the first demonstration that stand
+        before its label; 0 under label loss.
     """
 
     head: str
@@ -82,6 +124,7 @@ class RenderedPrompt:
     target: str
     separator: str
     demonstration_ids: tuple[str, ...] = ()
+    suffix_start: int = 0
 
     def source(self, keep: int | None = None) -> str:
         """The text before the target, with the first `keep` demonstrations (None: all)."""
@@ -90,6 +133,19 @@ class RenderedPrompt:
         if shown:
             return self.separator.join((*head, *shown, self.query))
         return "\n".join((*head, self.query))
+
+    def without_and_with_loss(self, keep: int | None = None) -> tuple[str, str]:
+        """The text that is only read, and the text behind it that is trained on.
+
+        They meet at the space before a label, so their ids, concatenated, are those of the whole.
+        """
+        text = self.source(keep)
+        start = len(text)
+        text += target_text(text, self.target)
+        if self.suffix_start and self.demonstrations[:keep]:
+            start = self.suffix_start
+            start += len(self.head) + len(self.separator) if self.head else 0
+        return text[:start], text[start:]
 
 
 def target_text(source: str, target: str) -> str:
@@ -113,20 +169,38 @@ def render(
     pairs before the instance (paper, section 2.4). An example without any source text (dialogue,
     plain text) gets neither demonstrations nor a delimiter.
     """
-    query = _body(example, level)
+    separator, option_format = _separator(example, config), _option_format(example, config)
+    query, *bodies = (
+        _body(_relisted(e, option_format, config), level) for e in (example, *demonstrations)
+    )
     target = example.target.strip()
     if not query:
-        return RenderedPrompt("", (), "", target, config.separator)
+        return RenderedPrompt("", (), "", target, separator)
     delimiter = _delimiter(example, config)
-    blocks = (_pair(_body(d, level), delimiter, d.target) for d in demonstrations)
+    sources = [_attach(body, delimiter) for body in bodies]
     instruction = example.instruction.strip()
     return RenderedPrompt(
         head=f"Instructions: {instruction}" if level == "task" and instruction else "",
-        demonstrations=tuple(blocks),
+        demonstrations=tuple(
+            source + target_text(source, d.target)
+            for source, d in zip(sources, demonstrations, strict=True)
+        ),
         query=_attach(query, delimiter),
         target=target,
-        separator=config.separator,
+        separator=separator,
         demonstration_ids=tuple(d.example_id for d in demonstrations),
+        suffix_start=len(sources[0]) if sources and config.loss == "suffix" else 0,
+    )
+
+
+def sample_pool(examples: Iterable[Example], config: PromptConfig) -> list[Example]:
+    """`TRAIN_POOL` of the examples that have a source text, the same in whatever order they come.
+
+    Held in memory are those alone.
+    """
+    with_source = (e for e in examples if e.instruction or e.input)
+    return heapq.nsmallest(
+        TRAIN_POOL, with_source, key=lambda e: _draw(f"{config.seed}\0pool\0{_key(e)}")
     )
 
 
@@ -135,15 +209,24 @@ def select_demonstrations(
 ) -> list[Example]:
     """At most k demonstrations for `example`, the first k of those for k + 1.
 
-    Never the example itself, an example with the same input, or two with the same input. Fewer
-    than k come back when the pool has no more: callers report the number they got.
+    Those with the prompt of the example come first. Never the example itself, an example with the
+    same input, or two with the same input. Fewer than k come back when the pool has no more:
+    callers report the number they got.
     """
-    order: Iterator[Example] = iter(pool)
-    if config.demonstrations == "per_instance":
-        order = _shuffled(pool, f"{config.seed}\0demonstrations\0{_key(example)}")
+
+    def in_order() -> Iterator[Example]:
+        if config.demonstrations == "fixed":
+            return iter(pool)
+        return _shuffled(pool, f"{config.seed}\0demonstrations\0{_key(example)}")
+
+    def same_prompt(candidate: Example) -> bool:
+        return candidate.prompt_id == example.prompt_id
+
     seen = {_normalised(example.input)}
     chosen: list[Example] = []
-    for candidate in order:
+    for candidate in itertools.chain(
+        filter(same_prompt, in_order()), itertools.filterfalse(same_prompt, in_order())
+    ):
         if len(chosen) >= k:
             break
         text = _normalised(candidate.input)
@@ -225,21 +308,25 @@ def fit_example(
 ) -> tuple[list[int], list[int]] | None:
     """The (source, target + [eos]) ids of a training example, at most `sequence_length` together.
 
-    Left truncation of the source, as the paper (section 3.3) has it; the target is never cut. None
-    when the target alone is too long (callers count it as "target too long").
+    Whole demonstrations are dropped, last first, then the source is cut on the left, as the paper
+    (section 3.3) has it; the target is never cut. None when the target alone is too long (callers
+    count it as "target too long").
 
     Args:
       prompt: the rendered prompt.
-      source_ids: ids of `prompt.source()`, no specials.
-      target_ids: ids of `target_text(prompt.source(), prompt.target)`, no specials.
+      source_ids, target_ids: ids of `prompt.without_and_with_loss()`, no specials.
       sequence_length: tokens in a row.
       eos_id: appended to the target.
-      encode: see `fit_source`.
+      encode: text to ids; called only when demonstrations must be dropped.
     """
+    shots = len(prompt.demonstrations)
+    while len(source_ids) + len(target_ids) >= sequence_length and shots:
+        shots -= 1
+        source_ids, target_ids = map(encode, prompt.without_and_with_loss(shots))
     budget = sequence_length - len(target_ids) - 1
     if budget < 0:
         return None
-    return fit_source(prompt, source_ids, budget, encode).ids, [*target_ids, eos_id]
+    return list(source_ids[max(0, len(source_ids) - budget) :]), [*target_ids, eos_id]
 
 
 def passthrough_features(example: Example) -> dict[str, str]:
@@ -265,11 +352,6 @@ def _body(example: Example, level: InstructionLevel) -> str:
     return "\n".join(part for part in (example.instruction, example.input) if part)
 
 
-def _pair(body: str, delimiter: str, target: str) -> str:
-    source = _attach(body, delimiter)
-    return source + target_text(source, target)
-
-
 def _attach(text: str, delimiter: str) -> str:
     """Appends the delimiter, unless the text already asks for its answer with a colon."""
     if delimiter and not text.rstrip().endswith(":"):
@@ -281,8 +363,30 @@ def _attach(text: str, delimiter: str) -> str:
 def _delimiter(example: Example, config: PromptConfig) -> str:
     if config.delimiter is not None:
         return config.delimiter
-    # 2**64 is a multiple of the number of delimiters, so the draw is exactly uniform.
-    return DELIMITERS[_draw(f"{config.seed}\0delimiter\0{_key(example)}") % len(DELIMITERS)]
+    return _choice(DELIMITERS, f"{config.seed}\0delimiter\0{_key(example)}")
+
+
+def _separator(example: Example, config: PromptConfig) -> str:
+    if isinstance(config.separator, str):
+        return config.separator
+    return _choice(config.separator, f"{config.seed}\0separator\0{_key(example)}")
+
+
+def _option_format(example: Example, config: PromptConfig) -> str:
+    if config.option_format != "random":
+        return config.option_format
+    return _choice(tuple(OPTION_FORMATS), f"{config.seed}\0option format\0{_key(example)}")
+
+
+def _relisted(example: Example, option_format: str, config: PromptConfig) -> Example:
+    """The example with its options listed as the configuration has them."""
+    order: Sequence[int] = range(len(example.options or ()))
+    if config.option_order == "shuffled":
+        key = f"{config.seed}\0option order\0{_key(example)}"
+        order = sorted(order, key=lambda i: _draw(f"{key}\0{i}"))
+    elif option_format == "given":
+        return example
+    return dataclasses.replace(example, input=relist(example, option_format, order))
 
 
 def _key(example: Example) -> str:
@@ -292,6 +396,10 @@ def _key(example: Example) -> str:
 def _draw(key: str) -> int:
     """A number in [0, 2**64), the same on every machine (Python's hash() is not)."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+
+
+def _choice(values: Sequence[str], key: str) -> str:
+    return values[_draw(key) % len(values)]
 
 
 def _shuffled(pool: Sequence[Example], key: str) -> Iterator[Example]:

@@ -130,13 +130,16 @@ def evaluate(
       UserError: the vocabulary is not the checkpoint's, or `out_dir` holds another evaluation.
     """
     check_vocabulary(vocabulary, model_config, metadata)
-    prompts = dataclasses.replace(prompts or PromptConfig(), delimiter=config.delimiter)
+    prompts = (prompts or PromptConfig()).for_evaluation()
+    prompts = dataclasses.replace(prompts, delimiter=config.delimiter)
     bos_id = (metadata or {}).get("bos_id", model_config.bos_id)
     folder = RunFolder(out_dir)
     settings = {
         "delimiter": config.delimiter,
         "separator": prompts.separator,
         "demonstrations": prompts.demonstrations,
+        "option_order": prompts.option_order,
+        "option_format": prompts.option_format,
         "prompt_seed": prompts.seed,
         "max_new_tokens": config.max_new_tokens,
         "max_examples": config.max_examples,

@@ -62,7 +62,7 @@ def generation_task(task):
         "toy_gen",
         source=prompt_source(source, PROMPTS, shots=0),
         preprocessors=[
-            lambda ds: tokenize_and_fit(ds, toy.vocabulary(), PROMPTS.separator, 128),
+            lambda ds: tokenize_and_fit(ds, toy.vocabulary(), 128),
         ],
         output_features=output_features(toy.vocabulary()),
         postprocess_fn=postprocess,
