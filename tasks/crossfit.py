@@ -17,12 +17,13 @@ from typing import Any
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.errors import UserError
+from tasks import taxonomy
 from tasks.instructions import instructions
 from tasks.splits import Manifest
 from tasks.text_files import RecordFilter, data_folder, tsv_rows
 
 UPSTREAM = "https://github.com/INK-USC/CrossFit"
-FACTS_FILE = pathlib.Path(__file__).parent / "data" / "crossfit_categories.tsv"
+FACTS_FILE = pathlib.Path(__file__).parent / "data" / "crossfit.tsv"
 READER_VERSION = 1  # raise it when the same file gives other Examples: caches are then redone
 SEEDS = ("100", "13", "21", "42", "87")  # upstream's, in upstream's order
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
@@ -83,12 +84,9 @@ def find_tasks(
 
 
 @functools.cache
-def crossfit_facts() -> dict[str, dict[str, str]]:
-    """Task -> its columns in data/crossfit_categories.tsv: category, answers ("closed": options
-    exist; or "text"), source of the mapping. Shared: do not change it."""
-    header, *lines = FACTS_FILE.read_text("utf-8").splitlines()
-    rows = (dict(zip(header.split("\t"), line.split("\t"), strict=True)) for line in lines)
-    return {row["task"]: row for row in rows}
+def answer_kinds() -> dict[str, str]:
+    """Task of CrossFit -> "closed" (options exist) or "text". Shared: do not change it."""
+    return dict(line.split("\t") for line in FACTS_FILE.read_text("utf-8").splitlines()[1:])
 
 
 def _samples(folder: pathlib.Path) -> dict[tuple[str, str], dict[str, str]]:
@@ -117,13 +115,13 @@ def _source(
     row = manifest.lookup(name, None)
     size, seed = min(samples, key=_preference)
     files = samples[size, seed]
-    facts = crossfit_facts().get(task_id, {"category": "Misc.", "answers": "own"})
+    max_labels = {"text": 0, "closed": MAX_LABELS, "own": MAX_OWN_LABELS}
     task = CrossFitTask(
         name=name,
-        category=row.category or facts["category"],
+        category=row.category or taxonomy.category("crossfit", task_id),
         instruction=instruction,
         files=files,
-        max_labels={"text": 0, "closed": MAX_LABELS, "own": MAX_OWN_LABELS}[facts["answers"]],
+        max_labels=max_labels[answer_kinds().get(task_id, "own")],
         ranked=row.metric == "acc_rank",
     )
     settings = {**dataclasses.asdict(task), "sample": f"{size}_{seed}", "reader": READER_VERSION}

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.errors import UserError
+from tasks import taxonomy
 from tasks.splits import Manifest
 from tasks.text_files import RecordFilter, data_folder, decode, json_records
 
 READER_VERSION = 1  # raise it when the same file gives other Examples: caches are then redone
-CATEGORY = "Dialogue Generation"
 
 # ParlAI: fields `name:value`, divided by tabs; lines of `text` that are no turn.
 _KNOWLEDGE = re.compile(r"(?:your|partner's) persona: |__\w+__")
@@ -41,7 +41,7 @@ def find_tasks(
 
 def _source(name: str, path: pathlib.Path, manifest: Manifest) -> TaskSource:
     row = manifest.lookup(name, None)
-    task = DialogueFile(str(path), name, row.category or CATEGORY)
+    task = DialogueFile(str(path), name, row.category or taxonomy.category("dialogue", path.stem))
     return TaskSource(
         name=name,
         splits=("train",),

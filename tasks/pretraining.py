@@ -15,11 +15,11 @@ from collections.abc import Iterator
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.errors import UserError
+from tasks import taxonomy
 from tasks.splits import Manifest
 from tasks.text_files import BAD_CHARACTERS, data_folder, hashed_id, json_records
 
 READER_VERSION = 1  # raise it when the same file gives other Examples: caches are then redone
-CATEGORY = "Language Modeling"
 MAX_PIECE_TOKENS = (
     1600  # estimated; a row holds 2,047 and </s>, and estimates can be 1.25 times off
 )
@@ -64,7 +64,8 @@ def find_tasks(
 
 def _source(name: str, shards: dict[str, list[str]], manifest: Manifest) -> TaskSource:
     row = manifest.lookup(name, None)
-    corpus = Corpus(name, row.category or CATEGORY, shards)
+    category = row.category or taxonomy.category("pretrain", name.partition("/")[2])
+    corpus = Corpus(name, category, shards)
     return TaskSource(
         name=name,
         splits=tuple(s for s in ("train", "validation") if s in shards),

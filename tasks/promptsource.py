@@ -5,10 +5,9 @@
   rows: F/datasets if it is there, else the folder `datasets` beside F, with the templates' own
       layout, <dataset>[/<subset>]/<split>.jsonl and so on (see `rows.py`).
 A data set without rows there is no task. Reading a task is in `promptsource_reader.py`, rendering
-in `promptsource_templates.py`; facts about data sets are in `data/promptsource*`.
+in `promptsource_templates.py`; facts about data sets are in `data/promptsource.yaml`.
 """
 
-import csv
 import fnmatch
 import logging
 import os
@@ -21,6 +20,7 @@ import yaml
 
 from optiml_jax.data.example import TaskSource, check_unique_names
 from optiml_jax.errors import UserError
+from tasks import taxonomy
 from tasks.promptsource_reader import TemplateTask
 from tasks.promptsource_templates import PromptSourceConfig, Template, read_templates
 from tasks.rows import Split, find_splits
@@ -28,8 +28,6 @@ from tasks.splits import Manifest, Row
 
 UPSTREAM = "https://github.com/bigscience-workshop/promptsource"
 FACTS_FILE = pathlib.Path(__file__).parent / "data" / "promptsource.yaml"
-CATEGORIES_FILE = pathlib.Path(__file__).parent / "data" / "promptsource_categories.tsv"
-MISC = "Misc."
 
 _PARTS = (("train", "train"), ("val", "validation"), ("dev", "validation"), ("test", "test"))
 _ROUND = re.compile(r"(.+)_(r\d+)$")  # ANLI: train_r1, dev_r1, ...
@@ -52,7 +50,7 @@ def find_tasks(
         `read_templates` and `rows.find_splits`.
     """
     templates_folder, rows_folder = _folders(pathlib.Path(root).expanduser(), benchmark)
-    facts, categories, config = _read_facts(), _read_categories(), PromptSourceConfig()
+    facts, config = _read_facts(), PromptSourceConfig()
     skipped: dict[str, list[str]] = {}
     sources = []
     paths = sorted(templates_folder.rglob("templates.yaml"))
@@ -66,8 +64,8 @@ def find_tasks(
         if not prompts:
             skipped.setdefault("have no template of the original task", []).append(dataset)
             continue
-        category = _category(dataset, categories)
-        if category == MISC:
+        category = taxonomy.category("promptsource", dataset)
+        if category == taxonomy.MISC:
             skipped.setdefault("count as Misc.", []).append(dataset)
         hidden = any(fnmatch.fnmatchcase(dataset, glob) for glob in facts["no_test_labels"])
         for suffix, group in _rounds(splits).items():
@@ -159,13 +157,6 @@ def _parts(splits: Mapping[str, Split], row: Row, hidden: bool) -> dict[str, tup
     return {part: tuple(chosen) for part, chosen in parts.items() if chosen}
 
 
-def _category(dataset: str, categories: Mapping[str, str]) -> str:
-    if dataset in categories:
-        return categories[dataset]
-    globs = (glob for glob in categories if fnmatch.fnmatchcase(dataset, glob))
-    return categories.get(next(globs, ""), MISC)
-
-
 def _folders(root: pathlib.Path, benchmark: str) -> tuple[pathlib.Path, pathlib.Path]:
     templates = _first_folder(root / "templates", root / "promptsource" / "templates")
     rows = _first_folder(root / "datasets", root.resolve().parent / "datasets")
@@ -188,10 +179,3 @@ def _first_folder(*folders: pathlib.Path) -> pathlib.Path | None:
 
 def _read_facts() -> dict[str, Any]:
     return yaml.safe_load(FACTS_FILE.read_text("utf-8"))
-
-
-def _read_categories() -> dict[str, str]:
-    """`<dataset>[/<subset>]` (a subset may be `*`) -> category."""
-    lines = CATEGORIES_FILE.read_text("utf-8").splitlines()
-    table = csv.DictReader((x for x in lines if not x.startswith("#")), delimiter="\t")
-    return {"/".join(filter(None, (r["dataset"], r["subset"]))): r["category"] for r in table}

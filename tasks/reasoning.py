@@ -13,13 +13,13 @@ from collections.abc import Iterator
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.errors import UserError
+from tasks import taxonomy
 from tasks.instructions import instructions
 from tasks.splits import Manifest
 from tasks.text_files import RecordFilter, data_folder, tsv_rows
 
 UPSTREAM = "https://github.com/google-research/FLAN (flan/v2/cot_data)"
 READER_VERSION = 1  # raise it when the same file gives other Examples: caches are then redone
-CATEGORY = "Reasoning"
 NUM_TEST = 250  # items of a validation task (paper, section 4.1)
 
 _SUFFIX = "_train.tsv"
@@ -52,7 +52,7 @@ def find_tasks(
         task = ReasoningFile(
             path=str(path),
             name=name,
-            category=row.category or CATEGORY,
+            category=row.category or taxonomy.category("reasoning", stem),
             instruction=known[stem],
             num_test=0 if row.trained else row.instances or NUM_TEST,
         )

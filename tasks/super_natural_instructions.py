@@ -19,12 +19,11 @@ from typing import Any
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.errors import UserError
+from tasks import taxonomy
 from tasks.splits import Manifest, Row
 
 UPSTREAM = "https://github.com/allenai/natural-instructions"
-CATEGORIES_FILE = pathlib.Path(__file__).parent / "data" / "superni_categories.txt"
 READER_VERSION = 1  # raise it when the same file gives other Examples: caches are then redone
-MISC = "Misc."
 NUM_TEST = 100  # the official test instances of a task are its first 100
 MAX_LABELS = 20
 
@@ -61,7 +60,7 @@ def find_tasks(
         upstream_split = splits.get(_spelling(stem))
         row = manifest.lookup(f"{benchmark}/{stem}", upstream_split)
         category = row.category or _category(table.get(_spelling(stem), ()), path)
-        if category == MISC and MISC not in table.get(_spelling(stem), ()):
+        if category == taxonomy.MISC and category not in table.get(_spelling(stem), ()):
             uncategorised.append(stem)
         if upstream_split is None:
             unlisted.append(stem)
@@ -375,23 +374,23 @@ def _read_category_tables(root: pathlib.Path) -> dict[str, list[str]]:
     return dict(table)
 
 
-@functools.cache
-def _known_categories() -> frozenset[str]:
-    return frozenset(CATEGORIES_FILE.read_text("utf-8").splitlines())
-
-
 def _category(names: Sequence[str], path: pathlib.Path) -> str:
     """The first of the 76 names among the tables' and the file's own; else Misc."""
-    for name in names:
-        if name in _known_categories():
-            return name
+    if known := _known_category(names):
+        return known
     with path.open("rb") as f:
         match = _CATEGORIES_FIELD.search(f.read(_HEADER_BYTES).decode("utf-8", "replace"))
     try:
         own = _strings(json.loads(match[1])) if match else []
     except json.JSONDecodeError:
         own = []  # read() will name the damaged file
-    return next((name for name in own if name in _known_categories()), MISC)
+    return _known_category(own) or taxonomy.MISC
+
+
+def _known_category(names: Sequence[str]) -> str | None:
+    """That of the first known name; "Misc." is one of the 76 too."""
+    categories = {name: taxonomy.category("superni", "", name) for name in names}
+    return next((c for name, c in categories.items() if c != taxonomy.MISC or name == c), None)
 
 
 def _log_some(message: str, benchmark: str, stems: Sequence[str]) -> None:

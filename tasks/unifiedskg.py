@@ -7,7 +7,6 @@ Prompts are upstream's keyword prompts (utils/dataset.py) with the task's name b
 """
 
 import dataclasses
-import functools
 import logging
 import os
 import pathlib
@@ -15,13 +14,12 @@ from collections.abc import Iterator
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.errors import UserError
+from tasks import taxonomy
 from tasks.splits import Manifest
 from tasks.text_files import RecordFilter, data_folder, json_items
 from tasks.unifiedskg_releases import Record, dart_records, spider_records, wikitq_records
 
-FACTS_FILE = pathlib.Path(__file__).parent / "data" / "unifiedskg_categories.tsv"
 READER_VERSION = 1  # raise it when the same file gives other Examples: caches are then redone
-MISC = "Misc."
 TURN_SEPARATOR = " || "  # the last turn, then the older ones, newest first, divided by " | "
 
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}
@@ -58,7 +56,7 @@ def find_tasks(
         if source is None:
             logger.warning("%s holds no file of a known form; it is left out", path)
             continue
-        if source.settings["category"] == MISC:
+        if source.settings["category"] == taxonomy.MISC:
             uncategorised.append(path.name)
         sources.append(source)
     if not sources:
@@ -70,12 +68,6 @@ def find_tasks(
         logger.warning("tasks without a known category count as Misc.: %s", uncategorised)
     check_unique_names([s.name for s in sources])
     return sources
-
-
-@functools.cache
-def _categories() -> dict[str, str]:
-    lines = FACTS_FILE.read_text("utf-8").splitlines()[1:]
-    return {task: category for task, category, _ in (line.split("\t") for line in lines)}
 
 
 def _source(name: str, folder: pathlib.Path, manifest: Manifest) -> TaskSource | None:
@@ -93,7 +85,7 @@ def _source(name: str, folder: pathlib.Path, manifest: Manifest) -> TaskSource |
     row = manifest.lookup(name, None)
     task = SkgTask(
         name=name,
-        category=row.category or _categories().get(task_id, MISC),
+        category=row.category or taxonomy.category("unifiedskg", task_id),
         form=form,
         folder=str(folder),
         files=files,

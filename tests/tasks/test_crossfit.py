@@ -5,7 +5,8 @@ import pytest
 from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.data.prompts import PromptConfig, render
 from optiml_jax.errors import UserError
-from tasks.crossfit import crossfit_facts, find_tasks, listed_options
+from tasks import taxonomy
+from tasks.crossfit import answer_kinds, find_tasks, listed_options
 from tasks.instructions import instructions
 from tasks.splits import Manifest, category
 
@@ -168,10 +169,10 @@ def test_every_one_of_the_160_tasks_has_a_category_and_a_sentence_of_its_own(rea
     names = json.loads(path.read_text("utf-8"))["all"]
     sentences = instructions("crossfit")
     assert len(names) == 160
-    assert set(names) == set(sentences) == set(crossfit_facts())
+    assert set(names) == set(sentences) == set(answer_kinds())
     assert len(set(sentences.values())) == 160
     assert all(len(s.split()) >= 6 and s[-1] in ".?!:" for s in sentences.values())
-    assert {row["answers"] for row in crossfit_facts().values()} == {"closed", "text"}
+    assert set(answer_kinds().values()) == {"closed", "text"}
 
 
 def test_the_real_tasks_are_read_whole_and_every_one_has_options(real_data):
@@ -192,10 +193,10 @@ def test_the_real_tasks_are_read_whole_and_every_one_has_options(real_data):
 
 
 def test_tasks_of_held_out_sources_are_excluded_and_all_others_trained_on():
-    rows = {task: MANIFEST.lookup(f"crossfit/{task}", None) for task in crossfit_facts()}
+    rows = {task: MANIFEST.lookup(f"crossfit/{task}", None) for task in answer_kinds()}
     excluded = {task for task, row in rows.items() if row.role == ("exclude",)}
     assert excluded >= {"anli", "superglue-cb", "superglue-copa", "wino_grande", "crows_pairs"}
     assert len(excluded) == 14
-    trained = {crossfit_facts()[task]["category"] for task in rows if task not in excluded}
+    trained = {taxonomy.category("crossfit", task) for task in rows if task not in excluded}
     held_out = {"Textual Entailment", "Coreference Resolution", "Cause Effect Classification"}
     assert not trained & (held_out | {"Stereotype Detection", "Grammar Error Correction"})

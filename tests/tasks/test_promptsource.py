@@ -14,7 +14,7 @@ from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.store import Store
 from optiml_jax.data.vocabulary import train_sentencepiece
 from optiml_jax.errors import UserError
-from tasks import promptsource
+from tasks import promptsource, taxonomy
 from tasks.registry import find_sources
 from tasks.splits import Manifest
 
@@ -136,11 +136,8 @@ def test_templates_of_the_list_are_used_though_not_of_the_original_task(bench):
 def test_every_upstream_data_set_has_one_category_and_the_lists_name_real_ones(real_data):
     root = real_data / "promptsource" / "templates"
     names = [p.parent.relative_to(root).as_posix() for p in root.rglob("templates.yaml")]
-    categories = promptsource._read_categories()
-    misc = [n for n in names if promptsource._category(n, categories) == "Misc."]
-    assert sorted(misc) == ["cbt/raw", "tweet_eval/emoji"]
-    known = (promptsource.CATEGORIES_FILE.parent / "superni_categories.txt").read_text()
-    assert set(categories.values()) - set(known.splitlines()) == {"Story Completion"}
+    misc = [n for n in names if taxonomy.category("promptsource", n) == taxonomy.MISC]
+    assert misc == ["cbt/raw"]
     for dataset, wanted in promptsource._read_facts()["also_used"].items():
         templates = promptsource.read_templates(root / dataset / "templates.yaml")
         assert set(wanted) <= {t.name for t in templates}
