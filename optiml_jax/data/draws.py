@@ -1,4 +1,4 @@
-"""The endless seeded stream of (task, example) draws that a plan packs. Knows no lengths, no files.
+"""The seeded draws of a plan: (task, example) without end, and the stream of each row. No files.
 
 Everything random is drawn from a generator seeded by what it is for (seed, purpose, task, epoch):
 no draw depends on how many came before, on the platform or on the number of processes.
@@ -12,10 +12,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 DRAWS_PER_BLOCK = 16_384
+ROWS_PER_BLOCK = 256
 
 
 def draw_examples(
-    names: Sequence[str], pools: Sequence[np.ndarray], rates: Sequence[float], seed: int
+    names: Sequence[str],
+    pools: Sequence[np.ndarray],
+    rates: Sequence[float],
+    seed: int,
+    stream: str = "",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields blocks of draws without end.
 
@@ -27,6 +32,7 @@ def draw_examples(
       pools: per task the examples that may be drawn, int[n_t]; n_t > 0 where the rate is.
       rates: per task a weight of 0 or more, at least one above 0.
       seed: of everything.
+      stream: its name; streams of other names are drawn independently.
 
     Yields:
       (tasks, examples), int32[DRAWS_PER_BLOCK] each: index into `names`, element of its pool.
@@ -35,7 +41,7 @@ def draw_examples(
     last = np.flatnonzero(rates)[-1]
     orders = [_EpochOrder(name, pool, seed) for name, pool in zip(names, pools, strict=True)]
     for block in itertools.count():
-        points = _generator(seed, "tasks", block).random(DRAWS_PER_BLOCK) * cumulative[-1]
+        points = _generator(seed, "tasks", stream, block).random(DRAWS_PER_BLOCK) * cumulative[-1]
         # A point may round up to the total: it belongs to the last task with a rate.
         tasks = np.minimum(np.searchsorted(cumulative, points, side="right"), last).astype(np.int32)
         examples = np.empty(DRAWS_PER_BLOCK, np.int32)
@@ -44,6 +50,28 @@ def draw_examples(
         for places in np.split(by_task, starts + 1):
             examples[places] = orders[tasks[places[0]]].take(len(places))
         yield tasks, examples
+
+
+def draw_streams(shares: Sequence[float], num_rows: int, seed: int) -> np.ndarray:
+    """int[num_rows]: the stream of each row; more rows only append.
+
+    Every block of `ROWS_PER_BLOCK` rows has each stream's share of them to within one row, in
+    random order. Independent draws would miss a share of .05 by more than half a point in a third
+    of all plans of 2,000 rows, and would vary from update to update; equal distances would fall
+    into step with the batch.
+
+    Args:
+      shares: per stream its share of the rows, above 0.
+      num_rows: number of rows.
+      seed: of everything.
+    """
+    ends = np.cumsum(shares) / np.sum(shares)
+    blocks = [np.empty(0, int)]
+    for block in range(-(-num_rows // ROWS_PER_BLOCK)):
+        generator = _generator(seed, "streams", block)
+        points = generator.permutation(ROWS_PER_BLOCK) + generator.random()
+        blocks.append(np.searchsorted(ends[:-1], points / ROWS_PER_BLOCK, side="right"))
+    return np.concatenate(blocks)[:num_rows]
 
 
 def random_subset(size: int, maximum: int | None, seed: int, name: str) -> np.ndarray:

@@ -7,12 +7,16 @@ neither files nor tokens: `plan.py` draws by these rates, the split manifest giv
 import dataclasses
 import difflib
 import fnmatch
+import logging
 import math
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import gin
 
 from optiml_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @gin.configurable
@@ -20,112 +24,257 @@ from optiml_jax.errors import UserError
 class Mixture:
     """Examples-proportional mixing with a maximum, within fixed shares of the benchmarks.
 
+    Three kinds of benchmarks: `row_shares` fill packed rows of their own, `shares` are a part of
+    the examples of all other rows, and `proportions` divide the rest of these examples.
+
     Attributes:
       name: the mixture's name, for messages and tables.
       tasks: globs over task names (`superni/*`); a task that matches any of them is in.
-      role: the role in the split manifest that a task must have.
+      roles: a task is in that has one of these roles in the split manifest. OPT-IML trains on
+        "train", OPT-IML-Max on "train", "dev" and "test" (paper, section 6.1).
       eps: cap on the number of examples that counts for a task's rate; caps no data.
       max_examples: a task with more examples keeps a seeded random subset of this size.
+      benchmark_max_examples: benchmark -> its own `max_examples`.
       proportions: benchmark -> weight (any positive scale); None: a benchmark weighs as much as the
         capped counts of its tasks, so that the whole mixture is examples-proportional.
-      seed: of the subsets of `max_examples`; the order of training has its own (the plan's).
+      shares: benchmark -> its share of the examples outside of `row_shares`.
+      row_shares: benchmark -> its share of the packed rows, which hold nothing else: the paper's
+        pre-training updates (section 4.5).
+      missing: of a benchmark that this mixture names but that has no examples: "error", or
+        "renormalise" the others.
+      num_tasks: keeps so many instruction tasks, a random subset of those of a larger number.
+      num_categories: keeps the instruction tasks of so many categories, the largest first.
+      always_categories: the categories that come before the largest.
+      seed: of the subsets of `max_examples` and `num_tasks`; the order of training has its own (the
+        plan's).
     """
 
     name: str
     tasks: tuple[str, ...] = ("*",)
-    role: str = "train"
+    roles: tuple[str, ...] = ("train",)
     eps: int = 4096
     max_examples: int | None = 100_000
+    benchmark_max_examples: Mapping[str, int] = dataclasses.field(default_factory=dict)
     proportions: Mapping[str, float] | None = None
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    row_shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    missing: Literal["error", "renormalise"] = "error"
+    num_tasks: int | None = None
+    num_categories: int | None = None
+    always_categories: tuple[str, ...] = ()
     seed: int = 1234
 
     def __post_init__(self):
-        if isinstance(self.tasks, str):  # one glob, not a sequence of letters
-            object.__setattr__(self, "tasks", (self.tasks,))
-        if self.eps < 1 or (self.max_examples is not None and self.max_examples < 1):
-            raise UserError(
-                f"mixture {self.name!r}: eps and max_examples must be at least 1, "
-                f"not {self.eps} and {self.max_examples}"
-            )
-        for benchmark, weight in (self.proportions or {}).items():
-            if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-                raise UserError(
-                    f"mixture {self.name!r}: the proportion of {benchmark!r} is {weight!r}; "
-                    "give a number of 0 or more"
+        for name in ("tasks", "roles", "always_categories"):
+            if isinstance(getattr(self, name), str):  # one name, not a sequence of letters
+                object.__setattr__(self, name, (getattr(self, name),))
+        if self.missing not in ("error", "renormalise"):
+            self._refuse(f"missing is {self.missing!r}; it must be 'error' or 'renormalise'")
+        caps = {f"benchmark_max_examples[{b!r}]": n for b, n in self.benchmark_max_examples.items()}
+        for name in ("eps", "max_examples", "num_tasks", "num_categories"):
+            caps[name] = getattr(self, name)
+        for name, value in caps.items():
+            if value is not None and value < 1:
+                self._refuse(f"{name} must be at least 1, not {value}")
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        kinds = {
+            "proportions": self.proportions or {},
+            "shares": self.shares,
+            "row_shares": self.row_shares,
+        }
+        seen: dict[str, str] = {}
+        for kind, weights in kinds.items():
+            top = math.inf if kind == "proportions" else 1
+            for benchmark, weight in weights.items():
+                if not isinstance(weight, int | float) or not 0 <= weight < top:
+                    wanted = "0 or more" if kind == "proportions" else "0 or more and below 1"
+                    self._refuse(
+                        f"{kind} of {benchmark!r} is {weight!r}; give a number of {wanted}"
+                    )
+                if benchmark in seen:
+                    self._refuse(f"{benchmark!r} is in {seen[benchmark]} and in {kind}; choose one")
+                seen[benchmark] = kind
+            if kind != "proportions" and sum(weights.values()) >= 1:
+                self._refuse(
+                    f"{kind} leave nothing for the other benchmarks; they must sum below 1"
                 )
+
+    def _refuse(self, what: str) -> None:
+        raise UserError(f"mixture {self.name!r}: {what}")
+
+    def max_examples_of(self, task: str) -> int | None:
+        """The cap on the examples of a task; None: no cap."""
+        return self.benchmark_max_examples.get(benchmark_of(task), self.max_examples)
+
+    def capped_count(self, task: str, count: int) -> int:
+        """The number of a task's examples that counts for its rate: SeqIO's `maximum`."""
+        return min(count, self.eps, self.max_examples_of(task) or count)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Benchmark -> its weight, of all benchmarks that the mixture names."""
+        return {**(self.proportions or {}), **self.shares, **self.row_shares}
+
+
+def benchmark_of(task: str) -> str:
+    return task.split("/", 1)[0]
 
 
 def matching_tasks(mixture: Mixture, names: Iterable[str]) -> list[str]:
     """The sorted `names` that match a glob of the mixture.
 
     Raises:
-      UserError: a glob matches nothing.
+      UserError: a glob matches nothing, unless its benchmark is missing and may be.
     """
     names = sorted(names)
+    present = {benchmark_of(name) for name in names}
     matched: set[str] = set()
     for pattern in mixture.tasks:
-        hits = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-        if not hits:
-            close = difflib.get_close_matches(pattern, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {len(names)} tasks"
-            raise UserError(f"mixture {mixture.name!r}: no task matches {pattern!r}; {hint}")
+        hits = fnmatch.filter(names, pattern)
         matched.update(hits)
+        if hits:
+            continue
+        if mixture.missing == "renormalise" and benchmark_of(pattern) not in present:
+            logger.warning("mixture %r: there is no task for %r", mixture.name, pattern)
+            continue
+        close = difflib.get_close_matches(pattern, names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {len(names)} tasks"
+        raise UserError(f"mixture {mixture.name!r}: no task matches {pattern!r}; {hint}")
+    if not matched:
+        raise UserError(f"mixture {mixture.name!r}: no task matches any of {mixture.tasks}")
     return sorted(matched)
 
 
 def mixing_rates(counts: Mapping[str, int], mixture: Mixture) -> dict[str, float]:
-    """The probability that one draw takes each task; sums to 1.
+    """The probability that one draw takes each task, in rows of the task's kind.
 
-    Task t of benchmark b gets `prop_b * min(n_t, eps) / sum_{t' in b} min(n_t', eps)`, with
-    n_t = min(counts[t], max_examples) and the proportions normalised to 1: OPT-IML's sampling with
-    its EPS (metaseq's `multicorpus_sampling_maximum`), and what nested SeqIO mixtures with
+    Task t of benchmark b gets `w_b * min(n_t, eps) / sum_{t' in b} min(n_t', eps)`, with
+    n_t = min(counts[t], max_examples): OPT-IML's sampling with its EPS (metaseq's
+    `multicorpus_sampling_maximum`), and what nested SeqIO mixtures with
     `mixing_rate_num_examples(maximum=eps)` give. A task without examples gets 0.
+
+    The w_b of `shares` and `proportions` sum to 1: a share as it is, the proportions normalised to
+    what the shares leave. A benchmark of `row_shares` has rows of its own and w_b = 1.
 
     Args:
       counts: task name (`<benchmark>/<id>`) -> number of its examples.
       mixture: the mixture; its globs are not looked at again.
 
     Raises:
-      UserError: a benchmark has tasks but no proportion, or a proportion but no examples, or
-        nothing is left to draw from.
+      UserError: a benchmark has tasks but no proportion, or a weight but no examples (unless that
+        may be: `Mixture.missing`), or nothing is left to draw from.
     """
-    cap = min(mixture.eps, mixture.max_examples or mixture.eps)
-    capped = {task: min(n, cap) for task, n in counts.items()}
+    capped = {task: mixture.capped_count(task, n) for task, n in counts.items()}
     totals: dict[str, int] = {}
     for task, n in capped.items():
-        benchmark = task.split("/", 1)[0]
-        totals[benchmark] = totals.get(benchmark, 0) + n
+        totals[benchmark_of(task)] = totals.get(benchmark_of(task), 0) + n
     if not any(totals.values()):
         raise UserError(f"mixture {mixture.name!r}: none of its {len(capped)} tasks has an example")
-    proportions = totals if mixture.proportions is None else mixture.proportions
-    _check_proportions(mixture.name, proportions, totals)
-    whole = sum(proportions.values())
+    weights = _benchmark_weights(mixture, totals)
     return {
-        task: proportions[b] / whole * n / totals[b] if n else 0.0
+        task: weights[b] * n / totals[b] if n else 0.0
         for task, n in capped.items()
-        for b in [task.split("/", 1)[0]]
+        for b in [benchmark_of(task)]
     }
 
 
-def _check_proportions(
-    name: str, proportions: Mapping[str, float], totals: Mapping[str, int]
-) -> None:
-    for benchmark, weight in proportions.items():
-        if benchmark not in totals:
-            raise UserError(
-                f"mixture {name!r} gives benchmark {benchmark!r} a proportion, but none of its "
-                f"tasks is of that benchmark; they are of: {', '.join(sorted(totals))}"
-            )
-        if weight and not totals[benchmark]:
-            raise UserError(
-                f"mixture {name!r} gives benchmark {benchmark!r} a proportion, but none of its "
-                "tasks has an example; set it to 0 or prepare that benchmark"
-            )
-    missing = sorted(set(totals) - set(proportions))
-    if missing:
+def check_present(mixture: Mixture, benchmarks: Iterable[str]) -> None:
+    """Raises a UserError if a benchmark with a weight is none of `benchmarks` and must not miss."""
+    benchmarks = sorted(benchmarks)
+    absent = sorted(b for b, w in mixture.weights.items() if w and b not in benchmarks)
+    if absent and mixture.missing == "error":
         raise UserError(
-            f"mixture {name!r} has tasks of benchmark {missing[0]!r} but no proportion for it; "
-            "add one to `proportions` (0 leaves it out)"
+            f"mixture {mixture.name!r} gives benchmark {absent[0]!r} a weight, but there are only "
+            f"examples of {', '.join(benchmarks)}; name its folder in Run.data, or set its weight "
+            "to 0, or Mixture.missing to 'renormalise'"
         )
-    if not sum(proportions.values()) > 0:
-        raise UserError(f"mixture {name!r}: all proportions are 0; give one of them a weight")
+
+
+def _benchmark_weights(mixture: Mixture, totals: Mapping[str, int]) -> dict[str, float]:
+    """Benchmark -> probability that a draw takes it in rows of its kind."""
+    present = {b for b, n in totals.items() if n}
+    check_present(mixture, present)
+    mixed = {b: n for b, n in totals.items() if b not in {**mixture.shares, **mixture.row_shares}}
+    if mixture.proportions is not None:
+        if unnamed := sorted(set(mixed) - set(mixture.proportions)):
+            raise UserError(
+                f"mixture {mixture.name!r} has tasks of benchmark {unnamed[0]!r} but no proportion "
+                "for it; add one to `proportions` (0 leaves it out)"
+            )
+        mixed = {b: mixture.proportions[b] if n else 0 for b, n in mixed.items()}
+    shares = {b: share for b, share in mixture.shares.items() if b in present}
+    left = 1 - sum(shares.values())
+    drawn = _normalised(shares | {b: left * w for b, w in _normalised(mixed).items()})
+    own = {b: float(share > 0) for b, share in mixture.row_shares.items() if b in present}
+    if not any((drawn | own).values()):
+        raise UserError(
+            f"mixture {mixture.name!r}: all proportions are 0; give one of them a weight"
+        )
+    if absent := sorted(b for b, w in mixture.weights.items() if w and b not in present):
+        resulting = ", ".join(f"{b} {w:.1%}" for b, w in drawn.items() if w)
+        logger.warning(
+            "mixture %r goes without %s; the shares that result: %s",
+            mixture.name,
+            ", ".join(absent),
+            resulting,
+        )
+    return dict.fromkeys(totals, 0.0) | drawn | own
+
+
+def _normalised(weights: Mapping[str, float]) -> dict[str, float]:
+    whole = sum(weights.values())
+    return {key: w / whole if whole else 0.0 for key, w in weights.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Rows that hold nothing but the tasks of this stream.
+
+    Attributes:
+      name: the benchmark of `row_shares`, or "" for the rows in which all the others are mixed.
+      row_share: the part of all rows.
+      rates: task -> probability that a draw for these rows takes it; sums to 1.
+    """
+
+    name: str
+    row_share: float
+    rates: Mapping[str, float]
+
+
+def row_streams(rates: Mapping[str, float], row_shares: Mapping[str, float]) -> list[Stream]:
+    """The streams that have a task with a rate; their shares of the rows sum to 1.
+
+    Args:
+      rates: task -> rate, of any positive scale within a stream (`mixing_rates`).
+      row_shares: benchmark -> share of the rows.
+    """
+    by_stream: dict[str, dict[str, float]] = {"": {}} | {b: {} for b in sorted(row_shares)}
+    for task, rate in rates.items():
+        b = benchmark_of(task)
+        by_stream[b if b in row_shares else ""][task] = rate
+    shares = {"": 1 - sum(row_shares.values()), **row_shares}
+    shares = _normalised({s: shares[s] if any(by_stream[s].values()) else 0 for s in by_stream})
+    return [
+        Stream(name, share, _normalised(by_stream[name])) for name, share in shares.items() if share
+    ]
+
+
+def example_rates(streams: Iterable[Stream], mean_lengths: Mapping[str, float]) -> dict[str, float]:
+    """The probability that an example of the whole run is one of each task.
+
+    Full rows of a stream hold row_share / (mean tokens of its examples) examples: a document of
+    1,500 tokens is five times as rare as its rows when instructions have 300.
+
+    Args:
+      streams: from `row_streams`.
+      mean_lengths: task -> mean tokens of its examples.
+    """
+    examples = {
+        task: stream.row_share * rate / mean
+        for stream in streams
+        for mean in [sum(r * mean_lengths[task] for task, r in stream.rates.items() if r)]
+        for task, rate in stream.rates.items()
+    }
+    return _normalised(examples)

@@ -1,6 +1,6 @@
 """The plan: which cached examples lie in which packed row, for the whole run, before it starts.
 
-Mixture rates -> an endless seeded stream of draws -> packed rows. A plan is a pure function of the
+Mixture rates -> endless seeded streams of draws -> packed rows. A plan is a pure function of the
 counts and lengths in the cache, the rates and the seed, and it is computed as a stream, so a plan
 of more rows has the shorter one as its prefix. `loader.py` turns rows into arrays; nothing here
 reads a token.
@@ -10,10 +10,15 @@ Decisions:
   interleaving by largest deficit makes a periodic order that can fall into step with the batch, and
   the noise of n draws is small (plan.json holds asked and planned shares side by side). Within a
   task the order is exact: every epoch is a full permutation of its examples.
-- Rows stand in the order in which the packer closes them, which nearly is the order of the draws.
-  On lognormal lengths neighbouring rows are not alike (the number of examples of a row correlates
-  by -.15 to .02 with the next and below .04 with later ones), so batches are, if anything, more
-  even than of shuffled rows, and a shuffle would only move rows away from their epoch.
+- A benchmark with a share of the rows is a stream of its own: its rows hold nothing else. Which
+  stream a row comes from is drawn beforehand, within a row of the share in every 256 rows
+  (`draws.draw_streams`), so that the share holds for every batch too; the rows of a stream are the
+  same, in the same order, whatever the shares.
+- Rows of a stream stand in the order in which the packer closes them, which nearly is the order of
+  the draws. On lognormal lengths neighbouring rows are not alike (the number of examples of a row
+  correlates by -.15 to .02 with the next and below .04 with later ones), so batches are, if
+  anything, more even than of shuffled rows, and a shuffle would only move rows away from their
+  epoch.
 - Examples that still wait when the last row closes are left out; a longer plan goes on with them.
   So a plan lacks at most `lookahead` of the examples drawn for it.
 """
@@ -33,14 +38,16 @@ from optiml_jax import files
 from optiml_jax.data import draws
 from optiml_jax.data import mixture as mixtures
 from optiml_jax.data.packing import LookaheadPacker
+from optiml_jax.data.plan_summary import summarise
 from optiml_jax.data.store import CachedTask, Store
 from optiml_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # enters the fingerprint; to be raised when the same inputs give other rows
+FORMAT = 2  # enters the fingerprint; to be raised when the same inputs give other rows
 PLAN_FILE = "plan.json"  # written last: without it there is no plan
 ARRAYS = ("row_offsets", "entry_tasks", "entry_examples")
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @gin.configurable
@@ -134,7 +141,10 @@ class Plan:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What the plan holds: see `_summarise`."""
+        """What the plan holds: see `plan_summary.summarise`.
+
+        And `row_shares`: benchmark ("" for the mixed rows) -> asked and planned share of the rows.
+        """
         return self.meta["summary"]
 
     def row(self, row: int) -> list[tuple[str, int]]:
@@ -182,7 +192,8 @@ def plan_mixture(
         split,
         config,
         plan_dir,
-        max_examples=mixture.max_examples,
+        row_shares=mixture.row_shares,
+        max_examples={name: mixture.max_examples_of(name) for name in counts},
         subset_seed=mixture.seed,
     )
 
@@ -195,7 +206,8 @@ def build_plan(
     config: PlanConfig,
     plan_dir: str | os.PathLike,
     *,
-    max_examples: int | None = None,
+    row_shares: Mapping[str, float] | None = None,
+    max_examples: Mapping[str, int | None] | None = None,
     subset_seed: int = 1234,
 ) -> Plan:
     """Computes a plan and writes it to `plan_dir`, replacing the one there.
@@ -203,12 +215,14 @@ def build_plan(
     Args:
       cache_dir: the folder of the cached tasks.
       tasks: names of the tasks; their order does not matter.
-      rates: task -> probability that a draw takes it (any positive scale; 0: never).
+      rates: task -> probability that a draw for a row of its kind takes it (any positive scale; 0:
+        never).
       split: the cached split to draw from.
       config: rows, their length, the seed.
       plan_dir: gets plan.json and one .npy file per array of `Plan`.
-      max_examples: a task with more examples keeps a random subset of this size; the subset of a
-        smaller cap is part of that of a larger one.
+      row_shares: benchmark -> share of the rows, which then hold nothing else.
+      max_examples: task -> cap: with more examples it keeps a random subset of this size; the
+        subset of a smaller cap is part of that of a larger one.
       subset_seed: of these subsets.
 
     Raises:
@@ -219,15 +233,20 @@ def build_plan(
     lengths = {name: task.lengths(split) for name, task in cached.items()}
     _check_lengths(lengths, rates, config, split)
     pools = {
-        name: draws.random_subset(len(table), max_examples, subset_seed, name)
+        name: draws.random_subset(len(table), (max_examples or {}).get(name), subset_seed, name)
         for name, table in lengths.items()
     }
+    streams = mixtures.row_streams({name: rates[name] for name in cached}, row_shares or {})
+    means = {
+        name: lengths[name][pool].sum(axis=1).mean() for name, pool in pools.items() if len(pool)
+    }
+    expected = mixtures.example_rates(streams, means)
     meta = {
         "format": FORMAT,
         "split": split,
         "cache_dir": str(pathlib.Path(cache_dir).resolve()),
         "config": dataclasses.asdict(config),
-        "max_examples": max_examples,
+        "row_shares": {stream.name: stream.row_share for stream in streams},
         "subset_seed": subset_seed,
         "vocabulary": _common_vocabulary(cached),
         "tasks": [
@@ -236,7 +255,7 @@ def build_plan(
                 "benchmark": task.info["benchmark"],
                 "category": task.info["category"],
                 "fingerprint": task.info["fingerprint"],
-                "rate": float(rates[name]),
+                "rate": float(expected.get(name, 0)),
                 "examples": len(pools[name]),
                 "examples_in_cache": len(lengths[name]),
             }
@@ -244,12 +263,20 @@ def build_plan(
         ],
     }
     meta["fingerprint"] = _fingerprint(meta)
-    stream = draws.draw_examples(
-        list(cached), list(pools.values()), [rates[name] for name in cached], config.seed
-    )
     tables = _LengthTables(list(lengths.values()))
-    arrays = _pack(stream, tables, config)
-    meta["summary"] = _summarise(meta["tasks"], arrays, tables, config)
+    which = draws.draw_streams([s.row_share for s in streams], config.num_rows, config.seed)
+    parts = [
+        _pack(_draws(stream, pools, config.seed), tables, config, np.count_nonzero(which == i))
+        for i, stream in enumerate(streams)
+    ]
+    arrays = _interleave(which, parts)
+    meta["summary"] = summarise(
+        meta["tasks"], arrays[1], tables.get(*arrays[1:]), config.num_rows, config.sequence_length
+    )
+    meta["summary"]["row_shares"] = {
+        stream.name: {"asked": stream.row_share, "planned": float(np.mean(which == i))}
+        for i, stream in enumerate(streams)
+    }
     for what in ("tasks_without_examples", "tasks_never_drawn"):
         if names := meta["summary"][what]:
             shown = ", ".join(names[:5] + ["..."] * (len(names) > 5))  # all of them: plan.json
@@ -270,80 +297,43 @@ class _LengthTables:
         return self._all[self._starts[tasks] + examples]
 
 
+def _draws(
+    stream: mixtures.Stream, pools: Mapping[str, np.ndarray], seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    rates = [stream.rates.get(name, 0.0) for name in pools]
+    return draws.draw_examples(list(pools), list(pools.values()), rates, seed, stream.name)
+
+
 def _pack(
-    stream: Iterator[tuple[np.ndarray, np.ndarray]], tables: _LengthTables, config: PlanConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    stream: Iterator[tuple[np.ndarray, np.ndarray]],
+    tables: _LengthTables,
+    config: PlanConfig,
+    num_rows: int,
+) -> Arrays:
     """Packs draws until `num_rows` rows are closed; returns the arrays of `Plan`."""
     packer = LookaheadPacker(config.sequence_length, config.lookahead)
     blocks = []
-    while len(packer.row_ends) < config.num_rows:
+    while len(packer.row_ends) < num_rows or not blocks:
         blocks.append(next(stream))
         # The leading </s> takes a slot, the final one is only a target: source + target slots.
         packer.add(tables.get(*blocks[-1]).sum(axis=1).tolist())
     tasks, examples = map(np.concatenate, zip(*blocks, strict=True))
-    offsets = np.array([0, *packer.row_ends[: config.num_rows]])
-    items = np.array(packer.items[: offsets[-1]])
+    offsets = np.array([0, *packer.row_ends[:num_rows]])
+    items = np.array(packer.items[: offsets[-1]], np.int64)
     return offsets, tasks[items], examples[items]
 
 
-def _summarise(
-    rows: Sequence[Mapping[str, Any]],
-    arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
-    tables: _LengthTables,
-    config: PlanConfig,
-) -> dict[str, Any]:
-    """What a plan holds, for tables; adds the planned numbers to every task of `rows`.
-
-    Returns:
-      `rows`, `examples`, `tokens` (filled slots), `loss_tokens` (those with loss weight 1), `fill`
-      (tokens / slots), `epochs` (least, median and most passes over a task's examples),
-      `benchmarks` and `categories` (name -> tasks, examples, tokens, asked and planned share of the
-      examples, share of the tokens), and the names of `tasks_without_examples` and
-      `tasks_never_drawn` (those that have a rate).
-    """
-    _, entry_tasks, entry_examples = arrays
-    lengths = tables.get(entry_tasks, entry_examples)
-    source, target = lengths.T.astype(np.int64)
-    examples = np.bincount(entry_tasks, minlength=len(rows))
-    tokens = np.bincount(entry_tasks, source + target, minlength=len(rows)).astype(np.int64)
-    total = sum(row["rate"] for row in rows)
-    for row, n, t in zip(rows, examples.tolist(), tokens.tolist(), strict=True):
-        row |= {"planned_examples": n, "planned_tokens": t, "share": n / len(entry_tasks)}
-    drawn = [row for row in rows if row["rate"]]
-    epochs = [row["planned_examples"] / row["examples"] for row in drawn]
-    whole = {"examples": len(entry_tasks), "tokens": int(tokens.sum()), "rate": total}
-    return {
-        "rows": config.num_rows,
-        "examples": whole["examples"],
-        "tokens": whole["tokens"],
-        "loss_tokens": int(np.where(source == 0, source + target, target).sum()),
-        "fill": whole["tokens"] / (config.num_rows * config.sequence_length),
-        "epochs": {"min": min(epochs), "median": float(np.median(epochs)), "max": max(epochs)},
-        "benchmarks": _shares(rows, "benchmark", whole),
-        "categories": _shares(rows, "category", whole),
-        "tasks_without_examples": [row["task"] for row in rows if not row["examples"]],
-        "tasks_never_drawn": [row["task"] for row in drawn if not row["planned_examples"]],
-    }
-
-
-def _shares(
-    rows: Sequence[Mapping[str, Any]], key: str, whole: Mapping[str, float]
-) -> dict[str, dict[str, float]]:
-    """Sums over the tasks with the same `key`, and their shares of the whole."""
-    shares = {}
-    for name in sorted({row[key] for row in rows}):
-        members = [row for row in rows if row[key] == name]
-        examples = sum(row["planned_examples"] for row in members)
-        tokens = sum(row["planned_tokens"] for row in members)
-        shares[name] = {
-            "tasks": len(members),
-            "examples": examples,
-            "tokens": tokens,
-            "rate": sum(row["rate"] for row in members) / whole["rate"],
-            "share": examples / whole["examples"],
-            "token_share": tokens / whole["tokens"],
-        }
-    return shares
+def _interleave(which: np.ndarray, parts: Sequence[Arrays]) -> Arrays:
+    """The rows of all streams in one plan: row r is the next one of stream `which[r]`."""
+    sizes = np.empty(len(which), np.int64)
+    for i, (offsets, _, _) in enumerate(parts):
+        sizes[which == i] = np.diff(offsets)
+    stream_of_entry = np.repeat(which, sizes)
+    tasks, examples = np.empty((2, len(stream_of_entry)), np.int32)
+    for i, (_, part_tasks, part_examples) in enumerate(parts):
+        tasks[stream_of_entry == i] = part_tasks
+        examples[stream_of_entry == i] = part_examples
+    return np.cumsum([0, *sizes]), tasks, examples
 
 
 def _cached(store: Store, tasks: Sequence[str]) -> dict[str, CachedTask]:
@@ -394,7 +384,7 @@ def _fingerprint(meta: Mapping[str, Any]) -> str:
 def _write(
     folder: pathlib.Path,
     meta: Mapping[str, Any],
-    arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
+    arrays: Arrays,
 ) -> None:
     """Writes the arrays, then plan.json; until then the folder holds no plan."""
     with files.disk_errors(folder, "a plan"):

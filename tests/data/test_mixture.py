@@ -66,11 +66,11 @@ def test_rates_equal_those_of_nested_seqio_mixtures():
 @pytest.mark.parametrize(
     ("proportions", "message"),
     [
-        ({"one": 1, "two": 1, "three": 1}, "'three' a proportion.*they are of: one, two"),
+        ({"one": 1, "two": 1, "three": 1}, "'three' a weight.*only examples of one, two;"),
         ({"one": 1}, "tasks of benchmark 'two' but no proportion"),
-        ({"one": -1, "two": 1}, "proportion of 'one' is -1"),
-        ({"one": "x", "two": 1}, "proportion of 'one' is 'x'"),
-        ({"one": float("nan"), "two": 1}, "proportion of 'one' is nan"),
+        ({"one": -1, "two": 1}, "proportions of 'one' is -1"),
+        ({"one": "x", "two": 1}, "proportions of 'one' is 'x'"),
+        ({"one": float("nan"), "two": 1}, "proportions of 'one' is nan"),
         ({"one": 0, "two": 0}, "all proportions are 0"),
     ],
 )
@@ -81,7 +81,7 @@ def test_proportions_that_do_not_fit_the_tasks_are_named(proportions, message):
 
 def test_a_benchmark_with_a_proportion_needs_examples():
     mixture = Mixture(name="m", proportions={"one": 1, "two": 1})
-    with pytest.raises(UserError, match="'two' a proportion, but none of its tasks has an example"):
+    with pytest.raises(UserError, match="'two' a weight, but there are only examples of one;"):
         mixing_rates({"one/a": 3, "two/d": 0}, mixture)
     with pytest.raises(UserError, match="none of its 2 tasks has an example"):
         mixing_rates({"one/a": 0, "two/d": 0}, Mixture(name="m"))

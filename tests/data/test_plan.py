@@ -180,10 +180,11 @@ def test_the_same_inputs_give_the_same_files_and_a_seed_gives_others(cache, tmp_
 
 
 def test_the_fingerprint_covers_everything_the_rows_depend_on(cache, tmp_path, make_cache):
-    def fingerprint(rates=RATES, max_examples=None, **overrides):
+    def fingerprint(rates=RATES, caps=None, row_shares=None, **overrides):
+        settings = {"max_examples": caps, "row_shares": row_shares}
         chosen = config(20, **overrides)
         return build_plan(
-            cache, TASKS, rates, "train", chosen, tmp_path / "p", max_examples=max_examples
+            cache, TASKS, rates, "train", chosen, tmp_path / "p", **settings
         ).fingerprint
 
     first = fingerprint()
@@ -191,7 +192,9 @@ def test_the_fingerprint_covers_everything_the_rows_depend_on(cache, tmp_path, m
     seen = {
         first,
         fingerprint(rates=RATES | {"two/c": 0.4}),
-        fingerprint(max_examples=10),
+        fingerprint(caps={"one/a": 10}),
+        fingerprint(row_shares={"two": 0.3}),
+        fingerprint(row_shares={"two": 0.4}),
         fingerprint(seed=4),
         fingerprint(bos_id=0),
         fingerprint(sequence_length=100),
@@ -199,7 +202,7 @@ def test_the_fingerprint_covers_everything_the_rows_depend_on(cache, tmp_path, m
     }
     make_cache({"two/c": [([7], [8, 2])] * 3})
     seen.add(fingerprint())
-    assert len(seen) == 8
+    assert len(seen) == 10
 
 
 def test_the_cap_on_examples_draws_from_a_subset(cache, tmp_path):
