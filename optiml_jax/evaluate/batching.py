@@ -50,10 +50,14 @@ class Engine:
             )
         return min(round_up_power(length, 2, _SMALLEST_BUCKET), limit)
 
+    @property
+    def row_parts(self) -> int:
+        """The number of parts that the mesh cuts the rows of a batch into."""
+        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
     def num_rows(self, length: int) -> int:
-        """Rows of a batch of `length` tokens each, divisible by the mesh's row axes."""
-        axes = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        return max(1, self.tokens_per_batch // (length * axes)) * axes
+        """Rows of a batch of `length` tokens each, divisible by `row_parts`."""
+        return max(1, self.tokens_per_batch // (length * self.row_parts)) * self.row_parts
 
     def put(self, array: np.ndarray) -> jax.Array:
         """A host array with its rows laid over the devices."""

@@ -6,7 +6,7 @@ choice, and what is stored, is decided in instances.py and records.py.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,9 @@ import numpy as np
 from flax import nnx
 
 from optiml_jax.evaluate.batching import Engine, batches, pad_rows, round_up_power
-from optiml_jax.model.attention import DocumentMask
+from optiml_jax.evaluate.prefixes import pack, shared_prefixes
+from optiml_jax.model.attention import SHARED_SEGMENT, DocumentMask
+from optiml_jax.model.kv_cache import KVCache
 
 _LOGIT_ROWS = 512  # tokens whose logits exist at the same time
 
@@ -48,97 +50,170 @@ class TokenScore:
         return float(self.logprobs.sum(dtype=np.float64))
 
 
-def score(engine: Engine, items: Sequence[ScoreItem]) -> list[list[TokenScore]]:
-    """Scores every candidate of every item.
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """What of an item goes into a row: the end of its prompt, and every candidate as a branch."""
 
-    This is the seam for cleverer ways of running the same sums: another function of this signature
-    may share the prompt between candidates. This one runs one row per candidate.
+    item: int
+    start: int  # position of the first token; what comes before is the shared prefix
+    prompt: Sequence[int]
+    candidates: Sequence[Sequence[int]]
+
+    @property
+    def size(self) -> int:
+        return len(self.prompt) + sum(map(len, self.candidates))
+
+    @property
+    def num_targets(self) -> int:
+        return sum(len(c) + 1 for c in self.candidates)
+
+
+def score(engine: Engine, items: Sequence[ScoreItem]) -> list[list[TokenScore]]:
+    """Scores every candidate of every item, with as few tokens through the model as possible.
+
+    The beginning that many prompts share (instruction, fixed demonstrations) is run once for all of
+    them, the rest of a prompt once for all of its candidates: each candidate is a branch behind the
+    prompt that does not see the others, and many items lie in one row. The results are those of
+    separate rows, but for rounding.
+
+    Raises:
+      UserError: a prompt and its longest candidate are longer than the model's positions.
     """
-    rows = [(i, c) for i, item in enumerate(items) for c in range(len(item.candidates))]
-    shapes = []
-    for i, c in rows:
-        candidate = items[i].candidates[c]
-        if not len(candidate):
-            raise ValueError(f"candidate {c} of item {i} has no tokens")
-        length = engine.bucket(1 + len(items[i].prompt) + len(candidate))
-        shapes.append((length, round_up_power(len(candidate) + 1, 4, 4)))
-    results: list[list[Any]] = [[None] * len(item.candidates) for item in items]
-    for (length, width), chosen in batches(shapes, lambda shape: engine.num_rows(shape[0])):
-        batch = [
-            (items[rows[r][0]].prompt, items[rows[r][0]].candidates[rows[r][1]]) for r in chosen
+    prompts = [[engine.bos_id, *item.prompt] for item in items]
+    for i, item in enumerate(items):
+        for c, candidate in enumerate(item.candidates):
+            if not len(candidate):
+                raise ValueError(f"candidate {c} of item {i} has no tokens")
+        engine.bucket(len(prompts[i]) + max(map(len, item.candidates)))  # refuses what is too long
+    results: list[list[TokenScore]] = [[] for _ in items]
+    for group in shared_prefixes(prompts):
+        shared = prompts[group.members[0]][: group.length]
+        prefix = _run_prefix(engine, shared) if shared else None
+        pieces = [
+            _Piece(i, group.length, prompts[i][group.length :], items[i].candidates)
+            for i in group.members
         ]
-        for r, result in zip(chosen, _score_batch(engine, batch, length, width), strict=True):
-            results[rows[r][0]][rows[r][1]] = result
-        engine.progress(len(chosen))
+        for piece, scores in _score_pieces(engine, pieces, prefix):
+            results[piece.item] = scores
     return results
+
+
+def _run_prefix(engine: Engine, tokens: Sequence[int]) -> KVCache:
+    """The cache of one document that every row of the following calls continues."""
+    length = engine.bucket(len(tokens))
+    batch = np.repeat(pad_rows([tokens], 1, length, engine.config.pad_id), engine.row_parts, axis=0)
+    with engine.activations():
+        return _jit_run_prefix(
+            engine.graphdef, engine.params, engine.config, engine.put(batch), len(tokens)
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _jit_run_prefix(graphdef, params, config, tokens, length):
+    index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    mask = DocumentMask(jnp.where(index < length, SHARED_SEGMENT, 0))
+    cache = KVCache.empty(config, *tokens.shape)
+    return nnx.merge(graphdef, params).hidden(tokens, index, mask, cache)[1]
+
+
+def _score_pieces(
+    engine: Engine, pieces: Sequence[_Piece], prefix: KVCache | None
+) -> Iterator[tuple[_Piece, list[TokenScore]]]:
+    rows = [(n, [pieces[i] for i in items]) for n, items in pack([p.size for p in pieces])]
+    shapes = [(n, round_up_power(sum(p.num_targets for p in row), 4, 16)) for n, row in rows]
+    for (length, width), chosen in batches(shapes, lambda shape: engine.num_rows(shape[0])):
+        batch = [rows[r][1] for r in chosen]
+        logprobs, greedy = _score_batch(engine, batch, prefix, length, width)
+        for row, row_logprobs, row_greedy in zip(batch, logprobs, greedy, strict=False):
+            start = 0
+            for piece in row:
+                scores = []
+                for n in map(len, piece.candidates):
+                    end = start + n
+                    scores.append(
+                        TokenScore(
+                            row_logprobs[start:end],
+                            float(row_logprobs[end]),
+                            bool(row_greedy[start:end].all()),
+                        )
+                    )
+                    start = end + 1
+                yield piece, scores
+        engine.progress(len(chosen))
 
 
 def _score_batch(
     engine: Engine,
-    batch: Sequence[tuple[Sequence[int], Sequence[int]]],
+    batch: Sequence[Sequence[_Piece]],
+    prefix: KVCache | None,
     length: int,
     width: int,
-) -> list[TokenScore]:
-    num_rows, config = engine.num_rows(length), engine.config
-    rows = [[engine.bos_id, *prompt, *candidate] for prompt, candidate in batch]
-    # Padding rows score one token, and nobody looks.
-    lengths = np.full(num_rows, 2, np.int32)
-    lengths[: len(rows)] = [len(row) for row in rows]
-    starts = np.ones(num_rows, np.int32)
-    starts[: len(rows)] = [1 + len(prompt) for prompt, _ in batch]
-    tokens = pad_rows(rows, num_rows, length, config.pad_id)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lays the pieces of each row out and runs them; see `score_places` for the result."""
+    num_rows = min(engine.num_rows(length), round_up_power(len(batch), 4, engine.row_parts))
+    tokens = np.full((num_rows, length), engine.config.pad_id, np.int32)
+    positions, segments, branches = (np.zeros((num_rows, length), np.int32) for _ in range(3))
+    # What is not filled in scores token 0 at place 0, and nobody looks.
+    places, targets = (np.zeros((num_rows, width), np.int32) for _ in range(2))
+    for r, row in enumerate(batch):
+        at, wanted = 0, 0
+        for segment, piece in enumerate(row, 1):
+            end_of_prompt = at + len(piece.prompt)
+            parts = [piece.prompt, *piece.candidates]
+            for branch, part in enumerate(parts):
+                here = slice(at, at + len(part))
+                first = piece.start + (len(piece.prompt) if branch else 0)
+                tokens[r, here] = part
+                positions[r, here] = np.arange(first, first + len(part))
+                segments[r, here], branches[r, here] = segment, branch
+                if branch:  # its first token is predicted by the prompt's last, eos by its own last
+                    there = slice(wanted, wanted + len(part) + 1)
+                    places[r, there] = [end_of_prompt - 1, *range(at, at + len(part))]
+                    targets[r, there] = [*part, engine.config.eos_id]
+                    wanted = there.stop
+                at = here.stop
     with engine.activations():
-        logprobs, greedy = _jit_score_rows(
+        logprobs, greedy = _jit_score_places(
             engine.graphdef,
             engine.params,
-            *(engine.put(x) for x in (tokens, lengths, starts)),
-            config.eos_id,
-            width,
+            prefix,
+            *map(engine.put, (tokens, positions, segments, branches, places, targets)),
         )
-    logprobs, greedy = np.asarray(logprobs), np.asarray(greedy)
-    return [
-        TokenScore(logprobs[r, :n], float(logprobs[r, n]), bool(greedy[r, :n].all()))
-        for r, n in enumerate(len(candidate) for _, candidate in batch)
-    ]
+    return np.asarray(logprobs), np.asarray(greedy)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
-def _jit_score_rows(graphdef, params, tokens, lengths, starts, eos_id, width):
-    return score_rows(nnx.merge(graphdef, params), tokens, lengths, starts, eos_id, width)
+@functools.partial(jax.jit, static_argnums=0)
+def _jit_score_places(graphdef, params, prefix, tokens, positions, segments, branches, *wanted):
+    mask = DocumentMask(segments, branches)
+    return score_places(nnx.merge(graphdef, params), prefix, tokens, positions, mask, *wanted)
 
 
-def score_rows(
+def score_places(
     model: Any,
+    prefix: KVCache | None,
     tokens: jax.Array,
-    lengths: jax.Array,
-    starts: jax.Array,
-    eos_id: int,
-    width: int,
+    positions: jax.Array,
+    mask: DocumentMask,
+    places: jax.Array,
+    targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of the end of each row, and of eos after it.
+    """Log-probabilities of tokens that the model predicts at given places.
 
     Args:
       model: the contract of `optiml_jax.model.opt.OPT`.
-      tokens: int32[B, L], padded on the right.
-      lengths: int32[B], tokens of each row.
-      starts: int32[B], index of the first scored token, at least 1.
-      eos_id: scored after the last token.
-      width: W, at least 1 + the largest number of scored tokens.
+      prefix: what every row continues, or None.
+      tokens, positions: int32[B, L].
+      mask: of the tokens.
+      places: int32[B, W], indices into the rows.
+      targets: int32[B, W], the tokens predicted there.
 
     Returns:
-      float32[B, W] log-probabilities: the scored tokens, then eos, then meaningless numbers; and
-      bool[B, W]: whether the token is the first maximum of its logits.
+      float32[B, W] log-probabilities and bool[B, W]: whether the token is the first maximum of its
+      logits.
     """
-    length = tokens.shape[1]
-    index = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-    mask = DocumentMask((index < lengths[:, None]).astype(jnp.int32))
-    hidden = model.hidden(tokens, index, mask)
-    # Token t is predicted at t - 1; only these places are ever turned into logits.
-    places = starts[:, None] - 1 + jnp.arange(width)
-    hidden = jnp.take_along_axis(hidden, jnp.minimum(places, length - 1)[:, :, None], axis=1)
-    targets = jnp.take_along_axis(tokens, jnp.minimum(places + 1, length - 1), axis=1)
-    targets = jnp.where(places + 1 >= lengths[:, None], eos_id, targets)
-    return target_logprobs(model, hidden, targets)
+    hidden = model.hidden(tokens, positions, mask, prefix=prefix)
+    # Only these places are ever turned into logits.
+    return target_logprobs(model, jnp.take_along_axis(hidden, places[:, :, None], axis=1), targets)
 
 
 def target_logprobs(

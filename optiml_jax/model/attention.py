@@ -12,21 +12,28 @@ from flax import struct
 MASKED_SCORE = -1e30
 
 
+SHARED_SEGMENT = -1  # of tokens that every later segment continues, whatever its number
+
+
 @struct.dataclass
 class DocumentMask:
     """Causal attention inside documents, for the tokens of a packed row.
 
     A token sees itself and the earlier tokens of its segment; segment 0 is padding, which sees
     nothing and is seen by nothing. What a padding token computes is finite and means nothing.
+    A segment may end in branches: continuations of the same beginning that do not see each other.
 
     Every field is an array with leading axes [B, L]; the cache keeps, for each key, what the mask
     said about it, by mapping over the fields.
 
     Attributes:
-      segment_ids: int32[B, L], 0 for padding.
+      segment_ids: int32[B, L], 0 for padding, `SHARED_SEGMENT` for what all segments continue.
+      branch_ids: int32[B, L], 0 for the beginning of a segment, then the number of the branch;
+        None: no branches.
     """
 
     segment_ids: jax.Array
+    branch_ids: jax.Array | None = None
 
     @property
     def valid(self) -> jax.Array:
@@ -39,9 +46,17 @@ class DocumentMask:
         return self.lower_earlier(self) & (index[:, None] >= index[None, :])
 
     def lower_earlier(self, keys: "DocumentMask") -> jax.Array:
-        """bool[B, L, S]: whether the tokens see `keys`, S tokens that all come before them."""
-        same = self.segment_ids[:, :, None] == keys.segment_ids[:, None, :]
-        return same & keys.valid[:, None, :]
+        """bool[B, L, S]: whether the tokens see `keys`, S tokens that all come before them.
+
+        `keys` may have fewer rows, A, of which each stands before B // A consecutive rows.
+        """
+        keys = jax.tree.map(lambda x: jnp.repeat(x, len(self.segment_ids) // len(x), axis=0), keys)
+        of_query, of_key = self.segment_ids[:, :, None], keys.segment_ids[:, None, :]
+        sees = (of_query == of_key) | (of_key == SHARED_SEGMENT)
+        if keys.branch_ids is not None:
+            of_key = keys.branch_ids[:, None, :]
+            sees &= (of_key == 0) | (of_key == self.branch_ids[:, :, None])
+        return sees & keys.valid[:, None, :]
 
 
 def attend(
@@ -57,7 +72,8 @@ def attend(
 
     Args:
       query: [B, H, L, Dh], already divided by sqrt(Dh).
-      parts: (key [B, H, S, Dh], value [B, H, S, Dh], allowed bool[B, L, S]), S may differ.
+      parts: (key [A, H, S, Dh], value [A, H, S, Dh], allowed bool[B, L, S]); S may differ, and so
+        may A: each row of keys serves B // A consecutive rows.
       dropout: probability of dropping an attention weight; needs `dropout_key`.
       dropout_key: key of the dropout; None turns it off.
 
@@ -71,14 +87,23 @@ def attend(
     out, start = 0.0, 0
     for _, value, _ in parts:
         size = value.shape[2]
-        out += jnp.einsum("bhls,bhsk->bhlk", weights[..., start : start + size], value)
+        part = _grouped(weights[..., start : start + size], value)
+        out += jnp.einsum("aghls,ahsk->aghlk", part, value).reshape(query.shape)
         start += size
     return out
 
 
 def _scores(query: jax.Array, key: jax.Array, allowed: jax.Array) -> jax.Array:
-    scores = jnp.einsum("bhlk,bhsk->bhls", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(
+        "aghlk,ahsk->aghls", _grouped(query, key), key, preferred_element_type=jnp.float32
+    )
+    scores = scores.reshape(*query.shape[:3], key.shape[2])
     return jnp.where(allowed[:, None], scores, MASKED_SCORE)
+
+
+def _grouped(rows: jax.Array, keys: jax.Array) -> jax.Array:
+    """[B, ...] as [A, B // A, ...], the rows that have the same row of keys [A, ...]."""
+    return rows.reshape(len(keys), -1, *rows.shape[1:])
 
 
 def drop(x: jax.Array, probability: float, key: jax.Array | None) -> jax.Array:

@@ -105,19 +105,16 @@ class Attention(nnx.Module):
         self,
         x: jax.Array,
         allowed: jax.Array,
-        cached: tuple[jax.Array, jax.Array, jax.Array] | None,
+        earlier: list[tuple[jax.Array, jax.Array, jax.Array]],
         dropout_key: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Returns [B, L, D] and the keys and values [B, H, L, Dh] of `x`."""
+        """Returns [B, L, D] and the keys and values [B, H, L, Dh] of `x`; `earlier`: see attend."""
         query, key, value = (
             constrain(jnp.swapaxes(project(x), 1, 2), "batch", "heads", None, None)
             for project in (self.query, self.key, self.value)
         )
         query = query * (query.shape[-1] ** -0.5)
-        parts = [(key, value, allowed)]
-        if cached is not None:
-            parts.insert(0, cached)
-        y = attend(query, parts, self.dropout, dropout_key)
+        y = attend(query, [*earlier, (key, value, allowed)], self.dropout, dropout_key)
         return self.out(jnp.swapaxes(y, 1, 2)), (key, value)
 
 
@@ -140,14 +137,14 @@ class Block(nnx.Module):
         self,
         x: jax.Array,
         allowed: jax.Array,
-        cached: tuple[jax.Array, jax.Array, jax.Array] | None,
+        earlier: list[tuple[jax.Array, jax.Array, jax.Array]],
         dropout_key: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         pre = self.pre_layer_norm
 
         y = self.attention_norm(x) if pre else x
-        y, key_value = self.attention(y, allowed, cached, keys[0])
+        y, key_value = self.attention(y, allowed, earlier, keys[0])
         x = constrain(x + drop(constrain(y, *_RESIDUAL), self.dropout, keys[1]), *_RESIDUAL)
         x = x if pre else self.attention_norm(x)
 
@@ -226,9 +223,14 @@ class OPT(nnx.Module):
         mask: DocumentMask,
         cache: KVCache | None = None,
         *,
+        prefix: KVCache | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array | tuple[jax.Array, KVCache]:
-        """Arguments as for `__call__`; what `unembed` turns into logits, [B, L, embed_dim]."""
+        """What `unembed` turns into logits, [B, L, embed_dim].
+
+        Arguments as for `__call__`, and `prefix`: the cache of A rows that were run before, of
+        which each stands before B // A consecutive rows; it is only read.
+        """
         embed_key, stack_key = (
             (None, None) if dropout_key is None else jax.random.split(dropout_key)
         )
@@ -237,7 +239,7 @@ class OPT(nnx.Module):
             # A token without a slot must not pass in silence: give it an impossible position.
             positions = jnp.where(cache.overflows(mask), self.config.max_positions, positions)
         x = drop(self._embed(tokens, positions), self.config.dropout, embed_key)
-        x, cache = self._run_blocks(constrain(x, *_RESIDUAL), mask, cache, stack_key)
+        x, cache = self._run_blocks(constrain(x, *_RESIDUAL), mask, cache, prefix, stack_key)
         if self.final_norm is not None:
             x = self.final_norm(x)
         if self.project_out is not None:
@@ -265,28 +267,26 @@ class OPT(nnx.Module):
         x: jax.Array,
         mask: DocumentMask,
         cache: KVCache | None,
+        prefix: KVCache | None,
         dropout_key: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs the stack as one scan over its layers."""
         graphdef, layers = nnx.split(self.blocks)
         allowed = mask.lower()
-        allowed_cached = None
-        if cache is not None and not cache.fresh:
-            allowed_cached = mask.lower_earlier(cache.mask)
+        caches = [c for c in (prefix, cache) if c is not None and not c.fresh]
+        allowed_earlier = [mask.lower_earlier(c.mask) for c in caches]
         keys = None
         if dropout_key is not None:
             keys = jax.random.split(dropout_key, self.config.num_layers)
-        cached = None if allowed_cached is None else (cache.key, cache.value)
 
         def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
-            params, cached, key = layer
-            if cached is not None:
-                cached = (*cached, allowed_cached)
-            x, key_value = nnx.merge(graphdef, params)(x, allowed, cached, key)
+            params, earlier, key = layer
+            earlier = [(*kv, a) for kv, a in zip(earlier, allowed_earlier, strict=True)]
+            x, key_value = nnx.merge(graphdef, params)(x, allowed, earlier, key)
             return x, None if cache is None else key_value
 
         body = _rematerialised(body, self.config.remat)
-        x, key_values = jax.lax.scan(body, x, (layers, cached, keys))
+        x, key_values = jax.lax.scan(body, x, (layers, [(c.key, c.value) for c in caches], keys))
         return x, None if cache is None else cache.append(*key_values, mask)
 
 

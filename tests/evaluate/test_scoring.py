@@ -53,6 +53,63 @@ def test_scores_are_the_log_softmax_of_the_whole_row(config):
             assert result.is_greedy == greedy
 
 
+def items_with_a_common_prompt(number=8, shared=90, seed=3):
+    rng = np.random.default_rng(seed)
+    stem = rng.integers(4, 96, shared).tolist()
+    return [
+        ScoreItem(
+            [*stem, *rng.integers(4, 96, 1 + i % 5).tolist()],
+            [rng.integers(4, 96, 1 + (i + c) % 6).tolist() for c in range(2 + i % 3)],
+        )
+        for i in range(number)
+    ]
+
+
+@pytest.mark.parametrize("config", [tiny_models.PRE_NORM, tiny_models.POST_NORM])
+def test_a_shared_beginning_is_run_once_and_changes_nothing(config, monkeypatch):
+    calls = []
+    run = scoring._run_prefix
+    monkeypatch.setattr(
+        scoring, "_run_prefix", lambda engine, ids: calls.append(len(ids)) or run(engine, ids)
+    )
+    items = items_with_a_common_prompt()
+    results = score(tiny_models.engine(config), items)
+    assert calls == [80]  # </s> and 90 tokens, in steps of 16
+    for item, scores in zip(items, results, strict=True):
+        for candidate, result in zip(item.candidates, scores, strict=True):
+            expected, _ = plain_scores(config, item.prompt, candidate)
+            np.testing.assert_allclose(result.logprobs, expected[:-1], atol=1e-4)
+            assert result.logprob_eos_after == pytest.approx(expected[-1], abs=1e-4)
+
+
+def test_branches_that_see_each_other_or_count_on_would_be_noticed(monkeypatch):
+    """The two mistakes of shared prefixes: each moves scores by far more than rounding."""
+    items = items_with_a_common_prompt()
+    right = score(tiny_models.engine(), items)
+
+    def moved(change):
+        original = scoring._jit_score_places
+
+        def changed(graphdef, params, prefix, tokens, positions, segments, branches, *wanted):
+            positions, branches = change(positions, branches)
+            return original(
+                graphdef, params, prefix, tokens, positions, segments, branches, *wanted
+            )
+
+        monkeypatch.setattr(scoring, "_jit_score_places", changed)
+        wrong = score(tiny_models.engine(), items)
+        monkeypatch.undo()
+        return max(
+            abs(a.sum_logprob - b.sum_logprob)
+            for x, y in zip(right, wrong, strict=True)
+            for a, b in zip(x, y, strict=True)
+        )
+
+    assert moved(lambda positions, branches: (positions, branches * 0)) > 0.1
+    assert moved(lambda positions, branches: (positions + (branches > 1), branches)) > 0.1
+    assert moved(lambda positions, branches: (positions, branches)) == 0
+
+
 def test_a_greedy_candidate_is_marked():
     prompt = [5, 6, 7]
     best = int(tiny_models.logits(tiny_models.PRE_NORM, [2, *prompt])[-1].argmax())
@@ -76,6 +133,7 @@ def test_scores_are_the_same_on_eight_devices():
     engine = tiny_models.engine()
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     items = random_items(seed=2, number=4, longest=40)
+    items += items_with_a_common_prompt()
     several = score(dataclasses.replace(engine, mesh=mesh), items)
     for a, b in zip(score(engine, items), several, strict=True):
         for x, y in zip(a, b, strict=True):
