@@ -25,6 +25,7 @@ LEVELS = (
     "held_out_unspecified",
 )
 ROLES = ("train", "dev", "test", "exclude")
+TESTS_OF_MAX = frozenset(("test_max", "test_extra"))
 METRICS = ("acc_rank", "em", "em_tk_instruct", "em_squad", "rougeL")
 DEFAULT_MANIFEST = pathlib.Path(__file__).parent / "data" / "split_manifest.yaml"
 
@@ -62,6 +63,13 @@ class Row:
     @property
     def trained(self) -> bool:
         return "train" in self.role
+
+    def trained_by(self, roles: Iterable[str]) -> bool:
+        """Whether a mixture of these roles trains on the task.
+
+        OPT-IML-Max trains on dev and test tasks too; what it is tested on itself stays out.
+        """
+        return not {*roles}.isdisjoint(self.role) and TESTS_OF_MAX.isdisjoint(self.role)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +147,18 @@ class Manifest:
         """The merged row of a task that was found; see `lookup`."""
         return self.lookup(source.name, source.upstream_split)
 
-    def check_held_out(self, sources: Iterable[TaskSource]) -> None:
-        """Raises a UserError if a training task shares a category with a fully held-out task."""
+    def check_held_out(
+        self, sources: Iterable[TaskSource], roles: Sequence[str] = ("train",)
+    ) -> None:
+        """Raises a UserError if a training task shares a category with a fully held-out task.
+
+        Training tasks are those that a mixture of `roles` trains on, the others are held out.
+        """
         rows = {s.name: (self.row(s), category(s)) for s in sources}
-        trained = {c: name for name, (row, c) in reversed(rows.items()) if row.trained}
+        trained = {c: name for name, (row, c) in reversed(rows.items()) if row.trained_by(roles)}
         for name, (row, c) in rows.items():
-            if row.level == "fully_held_out" and "exclude" not in row.role and c in trained:
+            held_out = row.level == "fully_held_out" and not row.trained_by((*roles, "exclude"))
+            if held_out and c in trained:
                 raise UserError(
                     f"training task {trained[c]!r} has category {c!r} of the fully held-out task "
                     f"{name!r}; leave one of them out, or give it another level in {self._path}"
