@@ -1,49 +1,128 @@
 """Which tasks a mixture holds, given the split manifest; and the mixture as SeqIO knows it."""
 
+import collections
+import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 
 import seqio
 
 from optiml_jax.data.example import TaskSource
-from optiml_jax.data.mixture import Mixture, matching_tasks, mixing_rates
+from optiml_jax.data.mixture import (
+    Mixture,
+    benchmark_of,
+    check_present,
+    example_rates,
+    matching_tasks,
+    mixing_rates,
+    row_streams,
+)
 from optiml_jax.errors import UserError
 from tasks.registry import registered_name
-from tasks.splits import Manifest
+from tasks.splits import Manifest, category
+
+logger = logging.getLogger(__name__)
 
 
 def select(sources: Sequence[TaskSource], mixture: Mixture, manifest: Manifest) -> list[TaskSource]:
-    """The tasks with the mixture's role whose names match one of its globs, sorted by name.
+    """The tasks that the mixture trains on, sorted by name.
+
+    Those with one of its roles whose names match one of its globs, and of these the subset of tasks
+    or categories that it asks for.
 
     Raises:
-      UserError: a glob matches no task of that role, a proportion names an unknown benchmark, or a
-        training task shares a category with a fully held-out task of `sources`.
+      UserError: a glob matches no task of these roles, a weight names a benchmark without data, or
+        a training task shares a category with a task of `sources` that is fully held out.
     """
-    by_name = {s.name: s for s in sources if mixture.role in manifest.row(s).role}
+    by_name = {s.name: s for s in sources if manifest.row(s).trained_by(mixture.roles)}
     if not by_name:
-        raise UserError(f"mixture {mixture.name!r}: no task has the role {mixture.role!r}")
-    known = {s.benchmark for s in sources}
-    for benchmark in mixture.proportions or {}:
-        if benchmark not in known:
-            raise UserError(
-                f"mixture {mixture.name!r} gives a proportion to benchmark {benchmark!r}, which "
-                f"has no data here; there is: {', '.join(sorted(known))}"
-            )
+        roles = " or ".join(repr(role) for role in mixture.roles)
+        raise UserError(f"mixture {mixture.name!r}: no task has the role {roles}")
     chosen = [by_name[name] for name in matching_tasks(mixture, by_name)]
-    if mixture.role == "train":
-        manifest.check_held_out([*chosen, *(s for s in sources if not manifest.row(s).trained)])
+    check_present(mixture, {s.benchmark for s in chosen})
+    chosen = _subset(chosen, mixture, manifest)
+    if "train" in mixture.roles:
+        held_out = [s for s in sources if s.name not in by_name]
+        manifest.check_held_out([*chosen, *held_out], mixture.roles)
     return chosen
 
 
-def register_mixture(mixture: Mixture, counts: Mapping[str, int]) -> seqio.Mixture:
+def _subset(chosen: Sequence[TaskSource], mixture: Mixture, manifest: Manifest) -> list[TaskSource]:
+    """The tasks of the scaling studies (paper, section 4.4), sorted by name.
+
+    Only the benchmarks without a share of their own are cut down. A smaller subset of tasks is part
+    of a larger one, whatever other data there is: the order is by hash. Fully supervised dev tasks
+    come first, as the categories do that are always in.
+    """
+    aside = {*mixture.shares, *mixture.row_shares}
+    tasks = [s for s in chosen if s.benchmark not in aside]
+    if mixture.num_categories:
+        sizes = collections.Counter(map(category, tasks))
+        always = mixture.always_categories
+        order = sorted(sizes, key=lambda c: (c not in always, -sizes[c], c))
+        kept = set(order[: mixture.num_categories])
+        _warn_if_fewer(mixture, len(kept), mixture.num_categories, "categories")
+        tasks = [s for s in tasks if category(s) in kept]
+    if mixture.num_tasks:
+        supervised = {s.name for s in tasks if _is_supervised_dev(s, manifest)}
+        number = max(mixture.num_tasks, len(supervised))
+        tasks.sort(key=lambda s: (s.name not in supervised, _draw(s.name, mixture.seed)))
+        tasks = tasks[:number]
+        _warn_if_fewer(mixture, len(tasks), mixture.num_tasks, "tasks")
+    names = {s.name for s in tasks}
+    return [s for s in chosen if s.name in names or s.benchmark in aside]
+
+
+def _is_supervised_dev(source: TaskSource, manifest: Manifest) -> bool:
+    row = manifest.row(source)
+    return row.level == "fully_supervised" and "dev" in row.role
+
+
+def _draw(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+
+def _warn_if_fewer(mixture: Mixture, found: int, asked: int, what: str) -> None:
+    if found < asked:
+        logger.warning("mixture %r: only %d of %d %s are here", mixture.name, found, asked, what)
+
+
+def register_mixture(
+    mixture: Mixture, counts: Mapping[str, int], mean_lengths: Mapping[str, float] | None = None
+) -> seqio.Mixture:
     """Registers the mixture with SeqIO, over registered training tasks, at the plan's own rates.
+
+    A sub-mixture `<name>.<benchmark>` for every benchmark, its tasks at the rates of
+    `mixing_rate_num_examples(maximum=eps)`. SeqIO has no rows of one kind: `row_shares` become the
+    rates of examples that fill so many rows on average, mixed with the others. Nor does it take
+    subsets of tasks above `max_examples`.
 
     For small mixtures: SeqIO's live mixer takes minutes and gigabytes for thousands of tasks.
 
     Args:
       mixture: names it and gives the rates.
       counts: task name -> number of its training examples.
+      mean_lengths: task name -> mean tokens of an example; only needed with `row_shares`.
     """
-    rates = mixing_rates(counts, mixture)
-    seqio.MixtureRegistry.remove(mixture.name)
-    members = [(registered_name(task), rate) for task, rate in rates.items() if rate]
-    return seqio.MixtureRegistry.add(mixture.name, members)
+    streams = row_streams(mixing_rates(counts, mixture), mixture.row_shares)
+    if len(streams) > 1 and mean_lengths is None:
+        raise UserError(
+            f"mixture {mixture.name!r} gives {', '.join(mixture.row_shares)} a share of the rows, "
+            "which is a share of the examples only by their lengths; give mean_lengths"
+        )
+    rates = example_rates(streams, mean_lengths or dict.fromkeys(counts, 1.0))
+    members: dict[str, list[tuple[str, float]]] = {}
+    totals: collections.Counter = collections.Counter()
+    for task, rate in rates.items():
+        if rate:
+            count = float(mixture.capped_count(task, counts[task]))
+            members.setdefault(benchmark_of(task), []).append((registered_name(task), count))
+            totals[benchmark_of(task)] += rate
+    for benchmark, tasks in members.items():
+        _register(f"{mixture.name}.{benchmark}", tasks)
+    return _register(mixture.name, [(f"{mixture.name}.{b}", totals[b]) for b in members])
+
+
+def _register(name: str, members: Sequence[tuple[str, float]]) -> seqio.Mixture:
+    seqio.MixtureRegistry.remove(name)
+    return seqio.MixtureRegistry.add(name, members)

@@ -31,7 +31,10 @@ def main() -> None:
         plan = plan_mixture(
             run.cache_dir,
             present,
-            without_absent(mixture, present),
+            # Not every benchmark has validation examples.
+            dataclasses.replace(mixture, missing="renormalise")
+            if split == "validation"
+            else mixture,
             split,
             configured(PlanConfig, num_rows=num_rows),
             run.plan_dir(split),
@@ -43,15 +46,6 @@ def tasks_with_split(cache_dir: str, tasks: list[str], split: str) -> list[str]:
     """The tasks that were cached with the split at all."""
     store = Store(cache_dir)
     return [task for task in tasks if split in store.task(task).info["splits"]]
-
-
-def without_absent(mixture: Mixture, tasks: list[str]) -> Mixture:
-    """The mixture without the proportions of benchmarks that have none of the tasks."""
-    if mixture.proportions is None:
-        return mixture
-    present = {task.split("/", 1)[0] for task in tasks}
-    kept = {b: weight for b, weight in mixture.proportions.items() if b in present}
-    return dataclasses.replace(mixture, proportions=kept)
 
 
 def print_plan(plan: Plan) -> None:
@@ -71,6 +65,9 @@ def print_plan(plan: Plan) -> None:
                 f"{part['share']:6.1%} (asked for {part['rate']:.1%}), "
                 f"{part['token_share']:.1%} of the tokens"
             )
+    for name, part in summary["row_shares"].items():
+        if name:
+            print(f"  rows of {name}: {part['planned']:.1%} (asked for {part['asked']:.1%})")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ from optiml_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_MEND_MISSING = (
+    "name its folder in Run.data, or set Mixture.missing = 'renormalise' to go without it"
+)
+
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,13 +138,17 @@ def matching_tasks(mixture: Mixture, names: Iterable[str]) -> list[str]:
     for pattern in mixture.tasks:
         hits = fnmatch.filter(names, pattern)
         matched.update(hits)
+        absent = benchmark_of(pattern) not in present
         if hits:
             continue
-        if mixture.missing == "renormalise" and benchmark_of(pattern) not in present:
+        if absent and mixture.missing == "renormalise":
             logger.warning("mixture %r: there is no task for %r", mixture.name, pattern)
             continue
         close = difflib.get_close_matches(pattern, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {len(names)} tasks"
+        if absent and "/" in pattern and not close:
+            hint = f"there are tasks of {', '.join(sorted(present))}; {_MEND_MISSING}"
+        else:
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {len(names)} tasks"
         raise UserError(f"mixture {mixture.name!r}: no task matches {pattern!r}; {hint}")
     if not matched:
         raise UserError(f"mixture {mixture.name!r}: no task matches any of {mixture.tasks}")
@@ -187,8 +195,7 @@ def check_present(mixture: Mixture, benchmarks: Iterable[str]) -> None:
     if absent and mixture.missing == "error":
         raise UserError(
             f"mixture {mixture.name!r} gives benchmark {absent[0]!r} a weight, but there are only "
-            f"examples of {', '.join(benchmarks)}; name its folder in Run.data, or set its weight "
-            "to 0, or Mixture.missing to 'renormalise'"
+            f"examples of {', '.join(benchmarks)}; {_MEND_MISSING}"
         )
 
 

@@ -136,7 +136,7 @@ def test_selection_takes_the_role_and_the_globs(bench):
         return [s.name for s in select(sources, Mixture(name="m", **settings), MANIFEST)]
 
     assert names() == ["superni/task1_a", "superni/task2_b"]
-    assert names(role="test") == ["superni/task1_a", "superni/task2_b", "superni/task3_test"]
+    assert names(roles="test") == ["superni/task1_a", "superni/task2_b", "superni/task3_test"]
     assert names(tasks=("superni/*_b",)) == ["superni/task2_b"]
 
 
@@ -144,8 +144,8 @@ def test_selection_takes_the_role_and_the_globs(bench):
     ("settings", "message"),
     [
         ({"tasks": ("superni/task3_test",)}, "no task matches 'superni/task3_test'"),
-        ({"proportions": {"flan": 1.0}}, "benchmark 'flan', which has no data here"),
-        ({"role": "dev"}, "no task has the role 'dev'"),
+        ({"proportions": {"flan": 1.0}}, "benchmark 'flan' a weight, but there are only"),
+        ({"roles": "dev"}, "no task has the role 'dev'"),
     ],
 )
 def test_a_mixture_that_selects_nothing_is_an_error(bench, settings, message):
@@ -162,7 +162,7 @@ def test_a_training_mixture_may_not_hold_a_held_out_category(bench):
     with pytest.raises(UserError, match=r"'superni/task2_b' has category 'Translation' of .*task3"):
         select(sources, Mixture(name="m"), MANIFEST)
     select(sources, Mixture(name="m", tasks=("superni/task1_*",)), MANIFEST)
-    select(sources, Mixture(name="m", role="test"), MANIFEST)
+    select(sources, Mixture(name="m", roles="test"), MANIFEST)
 
 
 def test_the_seqio_mixture_has_the_rates_of_the_plan(bench, vocabulary):
