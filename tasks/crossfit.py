@@ -172,7 +172,7 @@ class CrossFitTask:
             fields = keep(_fields_on_lines(text), [_fields_on_lines(o) for o in outputs], drops)
             if fields is None:
                 continue
-            options = self._options(fields, labels, drops)
+            options, options_text = self._options(fields, labels, drops)
             if self.ranked and options is None:
                 drops["no options"] += 1
                 continue
@@ -185,6 +185,7 @@ class CrossFitTask:
                 split=split,
                 instruction=self.instruction,
                 options=options,
+                options_text=options_text,
                 source_dataset=self.name.split("/", 1)[1],
                 **fields,
             )
@@ -199,31 +200,32 @@ class CrossFitTask:
 
     def _options(
         self, fields: dict[str, Any], labels: tuple[str, ...] | None, drops: Drops
-    ) -> tuple[str, ...] | None:
+    ) -> tuple[tuple[str, ...] | None, str]:
+        """The candidates, and the part of the input that lists them."""
         if not self.max_labels:
-            return None
-        listed = listed_options(fields["input"])
+            return None, ""
+        listed, block = listed_options(fields["input"])
         if fields["target"] in listed:
-            return listed
+            return listed, block if fields["input"].count(block) == 1 else ""
         if listed:
             drops["warning: target not among options"] += 1
-            return None
-        return labels
+            return None, ""
+        return labels, ""
 
     def _label_space(self) -> tuple[str, ...] | None:
         """The distinct outputs of rows that list no options; None if they are too many."""
         labels: set[str] = set()
         for path in self.files.values():
             for _, (text, *outputs) in tsv_rows(path, _ANY_WIDTH, Drops()):
-                if not listed_options(_fields_on_lines(text)):
+                if not listed_options(_fields_on_lines(text))[0]:
                     labels.update(o for output in outputs if (o := _fields_on_lines(output)))
                 if len(labels) > self.max_labels:
                     return None
         return tuple(sorted(labels))
 
 
-def listed_options(text: str) -> tuple[str, ...]:
-    """The candidates of an input `stem (A) x (B) y`, without markers; () if it lists none.
+def listed_options(text: str) -> tuple[tuple[str, ...], str]:
+    """The candidates of an input `stem (A) x (B) y`, x and y, and the list itself, `(A) x (B) y`.
 
     The last list of at least two consecutive markers counts. Its last candidate ends with the line
     or before ` context: `, where some inputs go on with a passage.
@@ -243,8 +245,9 @@ def listed_options(text: str) -> tuple[str, ...]:
             starts = [m.end() for m in markers[first : first + run]]
             texts = [text[a:b].strip() for a, b in zip(starts, ends, strict=True)]
             texts[-1] = re.split(r"\n| context: ", texts[-1], maxsplit=1)[0].strip()
-            return tuple(texts)
-    return ()
+            end = text.index(texts[-1], starts[-1]) + len(texts[-1])
+            return tuple(texts), text[markers[first].start() : end]
+    return (), ""
 
 
 def _fields_on_lines(text: str) -> str:

@@ -28,7 +28,7 @@ from optiml_jax.data.cache_writer import (
     write_info,
 )
 from optiml_jax.data.example import Drops, Example, TaskSource, seqio_name
-from optiml_jax.data.preprocessors import ENCODED_FEATURES, encode_examples
+from optiml_jax.data.preprocessors import ENCODED_FEATURES, encode_examples, training_pool
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.store import COMPLETED_FILE, FORMAT_VERSION, INFO_FILE, num_shards
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size
@@ -162,6 +162,7 @@ def _write_task(
     categories: set[str] = set()
     with task_folder(settings.cache_dir, source.name) as folder:
         splits = {}
+        pool = training_pool(source, settings.prompt_config)
         for split in source.splits:
             drops = Drops()
             examples = _read(source, split, drops, categories, stopped)
@@ -173,6 +174,7 @@ def _write_task(
                 settings.prompt_config,
                 settings.sequence_length,
                 drops,
+                pool,
             ):
                 writer.add(encoded)
             splits[split] = {**writer.close(), "drops": dict(sorted(drops.items()))}

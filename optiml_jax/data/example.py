@@ -31,8 +31,8 @@ class Example:
       target: the string trained on; one of `references`.
       references: every accepted answer, at least one.
       options: candidates of rank classification; None means generation.
-      options_text: the part of `input` that lists the options, exactly as it stands there; empty
-        when the prompt lists none.
+      options_text: the part of `input` that lists the options, all of them in their order, exactly
+        as it stands there, once; empty when the prompt lists none (or not so).
       source_dataset: the underlying data source, used by leakage filters.
       meta: raw upstream metadata.
     """

@@ -61,6 +61,7 @@ def encode_examples(
     config: PromptConfig,
     sequence_length: int,
     drops: Drops,
+    pool: Sequence[Example] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The records of training prompts, in order; the features are those of `ENCODED_FEATURES`.
 
@@ -71,8 +72,9 @@ def encode_examples(
       config: how prompts are rendered.
       sequence_length: tokens of source and target together, `</s>` included.
       drops: counts "target too long".
+      pool: what `training_pool` gives, when it is there already.
     """
-    pool = training_pool(source, config)
+    pool = training_pool(source, config) if pool is None else pool
     examples = iter(examples)
     while batch := list(itertools.islice(examples, _BATCH)):
         prompts = [render_for_training(e, pool, source.instruction_level, config) for e in batch]

@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import json
 
 import pytest
@@ -71,20 +73,36 @@ def test_classes_of_all_splits_are_the_options_of_every_row(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "options"),
+    ("text", "options", "block"),
     [
-        ("Q? (A) x (B) y z", ("x", "y z")),
-        ("Q? (1) x (2) y (3) z", ("x", "y", "z")),
-        ("Q? (A) x (B) y\nan article (A) with a marker", ("x", "y")),
-        ("Q? (A) x (B) y context: an article", ("x", "y")),
-        ("Figure (A) shows this. Which? (A) x (B) y", ("x", "y")),
-        ("only (A) one", ()),
-        ("(B) no (C) start", ()),
-        ("f(A) x(B)", ()),
+        ("Q? (A) x (B) y z", ("x", "y z"), "(A) x (B) y z"),
+        ("Q? (1) x (2) y (3) z", ("x", "y", "z"), "(1) x (2) y (3) z"),
+        ("Q? (A) x (B) y\nan article (A) with a marker", ("x", "y"), "(A) x (B) y"),
+        ("Q? (A) x (B)  y  context: an article", ("x", "y"), "(A) x (B)  y"),
+        ("Figure (A) shows this. Which? (A) x (B) y", ("x", "y"), "(A) x (B) y"),
+        ("only (A) one", (), ""),
+        ("(B) no (C) start", (), ""),
+        ("f(A) x(B)", (), ""),
     ],
 )
-def test_options_are_the_last_run_of_consecutive_markers(text, options):
-    assert listed_options(text) == options
+def test_options_are_the_last_run_of_consecutive_markers(text, options, block):
+    assert listed_options(text) == (options, block)
+
+
+def test_an_example_carries_the_list_that_a_prompt_may_show_in_another_order(write):
+    rows = "Q? (A) yes (B) no (C) maybe\tno\ntwice (A) a (B) b [SEP] (A) a (B) b\tb\n"
+    examples = read(only(write("codah", train=rows)))
+    assert [e.options_text for e in examples] == ["(A) yes (B) no (C) maybe", ""]
+    config = PromptConfig(delimiter="A:", option_order="shuffled")
+    sources = {
+        render(dataclasses.replace(examples[0], example_id=str(i)), [], "task", config).query
+        for i in range(60)
+    }
+    expected = (
+        f"Input: Q? (A) {a} (B) {b} (C) {c} A:"
+        for a, b, c in itertools.permutations(("yes", "no", "maybe"))
+    )
+    assert sources == set(expected)
 
 
 def test_a_target_that_is_no_option_is_generated_or_dropped_where_options_are_ranked(
