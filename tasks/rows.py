@@ -5,7 +5,8 @@ What is found in the folder of one data set (no file is opened until rows are re
       with a name in front, squad-train.arrow, as the cache of Hugging Face's `datasets` has them;
   the same files in a folder `data` (a data set's repository on the Hub);
   <split>/state.json and its Arrow files, as `Dataset.save_to_disk` writes them;
-  tfds.json: {"name": "glue/mrpc", "data_dir": null, "fields": {"<TFDS name>": "<our name>"}}.
+  tfds.json: {"name": "glue/mrpc", "data_dir": null, "fields": {"<TFDS name>": "<our name>"}};
+  <version>/ as TFDS prepares it, when the folder is one of TFDS's data_dir (the newest counts).
 All streaming: memory does not grow with the file. What rows mean is not known here.
 """
 
@@ -22,6 +23,7 @@ from optiml_jax.files import read_json
 Row = dict[str, Any]
 
 _SUFFIXES = (".jsonl", ".parquet", ".arrow")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _BATCH = 1000
 _BYTES = 1 << 20
@@ -56,7 +58,7 @@ class TfdsSplit:
     Attributes:
       name: the split's own name.
       files: tfds.json and those of the split.
-      builder: name of the builder, with config and version if wanted.
+      builder: name of the builder, with config and version if wanted; or the folder of a version.
       data_dir: TFDS's folder; None is its default.
       fields: TFDS's field name -> the name that a row shall have.
     """
@@ -95,7 +97,10 @@ def find_splits(folder: pathlib.Path) -> dict[str, Split]:
         return {}
     description = folder / "tfds.json"
     if description.is_file():
-        return _tfds_splits(description)
+        return _described_splits(description)
+    if versions := [p for p in folder.iterdir() if _is_tfds_version(p)]:
+        newest = max(versions, key=lambda p: [int(part) for part in p.name.split(".")])
+        return _tfds_splits(str(newest), None, {}, str(newest / "dataset_info.json"))
     found: dict[str, list[pathlib.Path]] = {}
     for path in [*folder.iterdir(), *folder.glob("data/*")]:
         if path.suffix in _SUFFIXES and path.is_file():
@@ -221,12 +226,23 @@ _COUNTERS = {".jsonl": _count_jsonl, ".parquet": _count_parquet, ".arrow": _coun
 # --- TensorFlow Datasets
 
 
-def _tfds_splits(description: pathlib.Path) -> dict[str, Split]:
+def _is_tfds_version(folder: pathlib.Path) -> bool:
+    return bool(_VERSION.fullmatch(folder.name)) and (folder / "features.json").is_file()
+
+
+def _described_splits(description: pathlib.Path) -> dict[str, Split]:
     content = read_json(description, "the description of a TFDS data set")
     name = content.get("name") if isinstance(content, dict) else None
     if not isinstance(name, str):
         raise UserError(f"{description} has no `name` of a TFDS builder")
-    data_dir, fields = content.get("data_dir"), content.get("fields") or {}
+    return _tfds_splits(
+        name, content.get("data_dir"), content.get("fields") or {}, str(description)
+    )
+
+
+def _tfds_splits(
+    name: str, data_dir: str | None, fields: dict[str, str], description: str
+) -> dict[str, Split]:
     splits = _tfds_builder(name, data_dir).info.splits
     if not splits:
         raise UserError(
@@ -234,9 +250,7 @@ def _tfds_splits(description: pathlib.Path) -> dict[str, Split]:
             f"say: tfds build {name}"
         )
     return {
-        split: TfdsSplit(
-            split, (str(description), *map(str, info.filepaths)), name, data_dir, fields
-        )
+        split: TfdsSplit(split, (description, *map(str, info.filepaths)), name, data_dir, fields)
         for split, info in sorted(splits.items())
     }
 
@@ -245,6 +259,8 @@ def _tfds_builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds  # seconds, so only where a data set needs it
 
     try:
+        if _is_tfds_version(pathlib.Path(name)):
+            return tfds.builder_from_directory(name)
         return tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as e:
         reason = " ".join(str(e).split())[:200]

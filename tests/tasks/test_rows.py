@@ -177,3 +177,6 @@ def test_a_tfds_builder_is_read_by_name(tmp_path):
         {"text": "zwölf 2", "label": 0, "spans": {"start": [0, 1]}},
     ]
     assert str(folder / "tfds.json") in split.files
+    prepared = only(tmp_path / "small_rows")  # TFDS's own folder, named by nobody
+    assert [r["sentence"] for r in prepared.read()] == [r["text"] for r in split.read()]
+    assert prepared.count() == 3
