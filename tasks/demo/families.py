@@ -24,6 +24,8 @@ class Candidate:
       bucket: what the task is balanced over, e.g. the label or the place of the answer.
       key: two candidates with equal keys count as the same instance, e.g. a pair of numbers in
         either order.
+      fields: parts of it, for formats with columns of their own; "label" is the index of the
+        output in a list of labels.
     """
 
     input: str
@@ -31,6 +33,7 @@ class Candidate:
     wrong: str
     bucket: str
     key: Any
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 Family = Callable[..., Candidate]
@@ -38,6 +41,14 @@ Family = Callable[..., Candidate]
 
 def _other(rng: random.Random, items: list[str], answer: str) -> str:
     return rng.choice([item for item in items if item != answer])
+
+
+def _judged(
+    text: str, true: bool, labels: list[str], bucket: str = "", key: Any = None
+) -> Candidate:
+    """A candidate whose answer is the second of two labels if `true`, else the first."""
+    output, wrong = labels[true], labels[not true]
+    return Candidate(text, output, wrong, output + bucket, key or text, {"label": int(true)})
 
 
 def _vocabulary(words: Words) -> list[str]:
@@ -79,7 +90,8 @@ def compare_numbers(rng: random.Random, words: Words, which: str) -> Candidate:
         answer, wrong = wrong, answer
     text = ", ".join(map(str, numbers))
     place = str(numbers.index(answer))
-    return Candidate(text, str(answer), str(wrong), place, tuple(sorted(numbers)))
+    fields = {"reason": f"{max(tens)} is more than {min(tens)}."}
+    return Candidate(text, str(answer), str(wrong), place, tuple(sorted(numbers)), fields)
 
 
 def pick_parity(rng: random.Random, words: Words, remainder: int) -> Candidate:
@@ -94,11 +106,9 @@ def pick_parity(rng: random.Random, words: Words, remainder: int) -> Candidate:
 
 
 def judge_number(rng: random.Random, words: Words, test: str, labels: list[str]) -> Candidate:
-    """A number of three digits; `test` is "even" or "large" (500 or more)."""
+    """A number of three digits; `test` is "even" or "large" (500 or more); labels: no, yes."""
     number = rng.randrange(100, 1000)
-    true = number % 2 == 0 if test == "even" else number >= 500
-    output, wrong = labels if true else labels[::-1]
-    return Candidate(str(number), output, wrong, output, number)
+    return _judged(str(number), number % 2 == 0 if test == "even" else number >= 500, labels)
 
 
 def spell_digits(rng: random.Random, words: Words, to: str) -> Candidate:
@@ -114,7 +124,7 @@ def spell_digits(rng: random.Random, words: Words, to: str) -> Candidate:
 def sentiment(
     rng: random.Random, words: Words, domain: str, labels: list[str], templates: str = "templates"
 ) -> Candidate:
-    """A sentence of praise or complaint about a domain; `labels` name the two, praise first."""
+    """A sentence of complaint or praise about a domain; `labels` name the two in this order."""
     facts = words["sentiment"]
     praise = rng.random() < 0.5
     n1, n2 = rng.sample(facts["things"][domain], 2)
@@ -124,8 +134,7 @@ def sentiment(
     if templates == "templates" and not praise and rng.random() < 0.2:
         template = facts["negated"]
     text = template.format(n1=n1, n2=n2, a1=a1, a2=a2, p1=p1, adverb=adverb)
-    output, wrong = labels if praise else labels[::-1]
-    return Candidate(text, output, wrong, output, text)
+    return _judged(text, praise, labels)
 
 
 RELATIONS = {  # relation -> (list of values, "{name} {verb} {value}", question for it)
@@ -147,15 +156,62 @@ def ask_fact(rng: random.Random, words: Words, relation: str, ask: str) -> Candi
         question, answers = name_question.format(values[i]), names
     else:
         question, answers = value_question.format(names[i]), values
+    fields = {
+        "context": text,
+        "question": question,
+        "names": names,
+        "values": values,
+        "reason": statement.format(names[i], values[i]),
+        "answers": {"text": [answers[i]], "answer_start": [text.index(answers[i])]},
+    }
     text = f"{text} {question}"
-    return Candidate(text, answers[i], answers[1 - i], str(i), text)
+    return Candidate(text, answers[i], answers[1 - i], str(i), text, fields)
+
+
+def describe_facts(rng: random.Random, words: Words) -> Candidate:
+    """Facts of two kinds about two people as triples; the answer says them in sentences."""
+    facts = [
+        (name, relation, rng.choice(words[RELATIONS[relation][0]]))
+        for name, relation in zip(
+            rng.sample(words["names"], 2), rng.sample(list(RELATIONS), 2), strict=True
+        )
+    ]
+    sentences = [RELATIONS[relation][1].format(name, value) for name, relation, value in facts]
+    text, wrong = " ".join(sentences), " ".join(sentences[::-1])
+    fields = {"triples": facts, "annotations": [{"source": "demo", "text": text}]}
+    return Candidate(str(facts), text, wrong, facts[0][1], text, fields)
+
+
+def story(rng: random.Random, words: Words) -> Candidate:
+    """Some sentences about people, to be read as plain text; there is no answer."""
+    grammar, people = words["grammar"], rng.sample(words["names"], 3)
+    sentences = [
+        statement.format(name, rng.choice(words[values]))
+        for name in people
+        for values, statement, _, _ in rng.sample(list(RELATIONS.values()), 2)
+    ]
+    for _ in range(2):
+        plural, noun = rng.randrange(2), rng.choice(grammar["nouns"])
+        verb, time = rng.choice(grammar["verbs"])[plural], rng.choice(grammar["times"])
+        sentences.insert(rng.randrange(len(sentences)), f"The {noun[plural]} {verb} {time}.")
+    text = " ".join(sentences)
+    return Candidate(text, "", "", "", text)
+
+
+def chat(rng: random.Random, words: Words) -> Candidate:
+    """A dialogue: two questions and their answers."""
+    turns = []
+    for name in rng.sample(words["names"], 2):
+        values, statement, question, _ = rng.choice(list(RELATIONS.values()))
+        turns += [question.format(name), statement.format(name, rng.choice(words[values]))]
+    return Candidate("\n".join(turns), "", "", "", tuple(turns), {"turns": turns})
 
 
 def analogy(rng: random.Random, words: Words, pairs: str) -> Candidate:
     """`a : b, c : ?` with two pairs of one relation."""
     (a, b), (c, d) = rng.sample(words[pairs], 2)
     text = f"{a} : {b}, {c} : ?"
-    return Candidate(text, d, b, d, text)
+    return Candidate(text, d, b, d, text, {"a": a, "b": b, "c": c})
 
 
 def topic_of_list(rng: random.Random, words: Words) -> Candidate:
@@ -164,7 +220,8 @@ def topic_of_list(rng: random.Random, words: Words) -> Candidate:
     items = rng.sample(words["kinds"][kind], 3)
     names = words["kind_plurals"]
     wrong = _other(rng, list(names.values()), names[kind])
-    return Candidate(", ".join(items), names[kind], wrong, kind, tuple(sorted(items)))
+    fields = {"items": items, "label": list(names).index(kind)}
+    return Candidate(", ".join(items), names[kind], wrong, kind, tuple(sorted(items)), fields)
 
 
 def pick_named_kind(rng: random.Random, words: Words) -> Candidate:
@@ -177,15 +234,14 @@ def pick_named_kind(rng: random.Random, words: Words) -> Candidate:
     return Candidate(text, items[place], wrong, str(place), (kinds[place], *sorted(items)))
 
 
-def contains_kind(rng: random.Random, words: Words, kind: str) -> Candidate:
-    """Three words, at most one of them of `kind`: is there one?"""
+def contains_kind(rng: random.Random, words: Words, kind: str, labels: list[str]) -> Candidate:
+    """Three words, at most one of them of `kind`: is there one? `labels`: no, yes."""
     present = rng.random() < 0.5
     others = [k for k in words["kinds"] if k != kind]
     items = [rng.choice(words["kinds"][k]) for k in rng.sample(others, 3)]
     if present:
         items[rng.randrange(3)] = rng.choice(words["kinds"][kind])
-    output, wrong = ("yes", "no") if present else ("no", "yes")
-    return Candidate(", ".join(items), output, wrong, output, tuple(sorted(items)))
+    return _judged(", ".join(items), present, labels, key=tuple(sorted(items)))
 
 
 def find_kind(rng: random.Random, words: Words, kind: str) -> Candidate:
@@ -196,11 +252,12 @@ def find_kind(rng: random.Random, words: Words, kind: str) -> Candidate:
     answer = rng.choice(words["kinds"][kind])
     place = rng.randrange(3)
     items.insert(place, answer)
-    return Candidate(", ".join(items), answer, wrong, str(place), tuple(sorted(items)))
+    key = tuple(sorted(items))
+    return Candidate(", ".join(items), answer, wrong, str(place), key, {"items": items})
 
 
 def agreement(rng: random.Random, words: Words, form: str, labels: list[str]) -> Candidate:
-    """A sentence whose verb or determiner agrees with its noun, or does not.
+    """A sentence whose verb or determiner agrees with its noun, or does not; `labels`: no, yes.
 
     `form` is "verb" (The boy sings / sing), "be" (is / are) or "demonstrative" (This boy / boys).
     """
@@ -217,8 +274,7 @@ def agreement(rng: random.Random, words: Words, form: str, labels: list[str]) ->
     else:
         verb = rng.choice(facts["verbs"])[plural]
         text = f"{('This', 'These')[shown]} {noun[plural]} {verb} {rng.choice(facts['times'])}."
-    output, wrong = labels if right else labels[::-1]
-    return Candidate(text, output, wrong, f"{output} {plural}", text)
+    return _judged(text, right, labels, bucket=f" {plural}")
 
 
 FAMILIES: dict[str, Family] = {
@@ -233,6 +289,9 @@ FAMILIES: dict[str, Family] = {
         spell_digits,
         sentiment,
         ask_fact,
+        describe_facts,
+        story,
+        chat,
         analogy,
         topic_of_list,
         pick_named_kind,

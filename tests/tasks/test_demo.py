@@ -1,20 +1,26 @@
-"""The demo bench: its answers worked out again from the text of every input, and its statistics."""
+"""The demo bench: its answers worked out again from the text of every row, and its statistics."""
 
 import collections
 import hashlib
 import json
+import math
 import pathlib
 import re
 
 import pytest
 
 from tasks.demo import build as demo
+from tasks.demo import superni
 
 WORDS = demo.load_words()
 KIND = {word: kind for kind, members in WORDS["kinds"].items() for word in members}
-TASKS = {task["name"]: task for task in demo.load_tasks()}
+TASKS = {f"{c}/{task['name']}": task for c, tasks in demo.load_tasks().items() for task in tasks}
+QUESTIONS = [name for name, task in TASKS.items() if task["family"] not in ("story", "chat")]
 SUBJECTS = {noun: i for pair in WORDS["grammar"]["nouns"] for i, noun in enumerate(pair)}
 VERBS = {verb: i for pair in WORDS["grammar"]["verbs"] for i, verb in enumerate(pair)}
+STATEMENT = re.compile(r"(\w+) (is in the|works in the|has the|likes) (\w+)\.")
+RELATIONS = {"place": "is in the", "workplace": "works in the", "object": "has the"}
+RELATIONS["pastime"] = "likes"
 
 
 def tokens(text):
@@ -36,90 +42,134 @@ def praise(text):
 
 def facts(text):
     """The sentences "{name} ... {value}." of a text as a list of pairs."""
-    return re.findall(r"(\w+) (?:(?:is|works) in the|has the|likes) (\w+)\.", text)
+    return [(name, value) for name, _, value in STATEMENT.findall(text)]
 
 
-def answer_value(text):
-    name = re.search(r"(?:Where is|Where does|What does) (\w+)", text).group(1)
-    return dict(facts(text))[name]
+def table(struct):
+    """The rows of two cells of a linearised table."""
+    return re.findall(r"row \d : (\w+) \| (\w+)", struct)
 
 
-def answer_name(text):
-    value = re.search(r"Who (?:(?:is|works) in the|has the|likes) (\w+)\?", text).group(1)
-    return {v: n for n, v in facts(text)}[value]
+def asked_value(question, pairs):
+    name = re.search(r"(?:Where is|Where does|What does) (\w+)", question).group(1)
+    return dict(pairs)[name]
+
+
+def asked_name(question, pairs):
+    value = re.search(r"Who (?:(?:is|works) in the|has the|likes) (\w+)\?", question).group(1)
+    return {v: n for n, v in pairs}[value]
+
+
+def value_in(text):
+    return asked_value(text, facts(text))
+
+
+def name_in(text):
+    return asked_name(text, facts(text))
 
 
 def paired(pairs):
-    return lambda text: dict(map(tuple, WORDS[pairs]))[text.split(", ")[1].split(" : ")[0]]
+    return lambda row: dict(map(tuple, WORDS[pairs]))[row["input"].split(", ")[1].split(" : ")[0]]
 
 
-def word_of_named_kind(text):
-    listed, kind = text.split(". Kind: ")
-    return only_word_of(kind)(listed)
+def only_word_of(kind, words):
+    [word] = [word for word in words if KIND[word] == kind]
+    return word
 
 
-def only_word_of(kind):
-    def solve(text):
-        [word] = [word for word in tokens(text) if KIND[word] == kind]
-        return word
-
-    return solve
+def opposite(row):
+    pairs = dict(map(tuple, WORDS["opposites"]))
+    assert pairs[row["a"]] == row["b"]
+    return pairs[row["c"]]
 
 
-def has_word_of(kind):
-    return lambda text: yes(kind in {KIND[word] for word in tokens(text)})
+def described(row):
+    """DART: the annotations say the triples, one sentence for each."""
+    [annotation] = row["annotations"]
+    triples = [[n, RELATIONS[relation], value] for n, relation, value in row["tripleset"]]
+    assert [list(found) for found in STATEMENT.findall(annotation["text"])] == triples
+    return row["annotations"]
 
 
-def right_or_wrong(condition):
-    return "right" if condition else "wrong"
+def step_by_step(row):
+    assert row["rationale"] in row["question"]
+    assert row["question"].endswith(
+        "\\n- ".join(["", *(name for name, _ in facts(row["question"]))])
+    )
+    answer = name_in(row["question"])
+    assert answer in row["rationale"]
+    return answer
+
+
+def larger_step_by_step(row):
+    first, second = sorted(row["question"].split(", "), reverse=True)
+    assert row["rationale"] == f"{first[0]} is more than {second[0]}."
+    return first
+
+
+def fits(sentence):
+    """Whether verb or first word of a sentence fit its subject."""
+    first, subject, verb = tokens(sentence)[:3]
+    if verb in ("is", "are"):
+        return SUBJECTS[subject] == ("is", "are").index(verb)
+    if first in ("This", "These"):
+        return SUBJECTS[subject] == ("This", "These").index(first)
+    return SUBJECTS[subject] == VERBS[verb]
+
+
+def words_of(row):
+    return tokens(row["input"])
 
 
 SOLVERS = {
-    "first_word": lambda text: text.split(" ")[0],
-    "second_word": lambda text: text.split(" ")[1],
-    "last_word": lambda text: text.split(" ")[-1],
-    "first_of_comma_list": lambda text: text.split(", ")[0],
-    "second_of_comma_list": lambda text: text.split(", ")[1],
-    "last_of_comma_list": lambda text: text.split(", ")[-1],
-    "first_of_dash_list": lambda text: text.split(" - ")[0],
-    "last_of_dash_list": lambda text: text.split(" - ")[-1],
-    "reverse_words": lambda text: " ".join(reversed(text.split(" "))),
-    "count_words": lambda text: str(text.count(" ") + 1),
-    "larger_number": lambda text: str(max(map(int, text.split(", ")))),
-    "even_number": lambda text: next(n for n in text.split(", ") if int(n) % 2 == 0),
-    "even_or_odd": lambda text: "odd" if text[-1] in "13579" else "even",
-    "at_least_500": lambda text: yes(text[0] in "56789"),
-    "digits_to_words": lambda text: " ".join(WORDS["digits"][int(d)] for d in text.split()),
-    "words_to_digits": lambda text: " ".join(str(WORDS["digits"].index(w)) for w in text.split()),
-    "restaurant_reviews": lambda text: "positive" if praise(text) else "negative",
-    "film_reviews": lambda text: "positive" if praise(text) else "negative",
-    "hotel_reviews": lambda text: "good" if praise(text) else "bad",
-    "novel_reviews": lambda text: yes(praise(text)),
-    "phone_reviews": lambda text: "positive" if praise(text) else "negative",
-    "plan_stance": lambda text: "positive" if praise(text) else "negative",
-    "where_is": answer_value,
-    "where_works": answer_value,
-    "who_works": answer_name,
-    "what_has": answer_value,
-    "who_has": answer_name,
-    "who_likes": answer_name,
-    "who_is_there": answer_name,
-    "opposites": paired("opposites"),
-    "plurals": paired("plurals"),
-    "past_tenses": paired("past_tenses"),
-    "topic": lambda text: WORDS["kind_plurals"][KIND[tokens(text)[0]]],
-    "word_of_kind": word_of_named_kind,
-    "list_has_animal": has_word_of("animal"),
-    "find_animal": only_word_of("animal"),
-    "find_tool": only_word_of("tool"),
-    "verb_agreement": lambda text: yes(SUBJECTS[tokens(text)[1]] == VERBS[tokens(text)[2]]),
-    "is_or_are": lambda text: right_or_wrong(
-        SUBJECTS[tokens(text)[1]] == ("is", "are").index(tokens(text)[2])
+    "superni/first_word": lambda row: row["input"].split(" ")[0],
+    "superni/second_word": lambda row: row["input"].split(" ")[1],
+    "superni/last_word": lambda row: row["input"].split(" ")[-1],
+    "superni/last_of_dash_list": lambda row: row["input"].split(" - ")[-1],
+    "superni/first_of_dash_list": lambda row: row["input"].split(" - ")[0],
+    "superni/reverse_words": lambda row: " ".join(reversed(row["input"].split(" "))),
+    "superni/count_words": lambda row: str(row["input"].count(" ") + 1),
+    "superni/digits_to_words": lambda row: " ".join(WORDS["digits"][int(d)] for d in words_of(row)),
+    "superni/even_or_odd": lambda row: "odd" if row["input"][-1] in "13579" else "even",
+    "superni/plurals": paired("plurals"),
+    "superni/past_tenses": paired("past_tenses"),
+    "superni/word_of_kind": lambda row: only_word_of(words_of(row)[-1], words_of(row)[:3]),
+    "superni/find_animal": lambda row: only_word_of("animal", words_of(row)),
+    "promptsource/reviews/film": lambda row: int(praise(row["text"])),
+    "promptsource/reviews/phone": lambda row: int(praise(row["text"])),
+    "promptsource/people/place": lambda row: asked_value(row["question"], facts(row["context"])),
+    "promptsource/words/opposite": opposite,
+    "promptsource/lists/topic": lambda row: list(WORDS["kinds"]).index(KIND[row["words"][0]]),
+    "promptsource/lists/tool": lambda row: only_word_of("tool", row["words"]),
+    "flan/hotel_reviews": lambda row: int(praise(row["text"])),
+    "flan/plan_stance": lambda row: int(praise(row["text"])),
+    "flan/verb_agreement": lambda row: int(fits(row["text"])),
+    "flan/where_works": lambda row: asked_value(row["question"], facts(row["context"])),
+    "flan/who_works": lambda row: asked_name(row["question"], facts(row["context"])),
+    "flan/larger_number": lambda row: str(max(map(int, row["numbers"].split(", ")))),
+    "crossfit/novel_reviews": lambda row: yes(praise(row["input"])),
+    "crossfit/first_of_comma_list": lambda row: row["input"].split(", ")[0],
+    "crossfit/second_of_comma_list": lambda row: row["input"].split(", ")[1],
+    "crossfit/last_of_comma_list": lambda row: row["input"].split(", ")[-1],
+    "crossfit/who_has": lambda row: name_in(row["input"]),
+    "crossfit/who_is_there": lambda row: name_in(row["input"]),
+    "exmix/even_number": lambda row: next(n for n in row["text"].split(", ") if int(n) % 2 == 0),
+    "exmix/at_least_500": lambda row: yes(row["text"][0] in "56789"),
+    "exmix/words_to_digits": lambda row: " ".join(
+        str(WORDS["digits"].index(word)) for word in row["text"].split()
     ),
-    "this_or_these": lambda text: right_or_wrong(
-        SUBJECTS[tokens(text)[1]] == (tokens(text)[0] in ("These", "Those"))
-    ),
+    "exmix/this_or_these": lambda row: "right" if fits(row["text"]) else "wrong",
+    "t5/glue/sst2": lambda row: int(praise(row["sentence"])),
+    "t5/glue/cola": lambda row: int(fits(row["sentence"])),
+    "t5/super_glue/boolq": lambda row: int("animal" in map(KIND.get, tokens(row["passage"]))),
+    "unifiedskg/dart": described,
+    "unifiedskg/who_likes": lambda row: asked_name(row["text_in"], table(row["struct_in"])),
+    "unifiedskg/what_has": lambda row: asked_value(row["text_in"], table(row["struct_in"])),
+    "reasoning/owners_step_by_step": step_by_step,
+    "reasoning/larger_step_by_step": larger_step_by_step,
+    "reasoning/guests_step_by_step": step_by_step,
 }
+ANSWERS = ("label", "answer", "output", "seq_out", "annotations")
 
 
 @pytest.fixture(scope="module")
@@ -129,78 +179,98 @@ def bench(tmp_path_factory):
     return out
 
 
-def load(bench, name):
-    return json.loads((bench / "tasks" / f"{TASKS[name]['id']}.json").read_text("utf-8"))
+def superni_file(bench, name):
+    path = bench / "superni" / "tasks" / f"{superni.stem(TASKS[name])}.json"
+    return json.loads(path.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_every_answer_follows_from_its_input(bench, name):
-    data, solve = load(bench, name), SOLVERS[name]
-    for instance in data["Instances"]:
-        assert instance["output"] == [solve(instance["input"])], instance["input"]
-    for example in data["Positive Examples"]:
-        assert example["output"] == solve(example["input"])
-    for example in data["Negative Examples"]:
-        assert example["output"] != solve(example["input"])
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_no_input_comes_twice_in_a_task(bench, name):
-    data = load(bench, name)
-    inputs = [
-        record["input"]
-        for part in ("Instances", "Positive Examples", "Negative Examples")
-        for record in data[part]
-    ]
-    assert len(set(inputs)) == len(inputs) == demo.NUM_INSTANCES + 6
-    ids = [instance["id"] for instance in data["Instances"]]
-    assert len(set(ids)) == len(ids)
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_answers_are_balanced_in_every_part_that_a_reader_cuts_off(bench, name):
-    data = load(bench, name)
-    answers = [instance["output"][0] for instance in data["Instances"]]
-    # Readers take the first tenth, the second tenth and (held-out tasks) the first hundred.
-    for part in (answers, answers[:40], answers[40:80], answers[:100]):
-        counts = collections.Counter(part)
-        best_constant = max(counts.values()) / len(part)
-        if TASKS[name].get("metric") == "labels":
-            labels = len(set(answers))
-            assert len(counts) == labels
-            assert best_constant <= 1 / labels + 0.02
+def splits(bench, name):
+    """Split -> rows of a task, as they stand in its files."""
+    task = TASKS[name]
+    if name.startswith("superni/"):
+        instances = superni_file(bench, name)["Instances"]
+        rows = [{"input": i["input"], "output": i["output"][0]} for i in instances]
+        # The reader takes the first tenth, the second tenth and (held-out tasks) the first hundred.
+        return {"all": rows, "first": rows[:40], "second": rows[40:80], "held_out": rows[:100]}
+    parts = {}
+    for split in task["held_out_splits" if task.get("held_out") else "splits"]:
+        path = bench / task["collection"] / task["file"].format(name=task["name"], split=split)
+        lines = path.read_text("utf-8").splitlines()
+        if path.suffix == ".json":
+            parts[split] = json.loads(path.read_text("utf-8"))
+        elif path.suffix == ".jsonl":
+            parts[split] = [json.loads(line) for line in lines]
         else:
-            assert best_constant <= 0.25
+            cells = [line.split("\t") for line in lines]
+            parts[split] = [dict(zip(task["columns"], row, strict=True)) for row in cells]
+    return parts
+
+
+def answer(row):
+    return next(row[column] for column in ANSWERS if column in row)
+
+
+def question(row):
+    return json.dumps({k: v for k, v in row.items() if k not in (*ANSWERS, "idx", "rationale")})
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_answer_follows_from_its_row(bench, name):
+    for rows in splits(bench, name).values():
+        for row in rows:
+            assert answer(row) == SOLVERS[name](row), row
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name.startswith("superni/")])
+def test_examples_of_definitions_are_right_or_wrong_as_they_should_be(bench, name):
+    data, solve = superni_file(bench, name), SOLVERS[name]
+    assert all(example["output"] == solve(example) for example in data["Positive Examples"])
+    assert all(example["output"] != solve(example) for example in data["Negative Examples"])
+    for example in data["Positive Examples"] + data["Negative Examples"]:
+        assert example["explanation"]
+        assert not re.search(r"[{}]", example["explanation"])
+    parts = ("Instances", "Positive Examples", "Negative Examples")
+    inputs = [record["input"] for part in parts for record in data[part]]
+    assert len(set(inputs)) == len(inputs) == superni.NUM_CANDIDATES
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_row_comes_twice_in_a_task(bench, name):
+    parts = splits(bench, name)
+    rows = parts["all"] if "all" in parts else [row for rows in parts.values() for row in rows]
+    questions = [question(row) for row in rows]
+    if not name.startswith("unifiedskg/"):  # the order of a table's rows may differ
+        assert len(set(questions)) == len(questions)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_answers_are_balanced_in_every_part(bench, name):
+    labels = {repr(answer(row)) for rows in splits(bench, name).values() for row in rows}
+    for rows in splits(bench, name).values():
+        [(_, most)] = collections.Counter(repr(answer(row)) for row in rows).most_common(1)
+        if len(labels) <= 5:
+            assert most <= math.ceil(len(rows) / len(labels)) + 1  # the last round may be cut
+        else:
+            assert most <= 0.3 * len(rows)
 
 
 def test_a_sorted_pair_of_numbers_or_words_is_asked_once(bench):
-    for name in ("larger_number", "even_number", "topic", "list_has_animal", "find_tool"):
-        inputs = [tuple(sorted(tokens(i["input"]))) for i in load(bench, name)["Instances"]]
-        assert len(set(inputs)) == len(inputs), name
+    names = ["flan/larger_number", "exmix/even_number", "promptsource/lists/topic"]
+    for name in [*names, "t5/super_glue/boolq", "promptsource/lists/tool"]:
+        rows = [row for rows in splits(bench, name).values() for row in rows]
+        asked = [tuple(sorted(tokens(question(row)))) for row in rows]
+        assert len(set(asked)) == len(asked), name
 
 
-def test_explanations_and_definitions_are_filled_in(bench):
-    definitions = set()
-    for name in TASKS:
-        data = load(bench, name)
-        definitions.update(data["Definition"])
-        for record in data["Positive Examples"] + data["Negative Examples"]:
-            assert record["explanation"]
-            assert not re.search(r"[{}]", record["explanation"])
-    assert len(definitions) == len(TASKS)
-
-
-def test_split_lists_name_every_task_once_and_hold_out_whole_categories(bench):
+def test_split_lists_name_every_task_of_superni_once(bench):
     def stems(split):
-        return (bench / "splits" / "default" / f"{split}_tasks.txt").read_text("utf-8").split()
+        path = bench / "superni" / "splits" / "default" / f"{split}_tasks.txt"
+        return path.read_text("utf-8").split()
 
     train, test = stems("train"), stems("test")
-    files = sorted(path.stem for path in (bench / "tasks").glob("*.json"))
-    assert sorted(train + test) == files == sorted(task["id"] for task in TASKS.values())
-    category = {task["id"]: task["category"] for task in TASKS.values()}
-    trained = {category[stem] for stem in train}
-    assert {category[stem] for stem in test} - trained == {"Keyword Tagging", "Stance Detection"}
-    assert {category[stem] for stem in test} & trained  # partially held-out tasks exist too
+    files = sorted(path.stem for path in (bench / "superni" / "tasks").glob("*.json"))
+    assert sorted(train + test) == files
+    assert [stem.split("_")[-2:] for stem in test] == [["dash", "list"], ["find", "animal"]]
 
 
 def test_no_word_is_of_two_kinds():
@@ -220,10 +290,12 @@ def digest(folder: pathlib.Path):
     }
 
 
-def test_same_seed_gives_same_bytes_and_another_seed_other_instances(bench, tmp_path):
+def test_same_seed_gives_same_bytes_and_another_seed_other_rows(bench, tmp_path):
     demo.build(tmp_path / "same")
     demo.build(tmp_path / "other", seed=7)
     assert digest(tmp_path / "same") == digest(bench)
     changed = digest(tmp_path / "other")
     assert changed.keys() == digest(bench).keys()
-    assert all(changed[f] != digest(bench)[f] for f in changed if f.startswith("tasks/"))
+    static = {str(path.relative_to(demo.HERE / "files")) for path in demo.HERE.rglob("files/**/*")}
+    static |= {f"superni/splits/default/{split}_tasks.txt" for split in ("train", "test")}
+    assert all((changed[f] == digest(bench)[f]) == (f in static) for f in changed)

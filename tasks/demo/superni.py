@@ -1,0 +1,67 @@
+"""Task files and split lists of the demo bench in the format of Super-NaturalInstructions v2."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from optiml_jax.files import atomic_path
+from tasks.demo.families import Candidate
+
+NUM_INSTANCES = 400
+NUM_POSITIVE = 4
+NUM_NEGATIVE = 2
+NUM_CANDIDATES = NUM_INSTANCES + NUM_POSITIVE + NUM_NEGATIVE
+
+
+def stem(task: dict[str, Any]) -> str:
+    """Name of a task's file, without suffix."""
+    category = task["category"].lower().replace(" ", "_")
+    return f"demo{task['number']:03d}_{category}_{task['name']}"
+
+
+def task_content(task: dict[str, Any], candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """What the task's JSON file holds.
+
+    Args:
+      task: its entry in `tasks.yaml`.
+      candidates: `NUM_CANDIDATES` of them.
+    """
+    instances = candidates[:NUM_INSTANCES]
+    positive = candidates[NUM_INSTANCES : NUM_INSTANCES + NUM_POSITIVE]
+    negative = candidates[NUM_INSTANCES + NUM_POSITIVE :]
+
+    def example(candidate: Candidate, output: str, explanation: str) -> dict[str, str]:
+        facts = {"output": candidate.output, "wrong": candidate.wrong, "input": candidate.input}
+        return {
+            "input": candidate.input,
+            "output": output,
+            "explanation": explanation.format(**facts),
+        }
+
+    return {
+        "Contributors": ["optiml_jax"],
+        "Source": ["optiml_jax_demo"],
+        "URL": [],
+        "Categories": [task["category"]],
+        "Reasoning": [],
+        "Definition": [task["definition"]],
+        "Input_language": ["English"],
+        "Output_language": ["English"],
+        "Instruction_language": ["English"],
+        "Domains": ["Synthetic"],
+        "Positive Examples": [example(c, c.output, task["explanation"]) for c in positive],
+        "Negative Examples": [example(c, c.wrong, task["wrong"]) for c in negative],
+        "Instances": [
+            {"id": f"{stem(task)[:7]}-{i:06d}", "input": c.input, "output": [c.output]}
+            for i, c in enumerate(instances)
+        ],
+        "Instance License": ["Apache 2.0"],
+    }
+
+
+def write_split_lists(root: pathlib.Path, tasks: Sequence[dict[str, Any]]) -> None:
+    """Writes `<root>/splits/default/{train,test}_tasks.txt`."""
+    for split in ("train", "test"):
+        chosen = [stem(t) for t in tasks if t.get("held_out", False) == (split == "test")]
+        with atomic_path(root / "splits" / "default" / f"{split}_tasks.txt") as path:
+            path.write_text("".join(f"{name}\n" for name in chosen), "utf-8")
