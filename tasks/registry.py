@@ -15,6 +15,7 @@ from optiml_jax.errors import UserError
 from tasks import (
     crossfit,
     dialogue,
+    flan,
     pretraining,
     promptsource,
     reasoning,
@@ -27,6 +28,7 @@ from tasks.splits import Manifest
 COLLECTIONS = {
     "crossfit": crossfit,
     "dialogue": dialogue,
+    "flan": flan,
     "pretrain": pretraining,
     "promptsource": promptsource,
     "reasoning": reasoning,

@@ -1,0 +1,139 @@
+"""Reader of FLAN 2021 (google-research/FLAN): templates from the user's copy, rows of data sets.
+
+`Run.data["flan"]` is a folder F, a clone of FLAN or one like it:
+  templates: F/flan/templates.py, F/templates.py (parsed, never executed) or F/templates.json;
+  rows: F/datasets if it is there, else the folder `datasets` beside F, with Hugging Face's names,
+      <dataset>[/<subset>]/<split>.jsonl and so on (see `rows.py`); data sets that are not there
+      are looked for among those that TFDS prepared on this machine (`FlanConfig.tfds_dir`);
+  F/task_config.yaml adds or replaces tasks.
+Which tasks there are, and what their templates need of a row, is in `data/flan.yaml`. A task
+without rows is left out. Reading a task is in `flan_reader.py`.
+"""
+
+import logging
+import os
+import pathlib
+
+from optiml_jax.data.example import TaskSource, check_unique_names
+from optiml_jax.errors import UserError
+from tasks import taxonomy
+from tasks.flan_facts import PARTS, TaskFacts, read_facts, split_name
+from tasks.flan_reader import FlanTask
+from tasks.flan_templates import (
+    FlanConfig,
+    Template,
+    find_templates,
+    read_templates,
+    repair,
+    select,
+)
+from tasks.rows import Split, find_splits, prepared_splits
+from tasks.splits import Manifest, Row
+from tasks.text_files import data_folder
+
+UPSTREAM = "https://github.com/google-research/FLAN"
+
+logger = logging.getLogger(__name__)
+
+
+def find_tasks(
+    root: str | os.PathLike, manifest: Manifest, benchmark: str = "flan"
+) -> list[TaskSource]:
+    """The tasks that have both templates and rows, sorted by name. Opens no file of rows.
+
+    Args:
+      root: see above.
+      manifest: says which tasks are trained on and which are scored.
+      benchmark: first part of the task names.
+
+    Raises:
+      UserError: the folder is missing or holds nothing, the templates are damaged or code, or
+        task_config.yaml is not well-formed; see also `rows.find_splits`.
+    """
+    folder = data_folder(root, benchmark, f"give a clone of {UPSTREAM}")
+    path = find_templates(folder)
+    if path is None:
+        raise UserError(
+            f"no templates of benchmark {benchmark!r}: {folder} holds no flan/templates.py, "
+            f"templates.py or templates.json; give a clone of {UPSTREAM}"
+        )
+    templates = read_templates(path)
+    facts, typos = read_facts(folder)
+    config = FlanConfig()
+    skipped: dict[str, list[str]] = {}
+    sources = []
+    for name, task in sorted(facts.items()):
+        if task.pattern not in templates:
+            skipped.setdefault(f"have no templates in {path}", []).append(name)
+            continue
+        found, splits = _rows(folder, task, config)
+        if not splits:
+            skipped.setdefault("have no rows", []).append(name)
+            continue
+        chosen = chosen_templates(found, templates[task.pattern], typos if config.fix_typos else [])
+        row = manifest.lookup(f"{benchmark}/{name}", None)
+        parts = _parts(found, splits, row)
+        if not parts or not chosen:
+            reason = "have no rows for their part" if chosen else "have no template for their rows"
+            skipped.setdefault(reason, []).append(name)
+            continue
+        category = row.category or taxonomy.category("flan", name, task.cluster)
+        if category == taxonomy.MISC:
+            logger.warning("task %s of cluster %r counts as %s", name, task.cluster, category)
+        reader = FlanTask(
+            name=f"{benchmark}/{name}",
+            category=category,
+            facts=found,
+            templates=tuple(chosen),
+            splits=splits,
+            parts=parts,
+            pooled_test="test" not in row.role,
+            num_test=row.instances,
+            ranked=row.metric == "acc_rank",
+            seed=config.seed,
+        )
+        sources.append(reader.source())
+    for reason, names in skipped.items():
+        shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+        logger.warning("%d of %d %s tasks %s: %s", len(names), len(facts), benchmark, reason, shown)
+    if not sources:
+        raise UserError(
+            f"no task of benchmark {benchmark!r} in {folder} has templates and rows; put rows into "
+            f"{folder / 'datasets'} as <dataset>[/<subset>]/<split>.jsonl, .parquet or .arrow, or "
+            "set FlanConfig.tfds_dir to the folder of prepared TFDS data sets"
+        )
+    check_unique_names([s.name for s in sources])
+    return sources
+
+
+def chosen_templates(
+    facts: TaskFacts, templates: list[Template], typos: list[dict]
+) -> list[Template]:
+    """The templates that a task uses: those that ask for its own target, repaired."""
+    return select(repair(templates, typos), facts.targets, facts.constants, facts.slots)
+
+
+def _rows(
+    root: pathlib.Path, task: TaskFacts, config: FlanConfig
+) -> tuple[TaskFacts, dict[str, Split]]:
+    """The splits of a task by name, and its facts for rows as they are there."""
+    task = task.fixed() if config.fix_typos else task
+    if task.files is not None:
+        own, beside = root / "datasets", root.resolve().parent / "datasets"
+        if splits := find_splits((own if own.is_dir() else beside) / task.folder):
+            return task.for_files(), splits
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    tfds_dir = pathlib.Path(config.tfds_dir or default).expanduser()
+    return task, prepared_splits(tfds_dir, task.tfds) if task.tfds else {}
+
+
+def _parts(facts: TaskFacts, splits: dict[str, Split], row: Row) -> tuple[str, ...]:
+    """The parts that have rows; none if those are missing that the task is there for.
+
+    Of a task that is not trained on, "train" holds what demonstrations are taken from.
+    """
+    parts = [p for p in PARTS if p in facts.splits and split_name(facts.splits[p]) in splits]
+    scored = any(role.startswith(("dev", "test")) for role in row.role)
+    if (row.trained and "train" not in parts) or (scored and "test" not in parts):
+        return ()
+    return tuple(p for p in parts if p != "test" or scored)
