@@ -93,9 +93,8 @@ def described(row):
 
 def step_by_step(row):
     assert row["rationale"] in row["question"]
-    assert row["question"].endswith(
-        "\\n- ".join(["", *(name for name, _ in facts(row["question"]))])
-    )
+    names = [name for name, _ in facts(row["question"])]
+    assert row["question"].endswith(r"\nOptions:\n- " + r"\n- ".join(names))
     answer = name_in(row["question"])
     assert answer in row["rationale"]
     return answer
