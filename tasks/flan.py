@@ -27,7 +27,7 @@ from tasks.flan_templates import (
     repair,
     select,
 )
-from tasks.rows import Split, find_splits, prepared_splits
+from tasks.rows import Split, find_splits
 from tasks.splits import Manifest, Row
 from tasks.text_files import data_folder
 
@@ -122,9 +122,9 @@ def _rows(
         own, beside = root / "datasets", root.resolve().parent / "datasets"
         if splits := find_splits((own if own.is_dir() else beside) / task.folder):
             return task.for_files(), splits
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    tfds_dir = pathlib.Path(config.tfds_dir or default).expanduser()
-    return task, prepared_splits(tfds_dir, task.tfds) if task.tfds else {}
+    tfds_dir = config.tfds_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    name = task.tfds.partition(":")[0]
+    return task, find_splits(pathlib.Path(tfds_dir).expanduser() / name) if name else {}
 
 
 def _parts(facts: TaskFacts, splits: dict[str, Split], row: Row) -> tuple[str, ...]:

@@ -255,36 +255,6 @@ def _tfds_splits(
     }
 
 
-def prepared_splits(data_dir: pathlib.Path, name: str) -> dict[str, Split]:
-    """The splits of a data set that TFDS prepared in a folder, by name; empty if it is not there.
-
-    Only the data set's description is read, without TFDS.
-
-    Args:
-      data_dir: TFDS's folder.
-      name: of the builder with config and version, e.g. "glue/mrpc:1.0.0". Another version, the
-        last one, is taken if that is not there.
-    """
-    builder, _, wanted = name.partition(":")
-    folders = [path.parent for path in data_dir.glob(f"{builder}/*.*.*/dataset_info.json")]
-    if not folders:
-        return {}
-    numbers = {f: tuple(int(n) for n in re.findall(r"\d+", f.name)) for f in folders}
-    folder = max(folders, key=lambda f: (f.name == wanted, numbers[f]))
-    info = read_json(folder / "dataset_info.json", "the description of a TFDS data set")
-    names = sorted(split["name"] for split in info.get("splits", ()))
-    return {
-        split: TfdsSplit(
-            split,
-            tuple(map(str, sorted(folder.glob(f"*-{split}.*")))),
-            f"{builder}:{folder.name}",
-            str(data_dir),
-            {},
-        )
-        for split in names
-    }
-
-
 def _tfds_builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds  # seconds, so only where a data set needs it
 
