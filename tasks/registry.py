@@ -20,6 +20,7 @@ from tasks import (
     promptsource,
     reasoning,
     super_natural_instructions,
+    t5,
     unifiedskg,
 )
 from tasks.splits import Manifest
@@ -33,6 +34,7 @@ COLLECTIONS = {
     "promptsource": promptsource,
     "reasoning": reasoning,
     "superni": super_natural_instructions,
+    "t5": t5,
     "unifiedskg": unifiedskg,
 }
 # The demo bench (tasks/demo) has every collection once more, with content of its own.
