@@ -17,6 +17,16 @@ from optiml_jax.data import cache_task, example, prepare, preprocessors, store, 
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
 
+# Every draw that a prompt can have.
+METAICL = PromptConfig(
+    shots=(0.4, 0.3, 0.3),
+    demonstrations="train",
+    loss="suffix",
+    separator=("\n\n\n", "\n"),
+    option_order="shuffled",
+    option_format="random",
+)
+
 
 @pytest.fixture(scope="module")
 def vocabulary_spec(tmp_path_factory):
@@ -80,10 +90,10 @@ def test_seqio_reads_the_cache_and_finds_the_examples_of_the_live_task(
     tmp_path, files, run, vocabulary_spec
 ):
     source = toy_source(files[3])
-    run([source])
+    run([source], prompts=METAICL)
     vocab = vocabulary.load_vocabulary(vocabulary_spec)
     name = example.seqio_name(source.name)
-    task = preprocessors.seqio_task(name, source, vocab, PromptConfig(), 2048)
+    task = preprocessors.seqio_task(name, source, vocab, METAICL, 2048)
     with contextlib.ExitStack() as stack:
         before = list(seqio.get_global_cache_dirs())
         stack.callback(seqio.set_global_cache_dirs, before)
@@ -135,7 +145,7 @@ def test_pool_and_beam_write_the_same_cache_as_this_process(tmp_path, files, run
         "beam": {"runner": "DirectRunner"},
     }.items():
         with pytest.raises(prepare.PrepareError, match=r"1 of 4 tasks.*toy/t2: .*line 21.*cut"):
-            run(files, tmp_path / name, **how)
+            run(files, tmp_path / name, prompts=METAICL, **how)
         found[name] = contents(tmp_path / name)
         assert not temporaries(tmp_path / name)
     assert len(found["alone"]) == 6
