@@ -55,8 +55,9 @@ def relist(example: Example, option_format: str, order: Sequence[int]) -> str:
         item.format(text=text, letter=_letter(i), number=i + 1) for i, text in enumerate(listed)
     )
     if joiner == "\n":  # not in the middle of a line
-        before = re.sub(r"(?<=[^\n]) *$", "\n", before) if before.rstrip(" ") else ""
-        after = re.sub(r"^ *(?=[^\n ])", "\n", after)
+        before, after = before.rstrip(" "), after.lstrip(" ")
+        before += "\n" if before and before[-1] != "\n" else ""
+        after = "\n" + after if after and after[0] != "\n" else after
     return before + block + after
 
 
