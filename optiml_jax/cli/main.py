@@ -27,6 +27,7 @@ VERBS = {
     "train": "fine-tune a model on the plan; run it again to resume",
     "evaluate": "score the evaluation tasks; run it again to resume",
     "report": "roll evaluations up to task, category and level and print tables",
+    "inspect": "show prompts, training rows and the mixture; write them as a page",
     "convert": "read or write a Hugging Face OPT folder",
 }
 # Relative gin files and includes are looked up from here too, so that they work from any folder.

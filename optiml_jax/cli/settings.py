@@ -23,6 +23,7 @@ import optiml_jax.model.config
 import optiml_jax.sharding.mesh
 import optiml_jax.train.config
 import optiml_jax.train.optimizer
+import tasks.flan_templates
 import tasks.promptsource_templates
 from optiml_jax.errors import UserError
 
@@ -105,6 +106,43 @@ class Report:
 
     runs: tuple[str, ...] = ()
     output: str | None = None
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Attributes:
+    tasks: globs over task names, whose prompts are shown; empty: an overview, or all of the page.
+    split: of the examples shown; None: "train" of a task that is trained on, "test" of others.
+    examples: shown per prompt.
+    prompts: shown per task.
+    shots: numbers of demonstrations; empty: as drawn for training (and, in the page, those of
+      `Evaluate.shots`).
+    step: shows the packed rows of this training step instead.
+    row: shows this packed row instead.
+    rows: split of the plan that `step` and `row` count in: "train" or "validation".
+    html: file to write the page to.
+    table1: counts the data as Table 1 of the paper does, from the cache where a task is in it.
+    recount: Table 1 reads the upstream files even where there is a cache.
+    """
+
+    tasks: tuple[str, ...] = ()
+    split: str | None = None
+    examples: int = 1
+    prompts: int = 3
+    shots: tuple[int, ...] = ()
+    step: int | None = None
+    row: int | None = None
+    rows: str = "train"
+    html: str | None = None
+    table1: bool = False
+    recount: bool = False
+
+    def __post_init__(self):
+        if isinstance(self.tasks, str):  # one glob, not a sequence of letters
+            object.__setattr__(self, "tasks", (self.tasks,))
+        if isinstance(self.shots, int):
+            object.__setattr__(self, "shots", (self.shots,))
 
 
 @gin.configurable

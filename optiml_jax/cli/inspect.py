@@ -1,0 +1,301 @@
+"""`optiml inspect`: prompts, training rows, the mixture's composition and Table 1, to look at."""
+
+import dataclasses
+import difflib
+import fnmatch
+import functools
+import logging
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from optiml_jax.cli import main as command_line
+from optiml_jax.cli.settings import Evaluate, Inspect, Run, configured
+from optiml_jax.data.example import TaskSource
+from optiml_jax.data.mixture import Mixture
+from optiml_jax.data.plan import PLAN_FILE, Plan, PlanConfig
+from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.data.store import Store
+from optiml_jax.data.vocabulary import EOS_ID, decode, encode_batch, load_vocabulary
+from optiml_jax.errors import UserError
+from optiml_jax.report import composition, page, table1
+from optiml_jax.report import inspect_terminal as terminal
+from optiml_jax.report.cache_records import record_ids
+from optiml_jax.report.inspect_prompts import (
+    Renderer,
+    TaskFacts,
+    count_by,
+    first_per_prompt,
+    row_segments,
+)
+from optiml_jax.report.tables import Table, render
+from optiml_jax.train.config import TrainConfig
+from tasks import mixtures
+from tasks.registry import find_sources
+from tasks.splits import Manifest, category
+
+TABLE1_FILE = pathlib.Path(mixtures.__file__).parent / "data" / "table1.yaml"
+MOST_ROWS_PRINTED = 30
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    run, settings = configured(Run), Inspect()
+    if settings.step is not None or settings.row is not None:
+        show_rows(run, settings)
+        return
+    manifest = Manifest.load()
+    sources = find_sources(run.data, manifest)
+    shown = matching(sources, settings.tasks or ("*",))
+    facts = {s.name: task_facts(s, manifest) for s in sources}
+    counted = count(run, shown, facts, settings) if settings.table1 else None
+    if settings.html:
+        made = mixture_parts(run, sources, manifest)
+        write_page(run, shown, facts, settings, made, counted)
+    elif settings.tasks and not settings.table1:
+        show_prompts(shown, facts, renderer(run), settings)
+    elif not settings.table1:
+        show_overview(facts, mixture_parts(run, sources, manifest))
+    if counted:
+        print(render(counted, "terminal"))
+
+
+# --- which tasks ----------------------------------------------------------------------------------
+
+
+def matching(sources: Sequence[TaskSource], globs: Sequence[str]) -> list[TaskSource]:
+    """The tasks whose names match one of the globs; a glob that matches none is a UserError."""
+    names = [s.name for s in sources]
+    # A task may be named without its benchmark.
+    known = {name: name for name in names} | {name.split("/", 1)[1]: name for name in names}
+    for glob in globs:
+        if not fnmatch.filter(names, glob):
+            close = difflib.get_close_matches(glob.replace("*", ""), known, 3, cutoff=0.5)
+            found = dict.fromkeys(known[name] for name in close)
+            hint = f"did you mean {' or '.join(found)}?" if found else f"there are {len(names)}"
+            raise UserError(f"Inspect.tasks: no task matches {glob!r}; {hint}")
+    return [s for s in sources if any(fnmatch.fnmatchcase(s.name, g) for g in globs)]
+
+
+def task_facts(source: TaskSource, manifest: Manifest) -> TaskFacts:
+    """What the split manifest says of a task."""
+    row = manifest.row(source)
+    return TaskFacts(
+        task=source.name,
+        benchmark=source.benchmark,
+        category=category(source),
+        level=row.level,
+        role=row.role,
+        metric=row.metric,
+        shots=row.shots,
+    )
+
+
+def shown_split(source: TaskSource, facts: TaskFacts, settings: Inspect) -> str:
+    """The split to show of a task: see `Inspect.split`."""
+    split = settings.split or ("train" if "train" in facts.role else "test")
+    if split in source.splits:
+        return split
+    if settings.split:
+        raise UserError(
+            f"task {source.name} has no split {split!r}; it has {', '.join(source.splits)}"
+        )
+    return source.splits[0]
+
+
+# --- prompts and rows -----------------------------------------------------------------------------
+
+
+def renderer(run: Run) -> Renderer:
+    """Renders prompts as `optiml prepare` does."""
+    vocabulary = load_vocabulary(run.vocabulary)
+    return Renderer(
+        config=PromptConfig(),
+        encode=lambda text: encode_batch(vocabulary, [text])[0],
+        decode=functools.partial(decode, vocabulary),
+        sequence_length=PlanConfig(num_rows=1).sequence_length,
+    )
+
+
+def show_prompts(
+    sources: Sequence[TaskSource],
+    facts: dict[str, TaskFacts],
+    make: Renderer,
+    settings: Inspect,
+) -> None:
+    """Prints rendered examples of every task."""
+    colour = terminal.colours_wanted(sys.stdout)
+    print(f"{terminal.LEGEND}\n")
+    for source in sources:
+        print(terminal.task_heading(facts[source.name], colour))
+        split = shown_split(source, facts[source.name], settings)
+        examples, left_out = first_per_prompt(source, split, settings.examples, settings.prompts)
+        for view in make.views(source, examples, settings.shots or (None,)):
+            print(terminal.prompt_text(view, make.sequence_length, colour))
+        if not examples:
+            print(f"  no example in split {split!r}\n")
+        if left_out:
+            wanted = left_out + settings.prompts
+            print(f"  and {left_out} more prompts: --gin.Inspect.prompts={wanted}\n")
+
+
+def show_rows(run: Run, settings: Inspect) -> None:
+    """Prints what the rows of a training step are trained on."""
+    plan = Plan.load(run.plan_dir(settings.rows))
+    first, number = settings.row, 1
+    asked = f"row {settings.row}"
+    if first is None:
+        number = configured(TrainConfig, plan_dir="", run_dir="").global_batch_size
+        first, asked = settings.step * number, f"step {settings.step} ({number} rows)"
+    if first < 0 or first + number > plan.num_rows:
+        raise UserError(
+            f"{asked} is outside of the plan in {plan.folder}, which has rows 0 to "
+            f"{plan.num_rows - 1}; plan more with TrainConfig.num_steps"
+        )
+    vocabulary = load_vocabulary(run.vocabulary)
+    cached = {task.name: task for task in plan.cached_tasks if task}
+    colour = terminal.colours_wanted(sys.stdout)
+    print(f"{terminal.LEGEND}\n")
+    for row in range(first, first + number):
+        segments = row_segments(plan, row, functools.partial(decode, vocabulary), EOS_ID)
+        tokens, loss = (sum(s.tokens[i] for s in segments) for i in (0, 1))
+        print(
+            f"row {row}: {len(segments)} examples, {tokens} of {plan.config.sequence_length} slots "
+            f"filled, {loss} with loss\n"
+        )
+        for i, segment in enumerate(segments, 1):
+            split, task = plan.meta["split"], cached[segment.task]
+            ids = record_ids(plan.meta["cache_dir"], task, split, segment.index)
+            print(terminal.segment_text(segment, ids, i, colour))
+
+
+# --- the mixture, Table 1 and the page ------------------------------------------------------------
+
+
+def mixture_parts(
+    run: Run, sources: Sequence[TaskSource], manifest: Manifest
+) -> composition.Composition | str:
+    """The mixture's composition by its plan, else by its cache, else why there is none."""
+    mixture, plan_dir = configured(Mixture), run.plan_dir("train")
+    if (plan_dir / PLAN_FILE).exists():
+        return composition.of_plan(Plan.load(plan_dir), mixture.name)
+    names = [s.name for s in mixtures.select(sources, mixture, manifest)]
+    try:
+        return composition.of_cache(run.cache_dir, names, mixture)
+    except UserError as e:
+        return f"no shares of the mixture {mixture.name!r}: {e}"
+
+
+def show_overview(facts: dict[str, TaskFacts], parts: composition.Composition | str) -> None:
+    """Prints how many tasks of each benchmark there are, by role and level, and the shares."""
+    print(render(overview(list(facts.values())), "terminal"))
+    if isinstance(parts, str):
+        print(parts)
+        return
+    for made in parts.tables():
+        more = len(made.rows) - MOST_ROWS_PRINTED
+        if more > 0:
+            note = f"and {more} more: --gin.Inspect.html=FILE has them all"
+            rows, notes = made.rows[:MOST_ROWS_PRINTED], (note, *made.notes)
+            made = dataclasses.replace(made, rows=rows, notes=notes)
+        print(render(made, "terminal"))
+
+
+def overview(facts: Sequence[TaskFacts]) -> Table:
+    """Tasks of each benchmark by role and level."""
+    roles = count_by(facts, lambda f: f.role)
+    levels = count_by(facts, lambda f: (f.level,))
+    rows = []
+    for benchmark, number in count_by(facts, lambda f: (f.benchmark,)).items():
+        own = [f for f in facts if f.benchmark == benchmark]
+        by_role, by_level = count_by(own, lambda f: f.role), count_by(own, lambda f: (f.level,))
+        categories = len({f.category for f in own})
+        counts = [by_role.get(r, 0) for r in roles] + [by_level.get(v, 0) for v in levels]
+        rows.append((benchmark, *map(str, (categories, number, *counts))))
+    names = (*(f"role {r}" for r in roles), *(v.replace("_", " ") for v in levels))
+    note = "see prompts of some of them: --gin.Inspect.tasks='GLOB'; all in a page: "
+    note += "--gin.Inspect.html=FILE"
+    return Table("Tasks", ("benchmark", "categories", "tasks", *names), tuple(rows), 1, (note,))
+
+
+def count(
+    run: Run, sources: Sequence[TaskSource], facts: dict[str, TaskFacts], settings: Inspect
+) -> Table:
+    """Table 1 of the tasks, counted by the cache where they are in it."""
+    config, vocabulary = PromptConfig(), load_vocabulary(run.vocabulary)
+    cached: set[str] = set()
+    # A cached training prompt may hold demonstrations: then its length says nothing.
+    if not settings.recount and len(config.shots) == 1 and pathlib.Path(run.cache_dir).is_dir():
+        store = Store(run.cache_dir)
+        cached.update(store.tasks())
+    counts, lengths = [], set()
+    for i, source in enumerate(sources, 1):
+        own = facts[source.name]
+        if source.name in cached:
+            task = store.task(source.name)
+            lengths.add(task.info["sequence_length"])
+            counts.append(table1.count_cached(run.cache_dir, task, own))
+        else:
+            if i % 50 == 1:
+                logger.info("reading task %d of %d: %s", i, len(sources), source.name)
+            encode = functools.partial(encode_batch, vocabulary)
+            counts.append(table1.count_files(source, own, config.for_evaluation(), encode))
+    from_cache = sum(c.facts.task in cached for c in counts)
+    notes = [
+        f"{from_cache} tasks counted by the cache, {len(counts) - from_cache} by their files; "
+        f"tokens of {run.vocabulary}"
+    ]
+    if lengths:
+        notes.append(
+            f"prompts in the cache are cut at {max(lengths):,} tokens, target included: "
+            "--gin.Inspect.recount=True reads the files instead"
+        )
+    paper = yaml.safe_load(TABLE1_FILE.read_text("utf-8"))
+    return table1.table(counts, paper, configured(Mixture).max_examples_of, notes)
+
+
+def write_page(
+    run: Run,
+    sources: Sequence[TaskSource],
+    facts: dict[str, TaskFacts],
+    settings: Inspect,
+    parts: composition.Composition | str,
+    counted: Table | None,
+) -> None:
+    """Writes the page of the tasks."""
+    make = renderer(run)
+    shots: tuple[int | None, ...] = settings.shots
+    if not shots:
+        trained = (0,) if len(make.config.shots) == 1 else (None,)
+        shots = tuple(dict.fromkeys((*trained, *Evaluate().shots)))
+    room = page.MOST_EXAMPLES // (len(sources) * len(shots) * settings.examples)
+    prompts = max(1, min(settings.prompts, room))
+    tasks: list[dict[str, Any]] = []
+    for i, source in enumerate(sources, 1):
+        if i % 50 == 1:
+            logger.info("rendering task %d of %d: %s", i, len(sources), source.name)
+        own = facts[source.name]
+        try:
+            split = shown_split(source, own, settings)
+            examples, left_out = first_per_prompt(source, split, settings.examples, prompts)
+            views = list(make.views(source, examples, shots))
+            problem = "" if views else f"no example in split {split}"
+        except UserError as e:  # one damaged file must not hide all other tasks
+            views, left_out, problem = [], 0, str(e)
+        tasks.append(page.task_data(own, views, left_out, problem))
+    title = f"{configured(Mixture).name}: tasks and mixture"
+    page.write_page(settings.html, title, tasks, make.sequence_length, parts, counted)
+    left_out = sum(task["left_out"] for task in tasks)
+    size = pathlib.Path(settings.html).stat().st_size / 2**20
+    print(
+        f"written: {settings.html} ({size:.1f} MiB): {sum(len(t['views']) for t in tasks):,} "
+        f"rendered examples of {len(tasks):,} tasks, {left_out:,} prompts left out"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.main([pathlib.Path(__file__).stem, *sys.argv[1:]]))

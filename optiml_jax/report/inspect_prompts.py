@@ -1,0 +1,253 @@
+"""Prompts and training rows cut into spans: which characters are what, and which carry loss.
+
+Texts are rendered by `data/prompts.py` and rows laid out by `data/loader.py`; here both are only
+cut up to be looked at. How a span looks is decided in `inspect_terminal.py` and `inspect.html`.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from optiml_jax.data.example import Drops, Example, InstructionLevel, TaskSource
+from optiml_jax.data.loader import read_rows
+from optiml_jax.data.plan import Plan
+from optiml_jax.data.preprocessors import training_pool
+from optiml_jax.data.prompts import (
+    PromptConfig,
+    RenderedPrompt,
+    draw_shots,
+    render,
+    select_demonstrations,
+    target_text,
+)
+
+END = "</s>"
+SCANNED = 200  # examples looked through for different prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskFacts:
+    """What is known of a task without reading it: the split manifest's view of it."""
+
+    task: str
+    benchmark: str
+    category: str
+    level: str
+    role: tuple[str, ...]
+    metric: str
+    shots: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A piece of a prompt.
+
+    Attributes:
+      kind: "cut" (does not fit the row), "instruction", "separator", "demonstration", "answer" (of
+        a demonstration), "input", "options", "delimiter", "target"; of a row "source" or "target".
+    """
+
+    kind: str
+    text: str
+    loss: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptView:
+    """One rendered example.
+
+    Attributes:
+      shots: demonstrations of an evaluation prompt; None: a training prompt.
+      spans: in order; together the source, the target and `</s>`.
+      demonstration_ids: of the demonstrations in `spans`.
+      tokens: (without loss, with loss and `</s>`), of what is in the row.
+      dropped: (demonstrations, tokens) that did not fit.
+      fits: False when what carries loss is longer than a row: then the example is not trained on.
+    """
+
+    example: Example
+    shots: int | None
+    spans: tuple[Span, ...]
+    demonstration_ids: tuple[str, ...]
+    tokens: tuple[int, int]
+    dropped: tuple[int, int]
+    fits: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Renderer:
+    """How examples become views.
+
+    Attributes:
+      config: of the prompts.
+      encode, decode: text to ids and back, no specials.
+      sequence_length: tokens of source and target together.
+    """
+
+    config: PromptConfig
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    sequence_length: int
+
+    def views(
+        self, source: TaskSource, examples: Sequence[Example], shots: Sequence[int | None]
+    ) -> Iterator[PromptView]:
+        """Every example with each number of demonstrations; None: the prompt of training."""
+        training = training_pool(source, self.config) if None in shots else ()
+        evaluation = source.demonstrations() if any(shots) else ()
+        for example, k in itertools.product(examples, shots):
+            if k is None:
+                config, pool, wanted = self.config, training, draw_shots(example, self.config)
+            else:
+                config, pool, wanted = self.config.for_evaluation(), evaluation, k
+            chosen = select_demonstrations(example, pool, wanted, config) if wanted else []
+            yield self._view(example, k, chosen, source.instruction_level, config)
+
+    def _view(
+        self,
+        example: Example,
+        shots: int | None,
+        demonstrations: Sequence[Example],
+        level: InstructionLevel,
+        config: PromptConfig,
+    ) -> PromptView:
+        """What `prompts.fit_example` makes of the example, as text."""
+        prompt = render(example, demonstrations, level, config)
+        kept = len(prompt.demonstrations)
+        read, trained = map(self.encode, prompt.without_and_with_loss(kept))
+        while len(read) + len(trained) >= self.sequence_length and kept:
+            kept -= 1
+            read, trained = map(self.encode, prompt.without_and_with_loss(kept))
+        cut = max(0, len(read) + len(trained) + 1 - self.sequence_length)
+        spans = _spans(prompt, example, demonstrations[:kept], level, config)
+        before, after = _split(spans, len(prompt.without_and_with_loss(kept)[0]))
+        gone, before = _split(before, len(self.decode(read[:cut])))
+        return PromptView(
+            example=example,
+            shots=shots,
+            spans=(
+                *(dataclasses.replace(span, kind="cut") for span in gone),
+                *before,
+                *(dataclasses.replace(span, loss=True) for span in after),
+            ),
+            demonstration_ids=prompt.demonstration_ids[:kept],
+            tokens=(max(0, len(read) - cut), len(trained) + 1),
+            dropped=(len(prompt.demonstrations) - kept, cut),
+            fits=cut <= len(read),
+        )
+
+
+def _spans(
+    prompt: RenderedPrompt,
+    example: Example,
+    demonstrations: Sequence[Example],
+    level: InstructionLevel,
+    config: PromptConfig,
+) -> list[Span]:
+    """The spans of source and target, with the first `demonstrations` and `</s>`."""
+    spans = [Span("instruction", prompt.head)] if prompt.head else []
+    for text, demonstration in zip(prompt.demonstrations, demonstrations, strict=False):
+        answer = target_text(text, demonstration.target)
+        spans += [Span("separator", prompt.separator)] * bool(spans)
+        spans += [Span("demonstration", text.removesuffix(answer)), Span("answer", answer)]
+    if spans:
+        spans.append(Span("separator", prompt.separator if demonstrations else "\n"))
+    plain = render(example, [], level, dataclasses.replace(config, delimiter="")).query
+    body, delimiter = prompt.query[: len(plain)], prompt.query[len(plain) :]
+    if level == "instance" and example.instruction and body.startswith(example.instruction):
+        spans.append(Span("instruction", example.instruction))
+        body = body[len(example.instruction) :]
+    target = target_text(prompt.query, prompt.target) + END
+    spans += [*_input_spans(body, example), Span("delimiter", delimiter), Span("target", target)]
+    return [span for span in spans if span.text]
+
+
+def _input_spans(body: str, example: Example) -> list[Span]:
+    """The input with its options, wherever and however they are listed."""
+    before, block, after = (
+        part.strip() for part in example.input.partition(example.options_text or "\0")
+    )
+    if not block or before not in body or not body.endswith(after):
+        return [Span("input", body)]
+    start, end = body.index(before) + len(before), len(body) - len(after)
+    return [Span("input", body[:start]), Span("options", body[start:end]), Span("input", after)]
+
+
+def _split(spans: Sequence[Span], length: int) -> tuple[list[Span], list[Span]]:
+    """The spans of the first `length` characters, and those of the others."""
+    before, after = [], []
+    for span in spans:
+        for side, text in ((before, span.text[:length]), (after, span.text[length:])):
+            if text:
+                side.append(dataclasses.replace(span, text=text))
+        length = max(0, length - len(span.text))
+    return before, after
+
+
+def first_per_prompt(
+    source: TaskSource, split: str, per_prompt: int, most_prompts: int
+) -> tuple[list[Example], int]:
+    """The first examples of each prompt among the first `SCANNED` of a split.
+
+    Returns:
+      The examples, prompt after prompt, and the number of prompts that were left out.
+    """
+    by_prompt: dict[str, list[Example]] = {}
+    for example in itertools.islice(source.read(split, Drops()), SCANNED):
+        by_prompt.setdefault(example.prompt_id, []).append(example)
+    shown = itertools.islice(by_prompt.values(), most_prompts)
+    examples = [e for group in shown for e in group[:per_prompt]]
+    return examples, max(0, len(by_prompt) - most_prompts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """One example in a packed row.
+
+    Attributes:
+      task: its task.
+      index: of the example in the task's cached split.
+      spans: "source" without and "target" with loss, in order.
+      tokens: (all, those with loss).
+    """
+
+    task: str
+    index: int
+    spans: tuple[Span, ...]
+    tokens: tuple[int, int]
+
+
+def row_segments(
+    plan: Plan, row: int, decode: Callable[[Sequence[int]], str], eos_id: int
+) -> list[Segment]:
+    """What one row of a plan is trained on, decoded from the very arrays that training gets."""
+    batch = {name: array[0] for name, array in read_rows(plan, row, 1).items()}
+    segments = []
+    for number, (task, index) in enumerate(plan.row(row), 1):
+        here = batch["segment_ids"] == number
+        ids, weights = batch["targets"][here], batch["loss_weights"][here]
+        spans = tuple(_runs(ids, weights, decode, eos_id))
+        segments.append(Segment(task, index, spans, (len(ids), int(np.count_nonzero(weights)))))
+    return segments
+
+
+def _runs(
+    ids: np.ndarray, weights: np.ndarray, decode: Callable[[Sequence[int]], str], eos_id: int
+) -> Iterator[Span]:
+    """Runs of tokens with and without loss, as text."""
+    for part in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(weights > 0)) + 1):
+        own = ids[part].tolist()
+        text = decode([i for i in own if i != eos_id]) + (END if own[-1] == eos_id else "")
+        loss = bool(weights[part[0]] > 0)
+        yield Span("target" if loss else "source", text, loss)
+
+
+def count_by(
+    facts: Sequence[TaskFacts], values: Callable[[TaskFacts], Sequence[str]]
+) -> dict[str, int]:
+    """How many tasks have each of the values, by name."""
+    counts = collections.Counter(value for one in facts for value in values(one))
+    return dict(sorted(counts.items()))
