@@ -9,7 +9,6 @@ import pytest
 from optiml_jax.data.example import Example
 from optiml_jax.data.options import OPTION_FORMATS, relist
 from optiml_jax.data.prompts import PromptConfig, render
-from optiml_jax.errors import UserError
 
 
 def example(before, block, options, after="", id="e", target=None) -> Example:
@@ -169,9 +168,3 @@ def test_demonstrations_have_the_format_of_the_prompt_and_orders_of_their_own():
     assert len(seen) == 2
     randoms = [rendered(e, shown[:1], option_format="random") for e in copies(40)]
     assert all(r.count("Choose from:\n") in (0, 2) for r in randoms)
-
-
-@pytest.mark.parametrize("field", ["option_order", "option_format"])
-def test_an_unknown_setting_is_refused_by_name(field):
-    with pytest.raises(UserError, match=f"PromptConfig.{field} is 'odd'; it must be one"):
-        PromptConfig(**{field: "odd"})

@@ -167,14 +167,28 @@ def test_the_delimiter_is_drawn_once_per_prompt_and_depends_on_task_prompt_and_e
         assert not all(same)
 
 
+def test_one_of_several_separators_stands_between_all_parts_of_a_prompt():
+    separators = ("\n\n\n", "\n--\n", " ## ")
+    config = PromptConfig(delimiter="A:", separator=separators)
+    demonstrations = [example(f"d{i}", "x", id=f"d{i}") for i in range(2)]
+    counts = collections.Counter(
+        render(example("q", "t", id=str(i)), demonstrations, "instance", config).source()
+        for i in range(600)
+    )
+    assert set(counts) == {s.join(("d0 A: x", "d1 A: x", "q A:")) for s in separators}
+    assert all(150 < n < 250 for n in counts.values())  # 200 expected
+
+
 def test_prompts_are_the_same_in_another_process_with_another_hash_seed():
     code = (
         "from optiml_jax.data.example import Example\n"
         "from optiml_jax.data.prompts import *\n"
-        "c = PromptConfig(demonstrations='per_instance', shots=(.5, .25, .25))\n"
-        "pool = [Example('b','b/t','c','p',str(i),'train','',f'in {i}','y',('y',))"
-        " for i in range(20)]\n"
-        "print([render_for_training(e, pool, 'task', c).source() for e in pool])\n"
+        "c = PromptConfig(demonstrations='train', shots=(.5, .25, .25), separator=('#', '##'),"
+        " loss='suffix', option_order='shuffled', option_format='random')\n"
+        "examples = [Example('b','b/t','c','p',str(i),'train','',f'in {i} yes, no','y',('y',),"
+        " ('yes', 'no'), 'yes, no') for i in range(20)]\n"
+        "pool = sample_pool([examples[int(i)] for i in {str(i) for i in range(20)}], c)\n"
+        "print([render_for_training(e, pool, 'task', c) for e in examples])\n"
     )
     outputs = {
         subprocess.run(
@@ -273,7 +287,17 @@ def test_a_training_example_fills_the_row_at_most_and_keeps_its_whole_target():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"shots": ()}, {"shots": (0.5,)}, {"shots": (1.5, -0.5)}, {"demonstrations": "some"}]
+    "bad",
+    [
+        {"shots": ()},
+        {"shots": (0.5,)},
+        {"shots": (1.5, -0.5)},
+        {"demonstrations": "some"},
+        {"loss": "prefix"},
+        {"option_order": "odd"},
+        {"option_format": "odd"},
+        {"separator": ()},
+    ],
 )
 def test_a_bad_configuration_is_refused_by_name(bad):
     with pytest.raises(UserError, match=f"PromptConfig.{next(iter(bad))}"):
