@@ -101,9 +101,7 @@ class Mixture:
                     self._refuse(f"{benchmark!r} is in {seen[benchmark]} and in {kind}; choose one")
                 seen[benchmark] = kind
             if kind != "proportions" and sum(weights.values()) >= 1:
-                self._refuse(
-                    f"{kind} leave nothing for the other benchmarks; they must sum below 1"
-                )
+                self._refuse(f"{kind} leave nothing for the others; they must sum to less than 1")
 
     def _refuse(self, what: str) -> None:
         raise UserError(f"mixture {self.name!r}: {what}")

@@ -11,7 +11,7 @@ Decisions:
   the noise of n draws is small (plan.json holds asked and planned shares side by side). Within a
   task the order is exact: every epoch is a full permutation of its examples.
 - A benchmark with a share of the rows is a stream of its own: its rows hold nothing else. Which
-  stream a row comes from is drawn beforehand, within a row of the share in every 256 rows
+  stream a row comes from is drawn beforehand, within a row of the share in every 64 rows
   (`draws.draw_streams`), so that the share holds for every batch too; the rows of a stream are the
   same, in the same order, whatever the shares.
 - Rows of a stream stand in the order in which the packer closes them, which nearly is the order of
