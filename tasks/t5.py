@@ -20,6 +20,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import gin
+
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.errors import UserError
 from tasks import taxonomy
@@ -31,6 +33,7 @@ from tasks.text_files import RecordFilter, data_folder
 FACTS_FILE = pathlib.Path(__file__).parent / "data" / "t5.yaml"
 READER_VERSION = 1  # raise it when the same rows give other Examples: caches are then redone
 NUM_DEMONSTRATIONS = 1000
+_BATCH = 256
 SPLITS = {split: split for split in ("train", "validation", "test")}
 
 logger = logging.getLogger(__name__)
@@ -77,7 +80,9 @@ def facts() -> dict[str, Any]:
 def upstream_task(task_id: str) -> Any:
     """The SeqIO task of t5.data."""
     import seqio  # here, since importing both takes seconds
-    import t5.data.tasks  # noqa: F401 - fills SeqIO's registry
+
+    with gin.unlock_config():  # t5 has configurables of its own; a verb's settings are locked
+        import t5.data.tasks  # noqa: F401 - fills SeqIO's registry
 
     if task_id not in seqio.TaskRegistry.names():
         raise UserError(f"instructions.yaml has a sentence for {task_id!r}: no task of t5.data")
@@ -217,14 +222,17 @@ class T5Task:
 
         failures: list[UserError] = []
 
-        def generate() -> Iterator[Row]:
+        fields = facts()["sources"][self.dataset]["fields"]
+
+        def generate() -> Iterator[Any]:
             try:
-                yield from rows
+                while batch := list(itertools.islice(rows, _BATCH)):
+                    yield _columns(batch, fields)
             except UserError as e:  # TensorFlow would hide it
                 failures.append(e)
 
-        signature = _signature(facts()["sources"][self.dataset]["fields"])
-        dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+        signature = _signature(fields)
+        dataset = tf.data.Dataset.from_generator(generate, output_signature=signature).unbatch()
         functions = upstream_task(self.name.split("/", 1)[1]).preprocessors
         for function in itertools.takewhile(
             lambda f: f is not seqio.preprocessors.tokenize, functions
@@ -283,12 +291,31 @@ def _pick(value: Any, kind: Any) -> Any:
     return value.encode("utf-8") if kind == "text" else value
 
 
+def _columns(values: list[Any], kind: Any) -> Any:
+    """Rows as columns: one call into Python for many rows."""
+    import tensorflow as tf
+
+    if isinstance(kind, dict):
+        return {key: _columns([v[key] for v in values], inner) for key, inner in kind.items()}
+    if isinstance(kind, list):
+        items = tf.constant([item for value in values for item in value], _tensor_type(kind[0]))
+        return tf.RaggedTensor.from_row_lengths(items, [len(value) for value in values])
+    return values
+
+
 def _signature(kind: Any) -> Any:
+    """TensorFlow's description of `_columns`."""
     import tensorflow as tf
 
     if isinstance(kind, dict):
         return {key: _signature(inner) for key, inner in kind.items()}
-    shape = [None] if isinstance(kind, list) else []
-    name = kind[0] if isinstance(kind, list) else kind
+    if isinstance(kind, list):
+        return tf.RaggedTensorSpec([None, None], _tensor_type(kind[0]), ragged_rank=1)
+    return tf.TensorSpec([None], _tensor_type(kind))
+
+
+def _tensor_type(kind: str) -> Any:
+    import tensorflow as tf
+
     # Numbers have TFDS's width, which upstream's code relies on.
-    return tf.TensorSpec(shape, {"text": tf.string, "int": tf.int32, "float": tf.float32}[name])
+    return {"text": tf.string, "int": tf.int32, "float": tf.float32}[kind]
