@@ -14,6 +14,7 @@ import yaml
 
 from optiml_jax.errors import UserError
 from tasks.flan_fields import Row, UnusableError, Value, look_up
+from tasks.flan_templates import OPTION_SLOTS
 
 FACTS_FILE = pathlib.Path(__file__).parent / "data" / "flan.yaml"
 CONFIG_NAME = "task_config.yaml"
@@ -57,10 +58,16 @@ class TaskFacts:
         return bool(self.options) or self.choices is not None
 
     @property
+    def answer_is_option(self) -> bool:
+        """Whether the answer is not a field of its own, but the option that the label names."""
+        return self.has_options and "answer" in self.targets and "answer" not in self.fields
+
+    @property
     def slots(self) -> set[str]:
         """The slots that can be filled."""
-        answer = {"answer"} if self.has_options else set()
-        return set(self.fields) - {"answers", "meta"} | answer
+        slots = set(self.fields) - {"answers"}
+        slots |= {"answer"} if self.answer_is_option else set()
+        return slots | set(OPTION_SLOTS) if self.has_options else slots
 
     @property
     def constants(self) -> set[str]:
@@ -97,13 +104,11 @@ class Record:
       slots: texts by name.
       options: the candidates, or None.
       answers: further accepted answers.
-      meta: kept beside the text.
     """
 
     slots: dict[str, str]
     options: tuple[str, ...] | None
     answers: tuple[str, ...]
-    meta: Any
 
 
 class Extractor:
@@ -131,17 +136,17 @@ class Extractor:
         slots: dict[str, Any] = {}
         for slot, value in self._fields.items():
             slots[slot] = value(row, slots)
-        answers, meta = slots.pop("answers", []), slots.pop("meta", None)
+        answers = slots.pop("answers", [])
         if not isinstance(answers, list):
             raise UnusableError("answers are no list")
         if any(isinstance(value, list | Mapping) for value in slots.values()):
             raise UnusableError("a slot's value is no text")
         slots = {slot: str(value) for slot, value in slots.items()}
         options = self._options(row, slots)
-        if options and "answer" not in slots:
+        if self._facts.answer_is_option:
             slots["answer"] = self._right_option(row, slots, options)
         self._check_slots(slots, options)
-        return Record(slots, options, tuple(map(str, answers)), meta)
+        return Record(slots, options, tuple(map(str, answers)))
 
     def _options(self, row: Row, slots: Mapping[str, str]) -> tuple[str, ...] | None:
         if self._choices is None:

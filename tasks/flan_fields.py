@@ -34,10 +34,10 @@ class Value:
             spec["text"] if isinstance(spec, Mapping) and set(spec) == {"text"} else None
         )
         head, *operations = spec if isinstance(spec, list) and spec else [spec]
-        self._paths = [head] if isinstance(head, str) else head
+        self.paths = [head] if isinstance(head, str) else head
         self._many = not isinstance(head, str)
         if self.constant is None and not (
-            isinstance(self._paths, list) and all(isinstance(p, str) for p in self._paths)
+            isinstance(self.paths, list) and all(isinstance(p, str) for p in self.paths)
         ):
             raise UserError(f"{where}: {spec!r} is no path, list or {{text: ...}}")
         self._operations = [_operation(o, where) for o in operations]
@@ -50,13 +50,13 @@ class Value:
         """
         if self.constant is not None:
             return self.constant
-        found = [look_up(row, path) for path in self._paths]
+        found = [look_up(row, path) for path in self.paths]
         value = found if self._many else found[0]
         for run, argument in self._operations:
             try:
                 value = run(value, argument, row, slots)
             except (IndexError, KeyError, TypeError, ValueError, AttributeError) as e:
-                raise UnusableError(f"no value of {', '.join(self._paths)}") from e
+                raise UnusableError(f"no value of {', '.join(self.paths)}") from e
         return value
 
 

@@ -141,7 +141,7 @@ class FlanTask:
     def _example(
         self, template: Template, record: Record, keep: RecordFilter, drops: Drops
     ) -> Example | None:
-        block = "OPTIONS:\n- " + "\n- ".join(record.options or ())
+        block = clean("OPTIONS:\n- " + "\n- ".join(record.options)) if record.options else ""
         slots = record.slots | dict.fromkeys(OPTION_SLOTS, block)
         target = fill(template.target, slots)
         fields = keep(fill(template.source, slots), (target, *record.answers), drops)
@@ -163,9 +163,9 @@ class FlanTask:
             split="",
             instruction="",
             options=options or None,
-            options_text=clean(block) if template.lists_options else "",
+            options_text=block if block and fields["input"].count(block) == 1 else "",
             source_dataset=self.facts.tfds.partition(":")[0] or self.facts.name,
-            meta={"metric": self.facts.metric, "row": record.meta},
+            meta={"metric": self.facts.metric},
             **fields,
         )
 
@@ -175,7 +175,7 @@ def _row_id(split: str, row: Mapping[str, Any]) -> str:
     for name in _ID_FIELDS:
         value = row.get(name)
         if isinstance(value, Mapping):
-            value = "-".join(str(part) for part in value.values())
+            value = "-".join(f"{key}{part}" for key, part in sorted(value.items()))
         if type(value) is int or (isinstance(value, str) and value):
             return f"{split}-{value}"
     return hashed_id(json.dumps(row, sort_keys=True, default=str))

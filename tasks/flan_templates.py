@@ -63,10 +63,6 @@ class Template:
     def id(self) -> str:
         return f"{self.pattern}#{self.index}"
 
-    @property
-    def lists_options(self) -> bool:
-        return any(slot in OPTION_SLOTS for slot in slots(self.source))
-
 
 def slots(text: str) -> list[str]:
     """The names of the slots of a text, in order."""
@@ -103,7 +99,7 @@ def select(
             match
             and match[1] in targets
             and shown - set(constants) - {match[1]}
-            and shown | {match[1]} <= {*available, *OPTION_SLOTS}
+            and shown | {match[1]} <= set(available)
         ):
             kept.append(template)
     return kept
