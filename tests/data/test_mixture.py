@@ -42,33 +42,6 @@ def test_the_cap_on_examples_also_caps_the_rate():
     assert rates == pytest.approx({"one/a": 0.25, "one/b": 0.75})
 
 
-def test_rates_equal_those_of_nested_seqio_mixtures():
-    """`mixing_rate_num_examples(maximum=eps)` in sub-mixtures, proportions in the mixture above."""
-    seqio = pytest.importorskip("seqio")
-    counts = {"one/a": 100, "one/b": 10_000, "two/c": 50, "two/e": 70}
-    for task, n in counts.items():
-        seqio.TaskRegistry.add(
-            f"rates_{task.replace('/', '_')}",
-            source=seqio.FunctionDataSource(
-                lambda split, shuffle_files: None,
-                splits=["train"],
-                num_input_examples={"train": n},
-            ),
-            output_features={"targets": seqio.Feature(seqio.PassThroughVocabulary(10))},
-        )
-    rate = seqio.mixing_rate_num_examples
-    for benchmark in ("one", "two"):
-        tasks = [f"rates_{t.replace('/', '_')}" for t in counts if t.startswith(benchmark)]
-        capped = [(t, lambda task: rate(task, maximum=300)) for t in tasks]
-        seqio.MixtureRegistry.add(f"rates_{benchmark}", capped)
-    top = seqio.MixtureRegistry.add("rates_all", [("rates_one", 1.0), ("rates_two", 3.0)])
-    whole = {task.name: top.get_rate(task) for task in top.tasks}
-    ours = mixing_rates(counts, Mixture(name="m", eps=300, proportions={"one": 1, "two": 3}))
-    total = sum(whole.values())
-    for task, rate in ours.items():
-        assert whole[f"rates_{task.replace('/', '_')}"] / total == pytest.approx(rate)
-
-
 @pytest.mark.parametrize(
     ("proportions", "message"),
     [
