@@ -58,7 +58,7 @@ class PromptConfig:
     Attributes:
       seed: of every draw below.
       separator: between demonstrations; three newlines in the paper's MetaICL runs (section 4.8).
-        Of several, one is drawn per (task, prompt_id, example_id).
+        Of several, one is drawn per (task, prompt_id, example_id); evaluation takes the first.
       delimiter: None draws one of `DELIMITERS` per (task, prompt_id, example_id); a string is used
         for every prompt ("" for none).
       shots: `shots[k]` is the probability that a training prompt has k demonstrations.
@@ -70,7 +70,7 @@ class PromptConfig:
         everything after it (paper, figure 6). Evaluation knows no loss.
       option_order: "shuffled" lists the options of each example in an order of its own.
       option_format: how options are listed: as the reader has them, one of `OPTION_FORMATS`, or
-        "random", which draws one of these per prompt. See `options.with_options`.
+        "random", which draws one of these per prompt. See `options.relist`.
     """
 
     seed: int = 1234
@@ -100,7 +100,8 @@ class PromptConfig:
     def for_evaluation(self) -> "PromptConfig":
         """Without what only training prompts have."""
         pool = "fixed" if self.demonstrations == "train" else self.demonstrations
-        return dataclasses.replace(self, loss="label", demonstrations=pool)
+        separator = self.separator if isinstance(self.separator, str) else self.separator[0]
+        return dataclasses.replace(self, loss="label", demonstrations=pool, separator=separator)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,6 +79,17 @@ def test_the_papers_settings_are_named_files(name, shares, loss, monkeypatch):
     assert (config.demonstrations, config.separator, config.loss) == ("train", "\n\n\n", loss)
 
 
+def test_separators_may_be_drawn_the_papers_first(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    try:
+        gin.parse_config_file("gin/prompts/random_separators.gin")
+        separators = PromptConfig().separator
+    finally:
+        gin.clear_config()
+    assert separators[0] == PromptConfig().separator
+    assert len(set(separators)) == 5
+
+
 def test_prompts_have_as_many_demonstrations_as_the_law_says():
     config = dataclasses.replace(METAICL, shots=zipf_shots(2))
     examples = [example(f"q{i}", id=str(i)) for i in range(3000)]
@@ -142,15 +153,17 @@ def test_demonstrations_of_the_same_prompt_come_first_in_evaluation_too(mode):
         assert [d.example_id for d in chosen] == [*"13570246"]
 
 
-def test_evaluation_takes_the_readers_pool_in_its_order_and_knows_no_suffix():
+def test_evaluation_takes_the_readers_pool_in_its_order_one_separator_and_no_suffix():
     evaluated = dataclasses.replace(METAICL, loss="suffix").for_evaluation()
     assert (evaluated.demonstrations, evaluated.loss) == ("fixed", "label")
+    assert evaluated.separator == "\n\n\n"
     per_instance = PromptConfig(demonstrations="per_instance")
     assert per_instance.for_evaluation() == per_instance
     pool = [example(f"d{i}", id=f"d{i}") for i in range(9)]
     data = prompt_source(source_of([example("q")], pool=pool), METAICL, shots=2)
     (record,) = data.get_dataset("train", shuffle=False).as_numpy_iterator()
     assert [d.split()[1] for d in record["demonstrations"]] == [b"d0", b"d1"]
+    assert record["separator"] == b"\n\n\n"
     assert record["suffix_start"] == 0
 
 
