@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole line on the demo bench: build it, prepare, plan, evaluate an untrained model, train,
-# evaluate again, report. Run it again and it continues where it stopped. Arguments go to every verb.
+# The whole line on the demo bench: build it, prepare, plan, look at the prompts, evaluate an untrained
+# model, train, evaluate again, report. Run it again and it continues where it stopped. Arguments go to every verb.
 set -euo pipefail
 . "$(dirname "$0")/install.sh"
 
@@ -10,6 +10,7 @@ gin=(--gin_file=gin/runs/quickstart.gin "$@")
 run python -m tasks.demo.build --out=build/demo
 run optiml prepare "${gin[@]}"
 run optiml plan "${gin[@]}"
+run optiml inspect "${gin[@]}" --gin.Inspect.html=runs/quickstart/inspect.html
 run optiml evaluate "${gin[@]}" --gin.Evaluate.checkpoint=init
 run optiml train "${gin[@]}"
 run optiml evaluate "${gin[@]}"
@@ -18,6 +19,7 @@ run optiml report "${gin[@]}"
 cat <<TEXT
 
 What next:
+  runs/quickstart/inspect.html              every task with its prompts, and the mixture, in a browser
   tensorboard --logdir runs/quickstart      the curves of this run
   runs/quickstart/report/report.md          all tables; records of every answer are in evaluation/
   a longer run, verb by verb (plan, train, evaluate, report) in a folder of its own:
