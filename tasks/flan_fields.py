@@ -30,15 +30,12 @@ class Value:
     """
 
     def __init__(self, spec: Any, where: str):
-        self.constant = (
-            spec["text"] if isinstance(spec, Mapping) and set(spec) == {"text"} else None
-        )
+        fixed = isinstance(spec, Mapping) and set(spec) == {"text"}
+        self.constant = spec["text"] if fixed else None
         head, *operations = spec if isinstance(spec, list) and spec else [spec]
-        self.paths = [head] if isinstance(head, str) else head
-        self._many = not isinstance(head, str)
-        if self.constant is None and not (
-            isinstance(self.paths, list) and all(isinstance(p, str) for p in self.paths)
-        ):
+        self._many = isinstance(head, list)
+        self.paths = head if self._many else [head]
+        if not fixed and not (self.paths and all(isinstance(path, str) for path in self.paths)):
             raise UserError(f"{where}: {spec!r} is no path, list or {{text: ...}}")
         self._operations = [_operation(o, where) for o in operations]
 
