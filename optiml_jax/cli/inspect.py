@@ -90,6 +90,7 @@ def task_facts(source: TaskSource, manifest: Manifest) -> TaskFacts:
         category=category(source),
         level=row.level,
         role=row.role,
+        trained=row.trained_by(configured(Mixture, name="").roles),
         metric=row.metric,
         shots=row.shots,
     )
@@ -97,7 +98,7 @@ def task_facts(source: TaskSource, manifest: Manifest) -> TaskFacts:
 
 def shown_split(source: TaskSource, facts: TaskFacts, settings: Inspect) -> str:
     """The split to show of a task: see `Inspect.split`."""
-    split = settings.split or ("train" if "train" in facts.role else "test")
+    split = settings.split or ("train" if facts.trained else "test")
     if split in source.splits:
         return split
     if settings.split:
@@ -105,6 +106,13 @@ def shown_split(source: TaskSource, facts: TaskFacts, settings: Inspect) -> str:
             f"task {source.name} has no split {split!r}; it has {', '.join(source.splits)}"
         )
     return source.splits[0]
+
+
+def shown_shots(
+    facts: TaskFacts, settings: Inspect, evaluated: Sequence[int] = ()
+) -> tuple[int | None, ...]:
+    """The numbers of demonstrations asked for, else as in training (None) and `evaluated`."""
+    return settings.shots or tuple(dict.fromkeys((None if facts.trained else 0, *evaluated)))
 
 
 # --- prompts and rows -----------------------------------------------------------------------------
@@ -131,10 +139,11 @@ def show_prompts(
     colour = terminal.colours_wanted(sys.stdout)
     print(f"{terminal.LEGEND}\n")
     for source in sources:
-        print(terminal.task_heading(facts[source.name], colour))
-        split = shown_split(source, facts[source.name], settings)
+        own = facts[source.name]
+        print(terminal.task_heading(own, colour))
+        split = shown_split(source, own, settings)
         examples, left_out = first_per_prompt(source, split, settings.examples, settings.prompts)
-        for view in make.views(source, examples, settings.shots or (None,)):
+        for view in make.views(source, examples, shown_shots(own, settings)):
             print(terminal.prompt_text(view, make.sequence_length, colour))
         if not examples:
             print(f"  no example in split {split!r}\n")
@@ -268,11 +277,9 @@ def write_page(
 ) -> None:
     """Writes the page of the tasks."""
     make = renderer(run)
-    shots: tuple[int | None, ...] = settings.shots
-    if not shots:
-        trained = (0,) if len(make.config.shots) == 1 else (None,)
-        shots = tuple(dict.fromkeys((*trained, *Evaluate().shots)))
-    room = page.MOST_EXAMPLES // (len(sources) * len(shots) * settings.examples)
+    evaluated = Evaluate().shots
+    variants = len(settings.shots) or 1 + len(evaluated)
+    room = page.MOST_EXAMPLES // (len(sources) * variants * settings.examples)
     prompts = max(1, min(settings.prompts, room))
     tasks: list[dict[str, Any]] = []
     for i, source in enumerate(sources, 1):
@@ -282,7 +289,7 @@ def write_page(
         try:
             split = shown_split(source, own, settings)
             examples, left_out = first_per_prompt(source, split, settings.examples, prompts)
-            views = list(make.views(source, examples, shots))
+            views = list(make.views(source, examples, shown_shots(own, settings, evaluated)))
             problem = "" if views else f"no example in split {split}"
         except UserError as e:  # one damaged file must not hide all other tasks
             views, left_out, problem = [], 0, str(e)

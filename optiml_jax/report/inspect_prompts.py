@@ -30,13 +30,18 @@ SCANNED = 200  # examples looked through for different prompts
 
 @dataclasses.dataclass(frozen=True)
 class TaskFacts:
-    """What is known of a task without reading it: the split manifest's view of it."""
+    """What is known of a task without reading it: the split manifest's view of it.
+
+    Attributes:
+      trained: whether the mixture's roles make it a training task.
+    """
 
     task: str
     benchmark: str
     category: str
     level: str
     role: tuple[str, ...]
+    trained: bool
     metric: str
     shots: tuple[int, ...]
 
@@ -63,7 +68,8 @@ class PromptView:
       shots: demonstrations of an evaluation prompt; None: a training prompt.
       spans: in order; together the source, the target and `</s>`.
       demonstration_ids: of the demonstrations in `spans`.
-      tokens: (without loss, with loss and `</s>`), of what is in the row.
+      tokens: (before the target, target with `</s>`) that are in a row; under suffix loss the
+        target is all that carries loss.
       dropped: (demonstrations, tokens) that did not fit.
       fits: False when what carries loss is longer than a row: then the example is not trained on.
     """
@@ -131,7 +137,7 @@ class Renderer:
             spans=(
                 *(dataclasses.replace(span, kind="cut") for span in gone),
                 *before,
-                *(dataclasses.replace(span, loss=True) for span in after),
+                *(dataclasses.replace(span, loss=shots is None) for span in after),
             ),
             demonstration_ids=prompt.demonstration_ids[:kept],
             tokens=(max(0, len(read) - cut), len(trained) + 1),

@@ -97,6 +97,7 @@ def _view_data(view: PromptView) -> dict[str, Any]:
         "tokens": view.tokens,
         "dropped": view.dropped,
         "fits": view.fits,
+        "meta": {k: v for k, v in e.meta.items() if isinstance(v, str) and v},
         "options": None if e.options is None else [_shortened(o) for o in e.options],
         "references": [_shortened(r) for r in e.references],
     }

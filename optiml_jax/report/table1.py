@@ -2,8 +2,8 @@
 
 Decisions where the paper is silent:
 - Prompt lengths are in tokens of the run's vocabulary, of the zero-shot prompt without its target.
-  On samples of five collections the means are .5 to .9 of the paper's in OPT's tokens, .3 to .6 in
-  words, and 2 to 3 times the paper's in characters.
+  On samples of five collections the means in OPT's tokens are .4 to .7 of the paper's, in words .3
+  to .5, in characters 2 to 3 times the paper's.
 - A test part has every prompt of every example: there examples are counted by their ids. Elsewhere
   the number of items of a task is the number of its examples, whatever the number of its prompts.
 """
@@ -131,8 +131,9 @@ def table(
         own = [c for c in counts if c.facts.benchmark == name]
         numbers = _numbers(own, [(c, split, 1.0) for c in own for split in c.examples])
         rows.append(_row(name, numbers, paper["collections"].get(name, {})))
+    with_prompts = [c for c in counts if any(m.total for m in c.lengths.values())]
     for role, split in (("train", "train"), ("dev", "test"), ("test", "test")):
-        own = [c for c in counts if role in c.facts.role and c.examples.get(split)]
+        own = [c for c in with_prompts if role in c.facts.role and c.examples.get(split)]
         parts = [(c, split, _kept(c, split, max_examples) if role == "train" else 1) for c in own]
         rows.append(_row(f"bench ({role})", _numbers(own, parts), paper["bench"][role]))
     columns = ("clusters", "tasks", "examples", "prompts/task", "prompt length")
@@ -144,7 +145,8 @@ def table(
         notes=(
             "prompt length: mean ± standard deviation of the zero-shot prompts in tokens; clusters "
             "are categories of this project's taxonomy, the paper counts each collection's own",
-            "bench: tasks of that role, its training examples after the caps of the mixture",
+            "bench: tasks of that role, without plain text and dialogues; training examples after "
+            "the caps of the mixture",
             *notes,
         ),
     )
