@@ -1,140 +1,344 @@
-"""Greedy generation with a cache of keys and values: token arrays in, token lists out."""
+"""Generation with a cache of keys and values: token arrays in, token lists out.
 
+Rows are slots: a prompt is run once (what it shares with others only once for all of them), its
+keys and values are put into a free slot, and all slots go on together, a few tokens at a time; a
+slot that has finished is given to a waiting prompt. So one long answer does not hold up a batch,
+and the answer of a prompt depends neither on its batch nor on its place.
+"""
+
+import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import nnx, struct
 
-from optiml_jax.evaluate.batching import Engine, batches, pad_rows, round_up_power
+from optiml_jax.evaluate.batching import Engine, pad_rows, round_up_power
+from optiml_jax.evaluate.prefixes import run_prefix, shared_prefixes
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.config import OPTConfig
 from optiml_jax.model.kv_cache import KVCache
 
+_STEPS = 16  # tokens between two looks at what has finished
+
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """Token ids without specials, and how many new tokens may follow (eos included)."""
+    """What to continue.
+
+    Attributes:
+      tokens: ids without specials.
+      max_new_tokens: the most new tokens, eos included.
+      stop: given all new tokens so far, whether to generate no more; asked every few tokens, so
+        that the answer may go on for a while after it could have stopped.
+      seed: of sampling; the sample depends on it and on the prompt alone.
+    """
 
     tokens: Sequence[int]
     max_new_tokens: int
+    stop: Callable[[Sequence[int]], bool] | None = None
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """The new tokens without eos, and whether eos ended them."""
+    """A continuation.
+
+    Attributes:
+      tokens: the new tokens without eos.
+      finished: eos, or the prompt's `stop`, ended them.
+      logprob: sum of the log-probabilities of the new tokens, eos included.
+    """
 
     tokens: list[int]
     finished: bool
+    logprob: float
 
 
-def generate(engine: Engine, prompts: Sequence[Prompt]) -> list[Generated]:
-    """The greedy continuation of every prompt, in the order of the prompts.
+@struct.dataclass
+class Slots:
+    """The device's part of the slots.
 
-    Each prompt stops at eos or after its own number of new tokens, whatever its batch does.
+    Attributes:
+      cache: of all tokens but the last of each slot.
+      token: int32[B], the last token of each slot, not yet read by the model.
+      seed: uint32[B], of sampling.
+    """
+
+    cache: KVCache
+    token: jax.Array
+    seed: jax.Array
+
+
+@dataclasses.dataclass
+class _Request:
+    """The host's part of a slot: a prompt and what was generated for it."""
+
+    index: int
+    prompt: Prompt
+    row: list[int]
+    new: list[int] = dataclasses.field(default_factory=list)
+    logprob: float = 0.0
+    stopped: bool = False
+
+    def extend(self, tokens: Sequence[int], logprobs: Sequence[float], eos_id: int) -> None:
+        self.new += tokens
+        self.logprob += float(np.sum(logprobs, dtype=np.float64))
+        self.stopped = self.new[-1] == eos_id or bool(
+            self.prompt.stop and self.prompt.stop(self.new)
+        )
+
+    @property
+    def left(self) -> int:
+        """The number of tokens that may still come."""
+        return 0 if self.stopped else self.prompt.max_new_tokens - len(self.new)
+
+    def result(self, eos_id: int) -> Generated:
+        tokens = self.new[:-1] if self.new[-1] == eos_id else self.new
+        return Generated(tokens, self.stopped, self.logprob)
+
+
+def generate(
+    engine: Engine, prompts: Sequence[Prompt], temperature: float = 0.0
+) -> list[Generated]:
+    """The continuation of every prompt, in the order of the prompts.
+
+    Args:
+      engine: the model.
+      prompts: what to continue.
+      temperature: 0 takes the token of the largest float32 logit, the lowest id of equals; else
+        tokens are drawn from the softmax of logits / temperature.
 
     Raises:
       UserError: a prompt and its new tokens are longer than the model's positions.
     """
-    shapes = []
-    for prompt in prompts:
+    by_capacity: dict[int, list[_Request]] = collections.defaultdict(list)
+    for i, prompt in enumerate(prompts):
         if prompt.max_new_tokens < 1:
             raise ValueError(f"a prompt asks for {prompt.max_new_tokens} new tokens")
-        total = 1 + len(prompt.tokens) + prompt.max_new_tokens
-        engine.bucket(total - 1)  # the last new token is never fed
-        new = round_up_power(prompt.max_new_tokens, 4, 4)
-        shapes.append((engine.bucket(1 + len(prompt.tokens)), new))
+        request = _Request(i, prompt, [engine.bos_id, *prompt.tokens])
+        # The last new token is never read.
+        capacity = engine.bucket(len(request.row) + prompt.max_new_tokens - 1)
+        by_capacity[capacity].append(request)
     results: list[Any] = [None] * len(prompts)
-    for shape, chosen in batches(shapes, lambda shape: engine.num_rows(sum(shape))):
-        batch = [prompts[i] for i in chosen]
-        for i, result in zip(chosen, _generate_batch(engine, batch, *shape), strict=True):
-            results[i] = result
-        engine.progress(len(chosen))
+    for capacity, requests in sorted(by_capacity.items(), reverse=True):
+        for request in _Decoder(engine, capacity, temperature, len(requests)).run(requests):
+            results[request.index] = request.result(engine.config.eos_id)
+            engine.progress(1)
     return results
 
 
-def _generate_batch(
-    engine: Engine, batch: Sequence[Prompt], length: int, max_new: int
-) -> list[Generated]:
-    num_rows, config = engine.num_rows(length + max_new), engine.config
-    rows = [[engine.bos_id, *prompt.tokens] for prompt in batch]
-    lengths = np.ones(num_rows, np.int32)
-    lengths[: len(rows)] = [len(row) for row in rows]
-    budgets = np.zeros(num_rows, np.int32)  # padding rows generate nothing
-    budgets[: len(rows)] = [prompt.max_new_tokens for prompt in batch]
-    tokens = pad_rows(rows, num_rows, length, config.pad_id)
-    with engine.activations():
-        new, counts = _jit_greedy(
-            engine.graphdef,
-            engine.params,
-            config,
-            *(engine.put(x) for x in (tokens, lengths, budgets)),
-            max_new,
-        )
-    results = []
-    for row, count in zip(np.asarray(new)[: len(batch)], np.asarray(counts), strict=False):
-        ids = row[:count].tolist()
-        finished = bool(ids) and ids[-1] == config.eos_id
-        results.append(Generated(ids[:-1] if finished else ids, finished))
-    return results
+class _Decoder:
+    """The slots of one capacity, and the requests that are in them."""
+
+    def __init__(self, engine: Engine, capacity: int, temperature: float, num_requests: int):
+        self.engine, self.temperature = engine, temperature
+        rows = round_up_power(num_requests, 2, engine.row_parts)
+        self.num_slots = min(engine.num_rows(capacity), rows)
+        self.requests: list[_Request | None] = [None] * self.num_slots
+        with engine.activations():
+            self.slots = _jit_empty(engine.config, self.num_slots, capacity)
+
+    def run(self, requests: Sequence[_Request]) -> Iterator[_Request]:
+        """The requests as they are finished."""
+        batches = self.batches(requests)
+        waiting = next(batches, None)
+        while waiting or any(self.requests):
+            free = [i for i, request in enumerate(self.requests) if request is None]
+            # Not for every single slot: running a few prompts costs nearly as much as many.
+            while waiting and len(free) >= min(len(waiting[1]), self.num_slots // 4 + 1):
+                prefix, batch = waiting
+                self.fill(free[: len(batch)], batch[: len(free)], prefix)
+                later = batch[len(free) :]
+                free = free[len(batch) :]
+                waiting = (prefix, later) if later else next(batches, None)
+            yield from self.finished()
+            if any(self.requests):
+                self.step()
+                yield from self.finished()
+
+    def batches(
+        self, requests: Sequence[_Request]
+    ) -> Iterator[tuple[KVCache | None, list[_Request]]]:
+        """The requests of each shared prefix, long ones first, and the cache of the prefix."""
+        for group in shared_prefixes([request.row for request in requests]):
+            members = [requests[i] for i in group.members]
+            members.sort(key=lambda request: len(request.row), reverse=True)
+            shared = members[0].row[: group.length]
+            yield (run_prefix(self.engine, shared) if shared else None), members
+
+    def finished(self) -> Iterator[_Request]:
+        for i, request in enumerate(self.requests):
+            if request is not None and not request.left:
+                self.requests[i] = None
+                yield request
+
+    def fill(self, free: Sequence[int], batch: Sequence[_Request], prefix: KVCache | None) -> None:
+        """Runs the prompts and puts them, each with its first new token, into free slots."""
+        engine = self.engine
+        start = 0 if prefix is None else int(prefix.index[0])
+        rows = [request.row[start:] for request in batch]
+        num_rows = min(self.num_slots, round_up_power(len(rows), 4, engine.row_parts))
+        length = engine.bucket(max(map(len, rows)))
+        lengths = np.ones(num_rows, np.int32)
+        lengths[: len(rows)] = [len(row) for row in rows]
+        seeds = np.zeros(num_rows, np.uint32)
+        seeds[: len(rows)] = [request.prompt.seed % 2**32 for request in batch]
+        into = np.full(num_rows, self.num_slots, np.int32)  # no such slot: not kept
+        into[: len(rows)] = free
+        tokens = pad_rows(rows, num_rows, length, engine.config.pad_id)
+        with engine.activations():
+            self.slots, first, logprobs = _jit_fill(
+                engine.graphdef,
+                engine.params,
+                engine.config,
+                self.temperature,
+                self.slots,
+                prefix,
+                *map(engine.put, (into, tokens, lengths, seeds)),
+            )
+        first, logprobs = np.asarray(first), np.asarray(logprobs)
+        for i, slot in enumerate(free):
+            self.requests[slot] = batch[i]
+            batch[i].extend([int(first[i])], logprobs[i : i + 1], engine.config.eos_id)
+
+    def step(self) -> None:
+        """At most `_STEPS` more tokens for every slot that is not free."""
+        engine = self.engine
+        left = np.array([0 if r is None else r.left for r in self.requests], np.int32)
+        with engine.activations():
+            self.slots, *said = _jit_step(
+                engine.graphdef,
+                engine.params,
+                engine.config,
+                self.temperature,
+                self.slots,
+                engine.put(left),
+            )
+        tokens, logprobs, counts = map(np.asarray, said)
+        for request, row, row_logprobs, n in zip(
+            self.requests, tokens, logprobs, counts, strict=True
+        ):
+            if request is not None:
+                request.extend(row[:n].tolist(), row_logprobs[:n], engine.config.eos_id)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 6))
-def _jit_greedy(graphdef, params, config, tokens, lengths, budgets, max_new):
-    return greedy(nnx.merge(graphdef, params), config, tokens, lengths, budgets, max_new)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _jit_empty(config: OPTConfig, num_slots: int, capacity: int) -> Slots:
+    cache = KVCache.empty(config, num_slots, capacity).replace(fresh=False)
+    zeros = jnp.zeros((num_slots,), jnp.int32)
+    return Slots(cache, zeros, zeros.astype(jnp.uint32))
 
 
-def greedy(
+@functools.partial(jax.jit, static_argnums=(0, 2, 3), donate_argnums=4)
+def _jit_fill(graphdef, params, config, temperature, *arrays):
+    return fill(nnx.merge(graphdef, params), config, temperature, *arrays)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3), donate_argnums=4)
+def _jit_step(graphdef, params, config, temperature, *arrays):
+    return step(nnx.merge(graphdef, params), config, temperature, *arrays)
+
+
+def fill(
     model: Any,
     config: OPTConfig,
+    temperature: float,
+    slots: Slots,
+    prefix: KVCache | None,
+    into: jax.Array,
     tokens: jax.Array,
     lengths: jax.Array,
-    budgets: jax.Array,
-    max_new: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Greedy decoding of a batch; the token of the largest float32 logit, the lowest id of equals.
+    seeds: jax.Array,
+) -> tuple[Slots, jax.Array, jax.Array]:
+    """Runs R prompts and puts them into slots.
 
     Args:
       model: the contract of `optiml_jax.model.opt.OPT`.
-      tokens: int32[B, L], prompts with their leading token, padded on the right.
-      lengths: int32[B], tokens of each prompt, at least 1.
-      budgets: int32[B], the most new tokens of each row, eos included.
-      max_new: N, at least the largest budget.
+      prefix: what all of the prompts begin with, or None.
+      into: int32[R], the slot of each prompt; `num_slots` is none.
+      tokens: int32[R, L], the rest of the prompts, padded on the right.
+      lengths: int32[R], at least 1.
+      seeds: uint32[R].
 
     Returns:
-      int32[B, N] new tokens (eos included, padding after them) and int32[B] how many they are.
+      The slots, and int32[R] and float32[R], the first new tokens and their log-probabilities.
     """
     rows, length = tokens.shape
+    start = 0 if prefix is None else prefix.index[0]
     index = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     mask = DocumentMask((index < lengths[:, None]).astype(jnp.int32))
-    cache = KVCache.empty(config, rows, length + max_new)
-    hidden, cache = model.hidden(tokens, index, mask, cache)
+    cache = KVCache.empty(config, rows, length)
+    hidden, cache = model.hidden(tokens, start + index, mask, cache, prefix=prefix)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    token, logprob = _choose(model, last, temperature, seeds, start + lengths)
+    slots = Slots(
+        cache=slots.cache.with_rows(into, cache, prefix),
+        token=slots.token.at[into].set(token, mode="drop"),
+        seed=slots.seed.at[into].set(seeds, mode="drop"),
+    )
+    return slots, token, logprob
 
-    def choose(hidden: jax.Array) -> jax.Array:
-        logits = model.unembed(hidden)[:, 0].astype(jnp.float32)
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    def record(active: jax.Array, token: jax.Array, new: jax.Array, counts: jax.Array) -> tuple:
-        """Appends a token to the rows that are still active, and ends rows."""
-        token = jnp.where(active, token, config.pad_id)
-        new = new.at[jnp.arange(rows), counts].set(token, mode="drop")
-        counts = counts + active
-        return active & (token != config.eos_id) & (counts < budgets), token, new, counts
+def step(
+    model: Any, config: OPTConfig, temperature: float, slots: Slots, left: jax.Array
+) -> tuple[Slots, jax.Array, jax.Array, jax.Array]:
+    """At most `_STEPS` more tokens for the slots that want any.
 
-    def step(state: tuple) -> tuple:
-        active, token, new, counts, cache = state
-        # Rows that have ended are fed padding, which leaves their cache as it is.
+    Args:
+      model: the contract of `optiml_jax.model.opt.OPT`.
+      left: int32[B], the tokens each slot may still get; 0 leaves it as it is.
+
+    Returns:
+      The slots, int32[B, _STEPS] new tokens (eos included, then padding), float32[B, _STEPS] their
+      log-probabilities, and int32[B] how many they are.
+    """
+    num_slots = len(left)
+
+    def body(state: tuple) -> tuple:
+        i, slots, left, new, logprobs = state
+        active = left > 0
+        # Slots that have ended are fed padding, which leaves their cache as it is.
         mask = DocumentMask(active.astype(jnp.int32)[:, None])
-        positions = (lengths + counts - 1)[:, None]
-        hidden, cache = model.hidden(token[:, None], positions, mask, cache)
-        return *record(active, choose(hidden), new, counts), cache
+        position = slots.cache.index[:, None]
+        hidden, cache = model.hidden(slots.token[:, None], position, mask, slots.cache)
+        token, logprob = _choose(model, hidden, temperature, slots.seed, slots.cache.index + 1)
+        new = new.at[:, i].set(jnp.where(active, token, config.pad_id))
+        logprobs = logprobs.at[:, i].set(jnp.where(active, logprob, 0))
+        token = jnp.where(active, token, slots.token)
+        left = jnp.where(active & (token != config.eos_id), left - 1, 0)
+        return i + 1, Slots(cache, token, slots.seed), left, new, logprobs
 
-    new = jnp.full((rows, max_new), config.pad_id, jnp.int32)
-    first = record(budgets > 0, choose(last), new, jnp.zeros((rows,), jnp.int32))
-    _, _, new, counts, _ = jax.lax.while_loop(lambda s: jnp.any(s[0]), step, (*first, cache))
-    return new, counts
+    def goes_on(state: tuple) -> jax.Array:
+        return (state[0] < _STEPS) & jnp.any(state[2] > 0)
+
+    new = jnp.full((num_slots, _STEPS), config.pad_id, jnp.int32)
+    state = (0, slots, left, new, jnp.zeros((num_slots, _STEPS), jnp.float32))
+    _, after, _, new, logprobs = jax.lax.while_loop(goes_on, body, state)
+    # One token was read for every new one.
+    return after, new, logprobs, after.cache.index - slots.cache.index
+
+
+def _choose(
+    model: Any, hidden: jax.Array, temperature: float, seeds: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """int32[B] next tokens after `hidden` [B, 1, E], and float32[B] their log-probabilities.
+
+    A draw depends on the row's seed and the token's position, not on the row.
+    """
+    logits = model.unembed(hidden)[:, 0].astype(jnp.float32)
+    if temperature:
+
+        def noise(seed: jax.Array, position: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.key(seed), position)
+            return jax.random.gumbel(key, logits.shape[1:])
+
+        token = jnp.argmax(logits / temperature + jax.vmap(noise)(seeds, positions), axis=-1)
+    else:
+        token = jnp.argmax(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -1,15 +1,22 @@
-"""Which prompts share a beginning, and which items lie in which row: plain lists of tokens.
+"""Which prompts share a beginning, running it once, and which items lie in which row.
 
 Prompts of one task share their instruction, and with fixed demonstrations nearly all of themselves.
-What is shared goes through the model once (`scoring.py`); candidates of one prompt share all of it.
 """
 
 import bisect
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 
-from optiml_jax.evaluate.batching import round_up_power
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from optiml_jax.evaluate.batching import Engine, pad_rows, round_up_power
+from optiml_jax.model.attention import SHARED_SEGMENT, DocumentMask
+from optiml_jax.model.kv_cache import KVCache
 
 # Prefixes have a multiple of so many tokens: fewer different ones, and little is lost.
 _STEP = 16
@@ -74,6 +81,27 @@ def _best_groups(
     if whole and whole >= saved:
         return whole, [(least, (start, end))]
     return saved, [group for part in parts for group in part[1]]
+
+
+def run_prefix(engine: Engine, tokens: Sequence[int]) -> KVCache:
+    """The cache of one document that every row of later calls continues (`prefix` of the model).
+
+    It has the same row once for each part that the mesh cuts rows into.
+    """
+    length = engine.bucket(len(tokens))
+    batch = np.repeat(pad_rows([tokens], 1, length, engine.config.pad_id), engine.row_parts, axis=0)
+    with engine.activations():
+        return _jit_run_prefix(
+            engine.graphdef, engine.params, engine.config, engine.put(batch), len(tokens)
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _jit_run_prefix(graphdef, params, config, tokens, length):
+    index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    mask = DocumentMask(jnp.where(index < length, SHARED_SEGMENT, 0))
+    cache = KVCache.empty(config, *tokens.shape)
+    return nnx.merge(graphdef, params).hidden(tokens, index, mask, cache)[1]
 
 
 def pack(sizes: Sequence[int]) -> list[tuple[int, list[int]]]:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from optiml_jax.evaluate.batching import Engine, batches, pad_rows, round_up_power
-from optiml_jax.evaluate.prefixes import pack, shared_prefixes
-from optiml_jax.model.attention import SHARED_SEGMENT, DocumentMask
+from optiml_jax.evaluate.batching import Engine, batches, round_up_power
+from optiml_jax.evaluate.prefixes import pack, run_prefix, shared_prefixes
+from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.kv_cache import KVCache
 
 _LOGIT_ROWS = 512  # tokens whose logits exist at the same time
@@ -88,7 +88,7 @@ def score(engine: Engine, items: Sequence[ScoreItem]) -> list[list[TokenScore]]:
     results: list[list[TokenScore]] = [[] for _ in items]
     for group in shared_prefixes(prompts):
         shared = prompts[group.members[0]][: group.length]
-        prefix = _run_prefix(engine, shared) if shared else None
+        prefix = run_prefix(engine, shared) if shared else None
         pieces = [
             _Piece(i, group.length, prompts[i][group.length :], items[i].candidates)
             for i in group.members
@@ -96,24 +96,6 @@ def score(engine: Engine, items: Sequence[ScoreItem]) -> list[list[TokenScore]]:
         for piece, scores in _score_pieces(engine, pieces, prefix):
             results[piece.item] = scores
     return results
-
-
-def _run_prefix(engine: Engine, tokens: Sequence[int]) -> KVCache:
-    """The cache of one document that every row of the following calls continues."""
-    length = engine.bucket(len(tokens))
-    batch = np.repeat(pad_rows([tokens], 1, length, engine.config.pad_id), engine.row_parts, axis=0)
-    with engine.activations():
-        return _jit_run_prefix(
-            engine.graphdef, engine.params, engine.config, engine.put(batch), len(tokens)
-        )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _jit_run_prefix(graphdef, params, config, tokens, length):
-    index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    mask = DocumentMask(jnp.where(index < length, SHARED_SEGMENT, 0))
-    cache = KVCache.empty(config, *tokens.shape)
-    return nnx.merge(graphdef, params).hidden(tokens, index, mask, cache)[1]
 
 
 def _score_pieces(

@@ -79,3 +79,36 @@ class KVCache:
             mask=jax.tree.map(write_field, self.mask, mask),
             index=self.index + jnp.sum(mask.valid, axis=1, dtype=jnp.int32),
         )
+
+    def with_rows(
+        self, rows: jax.Array, new: "KVCache", prefix: "KVCache | None" = None
+    ) -> "KVCache":
+        """The cache with whole rows put into the place of others.
+
+        Args:
+          rows: int32[R], the places; a number beyond the rows of this cache puts a row nowhere.
+          new: the R rows, at most as long as those of this cache.
+          prefix: what stands in front of each of them, the same in all rows of `prefix`.
+        """
+        start = 0 if prefix is None else prefix.index[0]
+        slots = start + jnp.arange(new.capacity)
+
+        def write(buffer: jax.Array, new: jax.Array, before: jax.Array | None) -> jax.Array:
+            # What lies behind the end of prefix or row is overwritten, or masked.
+            if before is not None:
+                size = min(before.shape[3], self.capacity)
+                before = before[:, :1, :, :size].astype(buffer.dtype)
+                buffer = buffer.at[:, rows, :, :size].set(before, mode="drop")
+            new = jnp.transpose(new, (1, 3, 0, 2, 4)).astype(buffer.dtype)
+            buffer = buffer.at[:, rows[:, None], :, slots].set(new, mode="drop")
+            return constrain(buffer, "layers", "batch", "heads", None, None)
+
+        index = self.index.at[rows].set(start + new.index, mode="drop")
+        filled = jnp.arange(self.capacity) < (start + new.index)[:, None]
+        segments = self.mask.segment_ids.at[rows].set(filled.astype(jnp.int32), mode="drop")
+        return KVCache(
+            key=write(self.key, new.key, None if prefix is None else prefix.key),
+            value=write(self.value, new.value, None if prefix is None else prefix.value),
+            mask=DocumentMask(segments),
+            index=index,
+        )

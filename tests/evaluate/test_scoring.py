@@ -68,9 +68,9 @@ def items_with_a_common_prompt(number=8, shared=90, seed=3):
 @pytest.mark.parametrize("config", [tiny_models.PRE_NORM, tiny_models.POST_NORM])
 def test_a_shared_beginning_is_run_once_and_changes_nothing(config, monkeypatch):
     calls = []
-    run = scoring._run_prefix
+    run = scoring.run_prefix
     monkeypatch.setattr(
-        scoring, "_run_prefix", lambda engine, ids: calls.append(len(ids)) or run(engine, ids)
+        scoring, "run_prefix", lambda engine, ids: calls.append(len(ids)) or run(engine, ids)
     )
     items = items_with_a_common_prompt()
     results = score(tiny_models.engine(config), items)
