@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole line on the demo bench: build it, prepare, plan, look at the prompts, evaluate an untrained
-# model, train, evaluate again, report. Run it again and it continues where it stopped. Arguments go to every verb.
+# The whole line on the demo bench: build it, prepare, plan, write the page of prompts, evaluate an
+# untrained model, train, evaluate again, report. Run it again and it continues where it stopped.
+# Arguments go to every verb.
 set -euo pipefail
 . "$(dirname "$0")/install.sh"
 
