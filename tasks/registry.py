@@ -15,6 +15,7 @@ from optiml_jax.errors import UserError
 from tasks import (
     crossfit,
     dialogue,
+    exmix,
     flan,
     pretraining,
     promptsource,
@@ -29,6 +30,7 @@ from tasks.splits import Manifest
 COLLECTIONS = {
     "crossfit": crossfit,
     "dialogue": dialogue,
+    "exmix": exmix,
     "flan": flan,
     "pretrain": pretraining,
     "promptsource": promptsource,
