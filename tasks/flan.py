@@ -59,40 +59,20 @@ def find_tasks(
         )
     templates = read_templates(path)
     facts, typos = read_facts(folder)
-    config = FlanConfig()
     skipped: dict[str, list[str]] = {}
     sources = []
     for name, task in sorted(facts.items()):
         if task.pattern not in templates:
             skipped.setdefault(f"have no templates in {path}", []).append(name)
             continue
-        found, splits = _rows(folder, task, config)
-        if not splits:
-            skipped.setdefault("have no rows", []).append(name)
-            continue
-        chosen = chosen_templates(found, templates[task.pattern], typos if config.fix_typos else [])
         row = manifest.lookup(f"{benchmark}/{name}", None)
-        parts = _parts(found, splits, row)
-        if not parts or not chosen:
-            reason = "have no rows for their part" if chosen else "have no template for their rows"
-            skipped.setdefault(reason, []).append(name)
+        found = _reader(folder, benchmark, task, templates[task.pattern], typos, row)
+        if isinstance(found, str):
+            skipped.setdefault(found, []).append(name)
             continue
-        category = row.category or taxonomy.category("flan", name, task.cluster)
-        if category == taxonomy.MISC:
-            logger.warning("task %s of cluster %r counts as %s", name, task.cluster, category)
-        reader = FlanTask(
-            name=f"{benchmark}/{name}",
-            category=category,
-            facts=found,
-            templates=tuple(chosen),
-            splits=splits,
-            parts=parts,
-            pooled_test="test" not in row.role,
-            num_test=row.instances,
-            ranked=row.metric == "acc_rank",
-            seed=config.seed,
-        )
-        sources.append(reader.source())
+        if found.category == taxonomy.MISC:
+            logger.warning("task %s of cluster %r counts as Misc.", found.name, task.cluster)
+        sources.append(found.source())
     for reason, names in skipped.items():
         shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
         logger.warning("%d of %d %s tasks %s: %s", len(names), len(facts), benchmark, reason, shown)
@@ -106,6 +86,39 @@ def find_tasks(
     return sources
 
 
+def _reader(
+    folder: pathlib.Path,
+    benchmark: str,
+    facts: TaskFacts,
+    templates: list[Template],
+    typos: list[dict],
+    row: Row,
+) -> FlanTask | str:
+    """The reader of a task, or why there is none."""
+    config = FlanConfig()
+    facts, splits = _rows(folder, facts, config)
+    if not splits:
+        return "have no rows"
+    chosen = chosen_templates(facts, templates, typos if config.fix_typos else [])
+    if not chosen:
+        return "have no template for their rows"
+    parts = _parts(facts, splits, row)
+    if not parts:
+        return "have no rows for their part"
+    return FlanTask(
+        name=f"{benchmark}/{facts.name}",
+        category=row.category or taxonomy.category("flan", facts.name, facts.cluster),
+        facts=facts,
+        templates=tuple(chosen),
+        splits=splits,
+        parts=parts,
+        pooled_test=not any(role.startswith("test") for role in row.role),
+        num_test=row.instances,
+        ranked=row.metric == "acc_rank",
+        seed=config.seed,
+    )
+
+
 def chosen_templates(
     facts: TaskFacts, templates: list[Template], typos: list[dict]
 ) -> list[Template]:
@@ -114,17 +127,21 @@ def chosen_templates(
 
 
 def _rows(
-    root: pathlib.Path, task: TaskFacts, config: FlanConfig
+    root: pathlib.Path, facts: TaskFacts, config: FlanConfig
 ) -> tuple[TaskFacts, dict[str, Split]]:
-    """The splits of a task by name, and its facts for rows as they are there."""
-    task = task.fixed() if config.fix_typos else task
-    if task.files is not None:
-        own, beside = root / "datasets", root.resolve().parent / "datasets"
-        if splits := find_splits((own if own.is_dir() else beside) / task.folder):
-            return task.for_files(), splits
-    tfds_dir = config.tfds_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    name = task.tfds.partition(":")[0]
-    return task, find_splits(pathlib.Path(tfds_dir).expanduser() / name) if name else {}
+    """The facts for rows as they are there, and the splits that they name."""
+    facts = facts.fixed() if config.fix_typos else facts
+    own, beside = root / "datasets", root.resolve().parent / "datasets"
+    splits = {}
+    if facts.files is not None:
+        splits = find_splits((own if own.is_dir() else beside) / facts.folder)
+    if splits:
+        facts = facts.for_files()
+    elif facts.tfds:
+        tfds_dir = config.tfds_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        splits = find_splits(pathlib.Path(tfds_dir).expanduser() / facts.tfds.partition(":")[0])
+    used = {split_name(rows) for rows in facts.splits.values()}
+    return facts, {name: split for name, split in splits.items() if name in used}
 
 
 def _parts(facts: TaskFacts, splits: dict[str, Split], row: Row) -> tuple[str, ...]:

@@ -118,8 +118,10 @@ def test_own_facts_replace_ours(bench, trained):
 def test_training_draws_n_pairs_and_no_row_is_in_two_parts(bench, trained):
     config = PARITY + '    splits: {train: train, validation: "train[-20:]", test: "train[:10]"}\n'
     root = bench(config, parity={"train": parity_rows(100)})
+    (root / "datasets" / "parity" / "other.jsonl").touch()
     (source,) = flan.find_tasks(root, trained)
     assert source.splits == ("train", "validation")
+    assert [file.rpartition("/")[2] for file in source.files] == ["train.jsonl"]
     examples, _ = read(source)
     assert len(examples) == 70
     numbers = [int(e.input.removeprefix("Is ").split()[0]) for e in examples]
