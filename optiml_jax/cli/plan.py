@@ -27,14 +27,12 @@ def main() -> None:
     for split, num_rows in rows.items():
         if split == "validation" and not train.validate_every:
             continue
-        present = tasks_with_split(run.cache_dir, tasks, split)
+        if split == "validation":  # not every benchmark has one
+            mixture = dataclasses.replace(mixture, missing="renormalise")
         plan = plan_mixture(
             run.cache_dir,
-            present,
-            # Not every benchmark has validation examples.
-            dataclasses.replace(mixture, missing="renormalise")
-            if split == "validation"
-            else mixture,
+            tasks_with_split(run.cache_dir, tasks, split),
+            mixture,
             split,
             configured(PlanConfig, num_rows=num_rows),
             run.plan_dir(split),

@@ -32,7 +32,6 @@ def summarise(
         "examples": len(entry_tasks),
         "tokens": int(tokens.sum()),
         "rate": sum(row["rate"] for row in rows),
-        "examples_in_cache": sum(row["examples_in_cache"] for row in rows),
     }
     return {
         "rows": num_rows,
@@ -54,9 +53,8 @@ def _shares(
     """Sums over the tasks with the same `key`, and their shares of the whole.
 
     Returns:
-      name -> number of `tasks`, planned `examples` and `tokens`; of the examples `share_in_cache`
-      (before caps and weights), `rate` (asked for) and `share` (planned); and `token_share`, which
-      is the share of the rows' slots.
+      name -> number of `tasks`, planned `examples` and `tokens`; the `rate` asked for and the
+      `share` planned of all examples; and `token_share`, which is the share of the rows' slots.
     """
     shares = {}
     for name in sorted({row[key] for row in rows}):
@@ -67,8 +65,6 @@ def _shares(
             "tasks": len(members),
             "examples": examples,
             "tokens": tokens,
-            "share_in_cache": sum(row["examples_in_cache"] for row in members)
-            / whole["examples_in_cache"],
             "rate": sum(row["rate"] for row in members) / whole["rate"],
             "share": examples / whole["examples"],
             "token_share": tokens / whole["tokens"],
