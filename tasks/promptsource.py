@@ -60,17 +60,19 @@ def find_tasks(
         if not splits:
             skipped.setdefault(f"have no rows in {rows_folder}", []).append(dataset)
             continue
-        prompts = _selected(read_templates(path), facts["also_used"].get(dataset, ()), dataset)
-        if not prompts:
-            skipped.setdefault("have no template of the original task", []).append(dataset)
-            continue
+        templates, also = read_templates(path), facts["also_used"].get(dataset, ())
         category = taxonomy.category("promptsource", dataset)
-        if category == taxonomy.MISC:
-            skipped.setdefault("count as Misc.", []).append(dataset)
         hidden = any(fnmatch.fnmatchcase(dataset, glob) for glob in facts["no_test_labels"])
         for suffix, group in _rounds(splits).items():
             name = f"{benchmark}/{dataset}{suffix}"
             row = manifest.lookup(name, None)
+            prompts = _selected(templates, row, also)
+            if not prompts:
+                skipped.setdefault("have no template of the original task", []).append(dataset)
+                continue
+            row.check_prompts(name, len(prompts))
+            if category == taxonomy.MISC:
+                skipped.setdefault("count as Misc.", []).append(dataset + suffix)
             parts = _parts(group, row, hidden)
             if not parts or (row.trained and "train" not in parts):
                 skipped.setdefault("have no rows for their part", []).append(dataset + suffix)
@@ -107,14 +109,10 @@ def find_tasks(
 # --- which rows and templates ---------------------------------------------------------------------
 
 
-def _selected(templates: Sequence[Template], also: Sequence[str], dataset: str) -> list[Template]:
-    """Templates of the original task, and those the facts name."""
-    names = {template.name.strip() for template in templates}
-    missing = [name for name in also if name not in names]
-    if missing:
-        logging.warning(
-            "%s names template %r of %s, which is not there", FACTS_FILE.name, missing[0], dataset
-        )
+def _selected(templates: Sequence[Template], row: Row, also: Sequence[str]) -> list[Template]:
+    """The templates that the manifest names, else those of the original task and of `also`."""
+    if isinstance(row.prompts, tuple):
+        return [t for t in templates if t.name.strip() in row.prompts]
     return [t for t in templates if t.original_task or t.name.strip() in also]
 
 

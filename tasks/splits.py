@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import gin
 import yaml
 
 from optiml_jax.data.example import TaskSource
@@ -24,16 +25,28 @@ LEVELS = (
     "train_only",
     "held_out_unspecified",
 )
-ROLES = ("train", "dev", "test", "exclude")
-TESTS_OF_MAX = frozenset(("test_max", "test_extra"))
+ROLES = ("train", "dev", "test", "test_max", "test_extra", "exclude")
 METRICS = ("acc_rank", "em", "em_tk_instruct", "em_squad", "rougeL")
 DEFAULT_MANIFEST = pathlib.Path(__file__).parent / "data" / "split_manifest.yaml"
 
-_SELECTORS = ("tasks", "upstream_split")
+logger = logging.getLogger(__name__)
+
+_SELECTORS = ("tasks", "upstream_split", "strict_heldout")
 _FIELDS = (
     *("level", "role", "metric", "options", "category", "aggregate_as", "shots", "instances"),
-    *("src", "why"),
+    *("prompts", "dataset", "src", "why"),
 )
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class SplitConfig:
+    """Attributes:
+    strict_heldout: leaves out the training sets that the paper kept although they show a category
+      that is fully held out (e-SNLI and WinoWhy among the reasoning sets).
+    """
+
+    strict_heldout: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +62,10 @@ class Row:
       aggregate_as: tasks of one name are averaged before they count as one task.
       shots: numbers of demonstrations in evaluation.
       instances: the test part is at most the first `instances` of the task; None: no such limit.
+      prompts: how many prompts an evaluation is expected to have, or the names of those it has.
+      dataset: the data that the task is made of, where other collections have it too.
+      src: "paper" or "inferred", and
+      why: free text, both of the row that gave the role.
     """
 
     level: str
@@ -59,6 +76,10 @@ class Row:
     aggregate_as: str | None = None
     shots: tuple[int, ...] = (0,)
     instances: int | None = None
+    prompts: int | tuple[str, ...] | None = None
+    dataset: str | None = None
+    src: str | None = None
+    why: str | None = None
 
     @property
     def trained(self) -> bool:
@@ -69,7 +90,17 @@ class Row:
 
         OPT-IML-Max trains on dev and test tasks too; what it is tested on itself stays out.
         """
-        return not {*roles}.isdisjoint(self.role) and TESTS_OF_MAX.isdisjoint(self.role)
+        return not {*roles}.isdisjoint(self.role) and "test_max" not in self.role
+
+    @property
+    def evaluated(self) -> bool:
+        return not {"train", "exclude"}.issuperset(self.role)
+
+    def check_prompts(self, task: str, number: int) -> None:
+        """Logs it if an evaluation has another number of prompts than the manifest expects."""
+        expected = len(self.prompts) if isinstance(self.prompts, tuple) else self.prompts
+        if expected not in (None, number):
+            logger.warning("%s has %d prompts, not the expected %d", task, number, expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +111,7 @@ class _Rule:
     patterns: tuple[str, ...]
     expression: re.Pattern[str]
     upstream_split: str | None
+    strict: bool
     fields: dict[str, Any]
 
     def matches(self, task: str, upstream_split: str | None) -> bool:
@@ -97,7 +129,7 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str | pathlib.Path | None = None) -> "Manifest":
-        """Reads a manifest (None: the project's own).
+        """Reads a manifest (None: the project's own), with the rows that `SplitConfig` asks for.
 
         Raises:
           UserError: the file is missing or damaged, or a row has an unknown key, level, role or
@@ -114,8 +146,9 @@ class Manifest:
             raise UserError(f"split manifest is not YAML: {path}{line}") from e
         if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
             raise UserError(f"split manifest has no list of rows: {path}")
-        rows = content["rows"]
-        return cls(path, [_parse_row(r, f"{path}, row {i}") for i, r in enumerate(rows, 1)])
+        rules = [_parse_row(r, f"{path}, row {i}") for i, r in enumerate(content["rows"], 1)]
+        strict = SplitConfig().strict_heldout
+        return cls(path, [rule for rule in rules if strict or not rule.strict])
 
     def lookup(self, task: str, upstream_split: str | None) -> Row:
         """The merged row of a task.
@@ -150,18 +183,30 @@ class Manifest:
     def check_held_out(
         self, sources: Iterable[TaskSource], roles: Sequence[str] = ("train",)
     ) -> None:
-        """Raises a UserError if a training task shares a category with a fully held-out task.
+        """Raises a UserError if a training task is too close to one that is held out.
 
-        Training tasks are those that a mixture of `roles` trains on, the others are held out.
+        That is, if it has the category of a fully held-out task, or is made of the data of any task
+        that is held out. Training tasks are those that a mixture of `roles` trains on, the others
+        are held out unless they are excluded.
         """
         rows = {s.name: (self.row(s), category(s)) for s in sources}
-        trained = {c: name for name, (row, c) in reversed(rows.items()) if row.trained_by(roles)}
+        by_category, by_dataset = {}, {}
+        for name, (row, c) in reversed(rows.items()):
+            if row.trained_by(roles):
+                by_category[c] = by_dataset[row.dataset] = name
         for name, (row, c) in rows.items():
-            held_out = row.level == "fully_held_out" and not row.trained_by((*roles, "exclude"))
-            if held_out and c in trained:
+            if row.trained_by((*roles, "exclude")):
+                continue
+            if row.level == "fully_held_out" and c in by_category:
                 raise UserError(
-                    f"training task {trained[c]!r} has category {c!r} of the fully held-out task "
-                    f"{name!r}; leave one of them out, or give it another level in {self._path}"
+                    f"training task {by_category[c]!r} has category {c!r} of the fully held-out "
+                    f"task {name!r}; leave one of them out, or give it another level in "
+                    f"{self._path}"
+                )
+            if row.dataset and row.dataset in by_dataset:
+                raise UserError(
+                    f"training task {by_dataset[row.dataset]!r} and held-out task {name!r} are "
+                    f"made of the same data, {row.dataset!r}; leave one of them out in {self._path}"
                 )
 
     def warn_of_unmatched_rows(self, sources: Sequence[TaskSource]) -> None:
@@ -176,7 +221,7 @@ class Manifest:
         ]
         if unmatched:
             shown = ", ".join(unmatched[:3]) + (" ..." if len(unmatched) > 3 else "")
-            logging.warning(
+            logger.warning(
                 "%d patterns of %s match no task: %s", len(unmatched), self._path.name, shown
             )
 
@@ -203,12 +248,15 @@ def _parse_row(row: Any, where: str) -> _Rule:
         patterns=tuple(patterns),
         expression=re.compile("|".join(f"(?:{fnmatch.translate(p)})" for p in patterns)),
         upstream_split=row.get("upstream_split"),
+        strict=bool(row.get("strict_heldout")),
         fields=_parse_fields(row, where),
     )
 
 
 def _parse_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
     fields = {k: v for k, v in row.items() if k in _FIELDS and k not in ("src", "why")}
+    if "role" in fields:  # what other rows say does not explain it
+        fields |= {"src": row["src"], "why": row.get("why")}
     _check_known(fields, "level", LEVELS, where)
     _check_known(fields, "metric", METRICS, where)
     _check_known(fields, "options", ("labels", None), where)
@@ -233,6 +281,10 @@ def _parse_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
                 f"{where}: instances must be first<number>, not {fields['instances']!r}"
             )
         fields["instances"] = int(match[1])
+    if isinstance(fields.get("prompts"), list):
+        fields["prompts"] = tuple(fields["prompts"])
+    elif not isinstance(fields.get("prompts", 1), int):
+        raise UserError(f"{where}: prompts must be a number or a list of names")
     return fields
 
 

@@ -42,7 +42,8 @@ def main() -> int:
     tasks = [t for t in tasks if t is not None and t.info.shots]
     if not tasks:
         raise UserError(
-            f"nothing to evaluate: no task of {', '.join(run.data)} with the role {settings.role} "
+            f"nothing to evaluate: no task of {', '.join(run.data)} with the role "
+            f"{' or '.join(settings.roles)} "
             f"matches Evaluate.tasks={settings.tasks} and Evaluate.shots={settings.shots}"
         )
     mesh_config = MeshConfig()
@@ -76,7 +77,7 @@ def evaluation_task(
 ) -> EvalTask | None:
     """The task as the evaluator wants it, its metrics taken from SeqIO; None: not asked for."""
     asked = any(fnmatch.fnmatchcase(source.name, pattern) for pattern in settings.tasks)
-    if not asked or settings.role not in row.role:
+    if not asked or {*settings.roles}.isdisjoint(row.role):
         return None
     info = TaskInfo(
         task=source.name,

@@ -23,8 +23,8 @@ def main() -> None:
     manifest = Manifest.load()
     sources = find_sources(run.data, manifest)
     trained = {s.name for s in mixtures.select(sources, configured(Mixture), manifest)}
-    role = Evaluate().role
-    wanted = [s for s in sources if s.name in trained or role in manifest.row(s).role]
+    roles = {*Evaluate().roles}
+    wanted = [s for s in sources if s.name in trained or roles & {*manifest.row(s).role}]
     print(
         f"{len(sources)} tasks found in {', '.join(run.data)}: {len(trained)} to train on, "
         f"{len(wanted) - len(trained)} more to evaluate, {len(sources) - len(wanted)} unused"

@@ -25,6 +25,7 @@ import optiml_jax.train.config
 import optiml_jax.train.optimizer
 import tasks.flan_templates
 import tasks.promptsource_templates
+import tasks.splits
 from optiml_jax.errors import UserError
 
 
@@ -85,15 +86,20 @@ class Evaluate:
     checkpoint: "latest", "init" (the untrained model of the same seed), a step, or a folder.
     name: folder name under <run_dir>/evaluation; None takes the step, or "init".
     tasks: globs over task names.
-    role: the role in the split manifest that an evaluated task must have: "test" or "dev".
+    roles: an evaluated task has one of these in the split manifest: "test" and "dev" are the
+      paper's sets, "test_max" is for OPT-IML-Max too, "test_extra" is not in the paper.
     shots: numbers of demonstrations; the ones that the manifest also lists for a task are run.
     """
 
     checkpoint: str | int = "latest"
     name: str | None = None
     tasks: tuple[str, ...] = ("*",)
-    role: str = "test"
+    roles: tuple[str, ...] = ("test",)
     shots: tuple[int, ...] = (0, 2)
+
+    def __post_init__(self):
+        if isinstance(self.roles, str):  # one role, not a sequence of letters
+            object.__setattr__(self, "roles", (self.roles,))
 
 
 @gin.configurable

@@ -27,17 +27,17 @@ def vocabulary(tmp_path_factory):
 @pytest.fixture
 def bench(write_bench):
     """Two training tasks, a held-out test task and an excluded one."""
-    contents = {stem: write_bench.content(30) for stem in ("task1_a", "task2_b", "task3_test")}
-    contents["task3_test"]["Categories"] = ["Translation"]
+    contents = {stem: write_bench.content(30) for stem in ("task1_a", "task2_b", "task642_test")}
+    contents["task642_test"]["Categories"] = ["Translation"]
     contents["task4_out"] = write_bench.content(30)
-    return write_bench(contents, test=["task3_test"], excluded=["task4_out"])
+    return write_bench(contents, test=["task642_test"], excluded=["task4_out"])
 
 
 def test_sources_of_all_benchmarks_are_found_under_their_names(bench):
     sources = find_sources({"superni": str(bench), "demo_superni": str(bench)}, MANIFEST)
     assert len(sources) == 8
     assert {s.name for s in sources if s.benchmark == "demo_superni"} == {
-        f"demo_superni/{stem}" for stem in ("task1_a", "task2_b", "task3_test", "task4_out")
+        f"demo_superni/{stem}" for stem in ("task1_a", "task2_b", "task4_out", "task642_test")
     }
 
 
@@ -89,17 +89,17 @@ def test_every_pass_reads_the_whole_split(bench, vocabulary):
 def test_a_k_shot_variant_shows_demonstrations_and_leaves_the_training_task_alone(
     bench, vocabulary
 ):
-    source = find_sources({"superni": str(bench)}, MANIFEST)[2]
+    source = find_sources({"superni": str(bench)}, MANIFEST)[3]
     register(source, vocabulary, CONFIG)
     register(source, vocabulary, CONFIG, shots=2)
-    assert registered_name(source.name, 2) == "superni.task3_test.2shot"
+    assert registered_name(source.name, 2) == "superni.task642_test.2shot"
     few, none = (
         next(
             seqio.get_mixture_or_task(name)
             .get_dataset(sequence_length=None, split="test", shuffle=False)
             .as_numpy_iterator()
         )["inputs"].tolist()
-        for name in ("superni.task3_test.2shot", "superni.task3_test")
+        for name in ("superni.task642_test.2shot", "superni.task642_test")
     )
     assert vocabulary.decode(few) == (
         "Instructions: Say whether the number is even.\n\n\n"
@@ -136,14 +136,15 @@ def test_selection_takes_the_role_and_the_globs(bench):
         return [s.name for s in select(sources, Mixture(name="m", **settings), MANIFEST)]
 
     assert names() == ["superni/task1_a", "superni/task2_b"]
-    assert names(roles="test") == ["superni/task1_a", "superni/task2_b", "superni/task3_test"]
+    assert names(roles="test") == ["superni/task642_test"]
+    assert names(roles=("train", "test")) == [*names(), *names(roles="test")]
     assert names(tasks=("superni/*_b",)) == ["superni/task2_b"]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tasks": ("superni/task3_test",)}, "no task matches 'superni/task3_test'"),
+        ({"tasks": ("superni/task642_test",)}, "no task matches 'superni/task642_test'"),
         ({"proportions": {"flan": 1.0}}, "benchmark 'flan' a weight, but there are only"),
         ({"roles": "dev"}, "no task has the role 'dev'"),
     ],
@@ -159,7 +160,7 @@ def test_a_training_mixture_may_not_hold_a_held_out_category(bench):
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"Categories": ["Translation"]}))
     sources = find_sources({"superni": str(bench)}, MANIFEST)
-    with pytest.raises(UserError, match=r"'superni/task2_b' has category 'Translation' of .*task3"):
+    with pytest.raises(UserError, match=r"'superni/task2_b' has category 'Translation' of .*task642"):
         select(sources, Mixture(name="m"), MANIFEST)
     select(sources, Mixture(name="m", tasks=("superni/task1_*",)), MANIFEST)
     select(sources, Mixture(name="m", roles="test"), MANIFEST)
