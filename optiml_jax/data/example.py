@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from optiml_jax.errors import UserError
 
-InstructionLevel = Literal["task", "instance"]
+InstructionLevel = Literal["task", "instance", "verbatim"]
 Drops = collections.Counter  # reason -> number of records dropped (or warned of) for that reason
 
 
@@ -33,6 +33,9 @@ class Example:
       options: candidates of rank classification; None means generation.
       options_text: the part of `input` that lists the options, all of them in their order, exactly
         as it stands there, once; empty when the prompt lists none (or not so).
+      contexts: for partial scoring (Winograd schemas): the whole source text with each of the options
+        filled in; `target`, the rest of the text, is then scored behind each of them, and the
+        references are the right options. Empty: the options are scored behind the source.
       source_dataset: the underlying data source, used by leakage filters.
       meta: raw upstream metadata.
     """
@@ -49,6 +52,7 @@ class Example:
     references: tuple[str, ...]
     options: tuple[str, ...] | None = None
     options_text: str = ""
+    contexts: tuple[str, ...] = ()
     source_dataset: str = ""
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -65,7 +69,8 @@ class TaskSource:
       demonstrations: `demonstrations()` lists the Examples that may be shown as demonstrations, in
         order of preference; never one of a held-out split.
       instruction_level: "task" puts demonstrations between definition and instance, "instance" puts
-        whole rendered pairs before it (paper, section 2.4).
+        whole rendered pairs before it (paper, section 2.4); "verbatim" adds nothing to the texts of
+        a suite with prompts of its own (see `prompts.render`).
       upstream_split: the official split that the upstream release puts the task in, if any.
       settings: everything else that changes what `read` yields (JSON-able; fingerprinted).
     """

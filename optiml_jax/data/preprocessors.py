@@ -38,6 +38,7 @@ _PARTS = {
     "query": tf.TensorSpec([], tf.string),
     "target": tf.TensorSpec([], tf.string),
     "separator": tf.TensorSpec([], tf.string),
+    "head_end": tf.TensorSpec([], tf.string),
     "suffix_start": tf.TensorSpec([], tf.int32),
 }
 

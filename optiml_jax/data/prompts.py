@@ -115,6 +115,7 @@ class RenderedPrompt:
       target: the text to train on, without outer whitespace.
       separator: stands before and after demonstrations.
       demonstration_ids: example ids of `demonstrations`.
+      head_end: stands behind the head when no demonstration does.
       suffix_start: under suffix loss the number of characters of the first demonstration that stand
         before its label; 0 under label loss.
     """
@@ -125,6 +126,7 @@ class RenderedPrompt:
     target: str
     separator: str
     demonstration_ids: tuple[str, ...] = ()
+    head_end: str = "\n"
     suffix_start: int = 0
 
     def source(self, keep: int | None = None) -> str:
@@ -133,7 +135,7 @@ class RenderedPrompt:
         head = (self.head,) if self.head else ()
         if shown:
             return self.separator.join((*head, *shown, self.query))
-        return "\n".join((*head, self.query))
+        return self.head_end.join((*head, self.query))
 
     def without_and_with_loss(self, keep: int | None = None) -> tuple[str, str]:
         """The text that is only read, and the text behind it that is trained on.
@@ -169,8 +171,22 @@ def render(
     "task" puts demonstrations between instruction and instance; "instance" puts whole rendered
     pairs before the instance (paper, section 2.4). An example without any source text (dialogue,
     plain text) gets neither demonstrations nor a delimiter.
+
+    "verbatim" joins instruction, demonstrations and instance by the separator and adds no label and
+    no delimiter; a demonstration is its input and its target as they are, with whatever white space
+    the reader put between them.
     """
     separator, option_format = _separator(example, config), _option_format(example, config)
+    if level == "verbatim":
+        return RenderedPrompt(
+            head=example.instruction,
+            demonstrations=tuple(d.input + d.target for d in demonstrations),
+            query=example.input,
+            target=example.target.strip(),
+            separator=separator,
+            demonstration_ids=tuple(d.example_id for d in demonstrations),
+            head_end=separator,
+        )
     query, *bodies = (
         _body(_relisted(e, option_format, config), level) for e in (example, *demonstrations)
     )
