@@ -19,6 +19,7 @@ _SERIES = {
     "asked": "asked for",
     "planned": "planned",
 }
+_CONFIGURED = "benchmark, as configured"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +27,15 @@ class Part:
     """The tasks of one benchmark or category.
 
     Attributes:
-      examples: in the cache; `capped`: left by `Mixture.max_examples`.
-      shares: of all examples, by series: "all", "capped", "asked" and, with a plan, "planned".
+      examples: in the cache; `kept`: left by `Mixture.max_examples`.
+      shares: by series: of "all" examples, of the "capped" ones, of those "asked" for and, with a
+        plan, of those "planned".
     """
 
     name: str
     tasks: int
     examples: int
-    capped: int
+    kept: int
     shares: Mapping[str, float]
 
 
@@ -43,61 +45,51 @@ class Composition:
 
     Attributes:
       about: where the numbers come from.
-      parts: "benchmark" and "category" -> parts, the largest share first.
-      notes: to be read with the shares.
+      groups: "benchmark" and "category" -> parts with their shares of all examples, the largest
+        first. Where benchmarks have rows of their own, "benchmark, as configured" too: their shares
+        of all rows, and those of the others of the examples in mixed rows.
     """
 
     name: str
     about: str
-    parts: Mapping[str, tuple[Part, ...]]
-    notes: tuple[str, ...]
-
-    @property
-    def series(self) -> dict[str, str]:
-        """The series of shares there are -> what they are called."""
-        first = self.parts["benchmark"][0]
-        return {key: label for key, label in _SERIES.items() if key in first.shares}
+    groups: Mapping[str, tuple[Part, ...]]
 
     def page_data(self) -> dict[str, Any]:
         """As `inspect.html` wants it."""
-        keys = list(self.series)
         groups = []
-        for kind, parts in self.parts.items():
+        for kind, parts in self.groups.items():
+            keys = list(parts[0].shares)
             rows = [
-                {**dataclasses.asdict(part), "shares": [part.shares[key] for key in keys]}
-                for part in parts
+                {**dataclasses.asdict(part), "shares": list(part.shares.values())} for part in parts
             ]
-            groups.append({"id": kind, "title": f"By {kind}", "rows": rows})
-        series = [{"id": key, "label": label} for key, label in self.series.items()]
-        about = {"name": self.name, "about": self.about, "notes": self.notes}
-        return {**about, "series": series, "groups": groups}
+            series = [{"id": key, "label": _SERIES[key]} for key in keys]
+            groups.append({"id": kind, "series": series, "rows": rows})
+        return {"name": self.name, "about": self.about, "groups": groups}
 
     def tables(self) -> list[Table]:
-        """One table by benchmark and one by category."""
-        columns = ("tasks", "examples", "kept", *(f"% {s}" for s in self.series.values()))
-        return [
-            Table(
-                f"Mixture {self.name} by {kind}",
-                (kind, *columns),
-                tuple(
-                    (
-                        part.name,
-                        *(f"{n:,}" for n in (part.tasks, part.examples, part.capped)),
-                        *(f"{100 * part.shares[key]:.1f}" for key in self.series),
-                    )
-                    for part in parts
-                ),
-                notes=(self.about, *self.notes),
+        """One table for each group."""
+        tables = []
+        for kind, parts in self.groups.items():
+            rows = tuple(
+                (
+                    part.name,
+                    *(f"{n:,}" for n in (part.tasks, part.examples, part.kept)),
+                    *(f"{100 * share:.1f}" for share in part.shares.values()),
+                )
+                for part in parts
             )
-            for kind, parts in self.parts.items()
-        ]
+            series = (f"% {_SERIES[key]}" for key in parts[0].shares)
+            columns = (kind, "tasks", "examples", "kept", *series)
+            title = f"Mixture {self.name} by {kind}"
+            tables.append(Table(title, columns, rows, notes=(self.about,)))
+        return tables
 
 
 def of_plan(plan: Plan, name: str) -> Composition:
     """The composition of a plan: asked for beside planned."""
     rows = [{**row, "planned": row["planned_examples"]} for row in plan.meta["tasks"]]
     about = f"{plan.num_rows:,} planned rows of the split {plan.meta['split']}: {plan.folder}"
-    return _compose(name, about, rows, _row_notes(plan.summary["row_shares"]))
+    return _compose(name, about, rows, plan.summary["row_shares"])
 
 
 def of_cache(cache_dir: str, tasks: Sequence[str], mixture: Mixture) -> Composition:
@@ -122,35 +114,51 @@ def of_cache(cache_dir: str, tasks: Sequence[str], mixture: Mixture) -> Composit
         }
         for name, task in cached.items()
     ]
-    about = f"no plan yet: counts of the cache {cache_dir}"
     shares = {stream.name: {"asked": stream.row_share} for stream in streams}
-    return _compose(mixture.name, about, rows, _row_notes(shares))
+    return _compose(mixture.name, f"no plan yet: counts of the cache {cache_dir}", rows, shares)
 
 
 def _compose(
-    name: str, about: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]
+    name: str,
+    about: str,
+    rows: Sequence[Mapping[str, Any]],
+    row_shares: Mapping[str, Mapping[str, float]],
 ) -> Composition:
+    """Groups the tasks; `row_shares` as in a plan's summary, "" for the mixed rows."""
     numbers = {"all": "examples_in_cache", "capped": "examples", "asked": "rate"}
     if "planned" in rows[0]:
         numbers["planned"] = "planned"
+    groups = {kind: _parts(rows, kind, numbers) for kind in ("benchmark", "category")}
+    if any(row_shares):
+        for kind in ("all", "capped"):
+            del numbers[kind]
+        own = [row for row in rows if row["benchmark"] in row_shares]
+        others = [row for row in rows if row["benchmark"] not in row_shares]
+        mixed = _parts(others, "benchmark", numbers) if others else ()
+        aside = (
+            dataclasses.replace(part, name=f"{part.name} (of all rows)", shares=dict(share))
+            for part in _parts(own, "benchmark", numbers)
+            for share in [row_shares[part.name]]
+        )
+        groups = {_CONFIGURED: (*mixed, *aside), **groups}
+    return Composition(name, about, groups)
+
+
+def _parts(
+    rows: Sequence[Mapping[str, Any]], kind: str, numbers: Mapping[str, str]
+) -> tuple[Part, ...]:
+    """Tasks with the same `kind` as one part; `numbers` are the columns that series are made of."""
     totals = {key: sum(row[column] for row in rows) or 1 for key, column in numbers.items()}
-    parts = {}
-    for kind in ("benchmark", "category"):
-        parts[kind] = []
-        for value in {row[kind] for row in rows}:
-            members = [row for row in rows if row[kind] == value]
-            sums = {key: sum(r[column] for r in members) for key, column in numbers.items()}
-            shares = {key: n / totals[key] for key, n in sums.items()}
-            parts[kind].append(Part(value, len(members), sums["all"], sums["capped"], shares))
-        parts[kind].sort(key=lambda part: (-part.shares["asked"], part.name))
-    return Composition(name, about, {k: tuple(p) for k, p in parts.items()}, tuple(notes))
-
-
-def _row_notes(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Benchmarks with rows of their own: their shares of the rows are what the user has set."""
-    notes = []
-    for name, share in shares.items():
-        if name:
-            planned = f", planned {share['planned']:.2%}" if "planned" in share else ""
-            notes.append(f"{name} has rows of its own: {share['asked']:.2%} asked for{planned}")
-    return notes
+    parts = []
+    for value in {row[kind] for row in rows}:
+        own = [row for row in rows if row[kind] == value]
+        parts.append(
+            Part(
+                name=value,
+                tasks=len(own),
+                examples=sum(row["examples_in_cache"] for row in own),
+                kept=sum(row["examples"] for row in own),
+                shares={k: sum(row[c] for row in own) / totals[k] for k, c in numbers.items()},
+            )
+        )
+    return tuple(sorted(parts, key=lambda part: (-part.shares["asked"], part.name)))

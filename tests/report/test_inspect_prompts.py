@@ -1,4 +1,4 @@
-"""Spans of rendered prompts: whatever the settings, together they are the text that is trained on."""
+"""Spans of rendered prompts: whatever the settings, together they are the text trained on."""
 
 import dataclasses
 import io
