@@ -72,6 +72,7 @@ def find_tasks(
             continue
         if found.category == taxonomy.MISC:
             logger.warning("task %s of cluster %r counts as Misc.", found.name, task.cluster)
+        row.check_prompts(found.name, len(found.templates))
         sources.append(found.source())
     for reason, names in skipped.items():
         shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
