@@ -91,7 +91,7 @@ def test_the_final_mixture():
     assert (final.eps, final.roles, final.missing) == (4096, ("train",), "error")
     assert (final.max_examples_of("flan/a"), final.max_examples_of("t5/a")) == (30_000, 100_000)
     largest = mixture("gin/mixtures/optiml_max.gin")
-    assert largest.roles == ("train", "dev", "test")
+    assert largest.roles == ("train", "dev", "test", "test_extra")
     assert benchmark_rates(largest) == rates
 
 

@@ -35,7 +35,7 @@ class Mixture:
       name: the mixture's name, for messages and tables.
       tasks: globs over task names (`superni/*`); a task that matches any of them is in.
       roles: a task is in that has one of these roles in the split manifest. OPT-IML trains on
-        "train", OPT-IML-Max on "train", "dev" and "test" (paper, section 6.1).
+        "train", OPT-IML-Max on the tasks of other roles too (paper, section 6.1).
       eps: cap on the number of examples that counts for a task's rate; caps no data.
       max_examples: a task with more examples keeps a seeded random subset of this size.
       benchmark_max_examples: benchmark -> its own `max_examples`.
