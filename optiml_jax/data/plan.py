@@ -265,11 +265,7 @@ def build_plan(
     meta["fingerprint"] = _fingerprint(meta)
     tables = _LengthTables(list(lengths.values()))
     which = draws.draw_streams([s.row_share for s in streams], config.num_rows, config.seed)
-    parts = [
-        _pack(_draws(stream, pools, config.seed), tables, config, np.count_nonzero(which == i))
-        for i, stream in enumerate(streams)
-    ]
-    arrays = _interleave(which, parts)
+    arrays = _rows(which, streams, pools, tables, config)
     meta["summary"] = summarise(
         meta["tasks"], arrays[1], tables.get(*arrays[1:]), config.num_rows, config.sequence_length
     )
@@ -297,11 +293,22 @@ class _LengthTables:
         return self._all[self._starts[tasks] + examples]
 
 
-def _draws(
-    stream: mixtures.Stream, pools: Mapping[str, np.ndarray], seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    rates = [stream.rates.get(name, 0.0) for name in pools]
-    return draws.draw_examples(list(pools), list(pools.values()), rates, seed, stream.name)
+def _rows(
+    which: np.ndarray,
+    streams: Sequence[mixtures.Stream],
+    pools: Mapping[str, np.ndarray],
+    tables: _LengthTables,
+    config: PlanConfig,
+) -> Arrays:
+    """The arrays of `Plan`: row r is the next one of stream `which[r]`."""
+    parts = []
+    for i, stream in enumerate(streams):
+        rates = [stream.rates.get(name, 0.0) for name in pools]
+        drawn = draws.draw_examples(
+            list(pools), list(pools.values()), rates, config.seed, stream.name
+        )
+        parts.append(_pack(drawn, tables, config, np.count_nonzero(which == i)))
+    return _interleave(which, parts)
 
 
 def _pack(
@@ -324,7 +331,7 @@ def _pack(
 
 
 def _interleave(which: np.ndarray, parts: Sequence[Arrays]) -> Arrays:
-    """The rows of all streams in one plan: row r is the next one of stream `which[r]`."""
+    """The rows of all streams, whose arrays are `parts`, in the order of `which`."""
     sizes = np.empty(len(which), np.int64)
     for i, (offsets, _, _) in enumerate(parts):
         sizes[which == i] = np.diff(offsets)
