@@ -21,6 +21,7 @@ from optiml_jax.data.vocabulary import (
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import EvalTask, evaluate
+from optiml_jax.evaluate.instances import subsample
 from optiml_jax.evaluate.metrics import METRIC_FNS
 from optiml_jax.evaluate.records import TaskInfo
 from optiml_jax.evaluate.rollup import rollup
@@ -32,6 +33,8 @@ from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.metrics import SummaryWriter
 from tasks.registry import find_sources, register
 from tasks.splits import Manifest, Row, category
+
+NUM_DEV = 250  # (example, prompt) pairs of a task that is for validation only; paper, section 4.1
 
 
 def main() -> int:
@@ -91,23 +94,27 @@ def evaluation_task(
     registered = register(
         source, vocabulary, PromptConfig(), metric_fns=METRIC_FNS[row.metric], shots=0
     )
+    tested = any(role.startswith("test") for role in row.role)
     return EvalTask(
         info=info,
-        examples=functools.partial(read_test_split, source),
+        examples=functools.partial(read_test_split, source, None if tested else NUM_DEV),
         demonstrations=source.demonstrations,
         metric_fns=registered.metric_fns,
         instruction_level=source.instruction_level,
     )
 
 
-def read_test_split(source: TaskSource) -> list:
-    """The evaluated examples; an empty test part is a UserError, so the task counts as failed."""
+def read_test_split(source: TaskSource, limit: int | None) -> list:
+    """The evaluated examples, `limit` of them at most, drawn by hash.
+
+    An empty test part is a UserError, so the task counts as failed.
+    """
     drops = Drops()
     examples = list(source.read("test", drops))
     if not examples:
         reasons = ", ".join(f"{n} {reason}" for reason, n in drops.items()) or "it is too small"
         raise UserError(f"task {source.name} has no test instances ({reasons})")
-    return examples
+    return subsample(examples, limit, EvalConfig().seed)
 
 
 def load_model(
