@@ -126,10 +126,11 @@ def json_records(path: str, drops: Drops) -> Iterator[tuple[int, dict[str, Any]]
                 malformed.add(number, "not a JSON object")
 
 
-def json_items(path: str, drops: Drops) -> Iterator[dict[str, Any]]:
+def json_items(path: str, drops: Drops, key: str = "") -> Iterator[dict[str, Any]]:
     """The objects of a file that holds one JSON array of them, or one object per line (`.jsonl`).
 
-    Only the object at hand is in memory. Items that are no objects are counted.
+    Only the object at hand is in memory. Items that are no objects are counted. With a key the file
+    is an object whose array under that key is meant; it must be near the top.
 
     Raises:
       UserError: the file is missing, not UTF-8, no JSON array, or cut off.
@@ -137,22 +138,24 @@ def json_items(path: str, drops: Drops) -> Iterator[dict[str, Any]]:
     if path.endswith(".jsonl"):
         yield from (record for _, record in json_records(path, drops))
         return
-    for item in _array_items(path):
+    for item in _array_items(path, key):
         if isinstance(item, dict):
             yield item
         else:
             drops["not a JSON object"] += 1
 
 
-def _array_items(path: str) -> Iterator[Any]:
+def _array_items(path: str, key: str) -> Iterator[Any]:
     decoder = json.JSONDecoder()
     damaged = f"{path} is not a whole JSON array; the file may be cut off: download it again"
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read(_CHUNK).lstrip()
-            if not text.startswith("["):
+            text = file.read(_CHUNK)
+            opening = rf'\s*\{{.*?"{key}"\s*:\s*\[' if key else r"\s*\["
+            start = re.match(opening, text, re.DOTALL)
+            if not start:
                 raise UserError(damaged)
-            position, ended = 1, False
+            position, ended, start = start.end(), False, None  # the match holds the text
             while True:
                 while position < len(text) and text[position] in " \t\r\n,":
                     position += 1

@@ -25,7 +25,7 @@ EXPECTED = {  # benchmark -> end of the source, whole target
     "crossfit": ("Rain all week.\nOutput:", " World"),
     "dialogue": ("", "first turn\nsecond turn"),
     "pretrain": ("", "One upon a time.\n\nThe end."),
-    "reasoning": ("Input: Which?\na, b\nOutput:", " Because. The answer is a"),
+    "reasoning": ("\nWhich?\na, b\nOutput:", " Because. The answer is a"),
     "unifiedskg": ("task: tabfact ; true? ; structured knowledge: col : a\nOutput:", " entailed"),
 }
 

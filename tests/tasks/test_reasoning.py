@@ -31,20 +31,17 @@ def test_a_row_becomes_an_example_in_the_form_of_table_6(tmp_path):
     assert (source.name, source.splits, source.instruction_level) == (
         "reasoning/ecqa",
         ("train",),
-        "task",
+        "instance",
     )
     assert example.input == "Which is heavier?\nfeather, brick"
     assert example.target == "A brick is dense. The answer is brick"
     assert (example.references, example.options) == ((example.target,), None)
     assert example.category == category(source) == "Reasoning"
     assert tuple(example.meta.values()) == row
-    prompt = render(example, [example], "task", PromptConfig(delimiter="Output:"))
-    assert prompt.source() == (
-        f"Instructions: {instructions('reasoning')['ecqa']}\n\n\n"
-        "Input: Which is heavier?\nfeather, brick Output:"
-        " A brick is dense. The answer is brick\n\n\n"
-        "Input: Which is heavier?\nfeather, brick Output:"
-    )
+    prompt = render(example, [example], "instance", PromptConfig(delimiter="Output:"))
+    shown = f"{instructions('reasoning')['ecqa']}\nWhich is heavier?\nfeather, brick Output:"
+    assert prompt.query == shown
+    assert prompt.source() == f"{shown} A brick is dense. The answer is brick\n\n\n{shown}"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +110,7 @@ def test_every_row_of_the_real_files_is_read(real_data):
     for source in sources:
         examples = [e for s in source.splits for e in source.read(s, drops)]
         counts[source.name.split("/")[1]] = len(examples)
-        assert len({e.example_id for e in examples}) == len(examples)
+        assert len({(e.split, e.example_id) for e in examples}) == len(examples)
         assert not any("Options:" in e.input for e in examples)
     assert counts == {
         "aqua": 2728,
@@ -125,7 +122,7 @@ def test_every_row_of_the_real_files_is_read(real_data):
         "strategyqa": 2061,
     }
     assert sum(counts.values()) == 33_443
-    assert drops == {"warning: repeated record": 1}
+    assert not drops
     copy = pickle.loads(pickle.dumps(sources[0]))
     assert list(copy.read("train", Drops())) == list(sources[0].read("train", Drops()))
 
