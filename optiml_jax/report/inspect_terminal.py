@@ -37,7 +37,7 @@ def prompt_text(view: PromptView, sequence_length: int, colour: bool) -> str:
     """One rendered example with its ids, length and answers."""
     e, (read, trained), (demonstrations, tokens) = view.example, view.tokens, view.dropped
     shown = view.demonstration_ids
-    kind = "as trained" if view.shots is None else f"evaluation with {view.shots} shots"
+    kind = "as trained" if view.shots is None else f"{view.shots}-shot evaluation"
     lines = [
         f"{e.split} example {e.example_id}, prompt {e.prompt_id}, {kind}",
         f"{read} + {trained} = {read + trained} of {sequence_length} tokens",

@@ -1,6 +1,7 @@
 """Table 1 against counts and lengths computed by hand and by numpy."""
 
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 import yaml
 from test_inspect_prompts import encode, example
 
-from optiml_jax.data.example import TaskSource
-from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.data.example import Drops, TaskSource
+from optiml_jax.data.prompts import PromptConfig, render
+from optiml_jax.data.vocabulary import encode_batch, load_vocabulary
 from optiml_jax.report import table1
 from optiml_jax.report.inspect_prompts import TaskFacts
+from tasks.crossfit import find_tasks
+from tasks.splits import Manifest
 
 CONFIG = PromptConfig(delimiter="")
 PAPER = {
@@ -106,3 +110,21 @@ def test_the_papers_numbers_are_complete():
         {"clusters", "examples", "prompts", "mean", "std"} <= set(r) for r in collections.values()
     )
     assert set(content["bench"]) == {"train", "dev", "test"}
+
+
+def test_lengths_of_real_prompts_are_numpys(real_data):
+    """CrossFit's sample: 1,557 rows of 5 tasks, each encoded on its own."""
+    vocabulary = load_vocabulary(f"opt:{real_data}/gpt2_bpe")
+    counts, lengths = [], []
+    for task in find_tasks(real_data / "crossfit", Manifest.load(), "crossfit"):
+        own = facts(task.name)
+        encode = functools.partial(encode_batch, vocabulary)
+        counts.append(table1.count_files(task, own, PromptConfig(), encode))
+        lengths += [
+            len(vocabulary.encode(render(e, [], "instance", PromptConfig()).source()))
+            for split in task.splits
+            for e in task.read(split, Drops())
+        ]
+    assert len(lengths) == sum(c.lengths[s].count for c in counts for s in c.lengths)
+    made = table1.table(counts, PAPER, lambda task: None, [])
+    assert made.rows[0][9] == f"{np.mean(lengths):.0f} ± {np.std(lengths):.0f}"
