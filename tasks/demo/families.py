@@ -247,13 +247,15 @@ def contains_kind(rng: random.Random, words: Words, kind: str, labels: list[str]
 def find_kind(rng: random.Random, words: Words, kind: str) -> Candidate:
     """Three words of three kinds; the answer is the one of `kind`."""
     others = [k for k in words["kinds"] if k != kind]
-    items = [rng.choice(words["kinds"][k]) for k in rng.sample(others, 2)]
-    wrong = rng.choice(items)
-    answer = rng.choice(words["kinds"][kind])
+    kinds = rng.sample(others, 2)
     place = rng.randrange(3)
-    items.insert(place, answer)
+    kinds.insert(place, kind)
+    items = [rng.choice(words["kinds"][k]) for k in kinds]
+    wrong = _other(rng, items, items[place])
+    pairs = (f"{item}: {k}" for item, k in zip(items, kinds, strict=True))
+    fields = {"items": items, "reason": f"{', '.join(pairs)}."}
     key = tuple(sorted(items))
-    return Candidate(", ".join(items), answer, wrong, str(place), key, {"items": items})
+    return Candidate(", ".join(items), items[place], wrong, str(place), key, fields)
 
 
 def agreement(rng: random.Random, words: Words, form: str, labels: list[str]) -> Candidate:

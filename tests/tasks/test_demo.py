@@ -91,7 +91,7 @@ def described(row):
     return row["annotations"]
 
 
-def step_by_step(row):
+def owner_step_by_step(row):
     assert row["rationale"] in row["question"]
     names = [name for name, _ in facts(row["question"])]
     assert row["question"].endswith(r"\nOptions:\n- " + r"\n- ".join(names))
@@ -104,6 +104,15 @@ def larger_step_by_step(row):
     first, second = sorted(row["question"].split(", "), reverse=True)
     assert row["rationale"] == f"{first[0]} is more than {second[0]}."
     return first
+
+
+def kind_step_by_step(kind):
+    def solve(row):
+        words = row["question"].split(", ")
+        assert row["rationale"] == ", ".join(f"{word}: {KIND[word]}" for word in words) + "."
+        return only_word_of(kind, words)
+
+    return solve
 
 
 def fits(sentence):
@@ -164,9 +173,11 @@ SOLVERS = {
     "unifiedskg/dart": described,
     "unifiedskg/who_likes": lambda row: asked_name(row["text_in"], table(row["struct_in"])),
     "unifiedskg/what_has": lambda row: asked_value(row["text_in"], table(row["struct_in"])),
-    "reasoning/owners_step_by_step": step_by_step,
+    "reasoning/owner_step_by_step": owner_step_by_step,
     "reasoning/larger_step_by_step": larger_step_by_step,
-    "reasoning/guests_step_by_step": step_by_step,
+    "reasoning/food_step_by_step": kind_step_by_step("food"),
+    "reasoning/vehicle_step_by_step": kind_step_by_step("vehicle"),
+    "reasoning/garment_step_by_step": kind_step_by_step("garment"),
 }
 ANSWERS = ("label", "answer", "output", "seq_out", "annotations")
 
