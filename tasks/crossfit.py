@@ -90,11 +90,15 @@ def answer_kinds() -> dict[str, str]:
 
 
 def _samples(folder: pathlib.Path) -> dict[tuple[str, str], dict[str, str]]:
-    """(size, seed) -> split -> file, of the samples that have a training file."""
+    """(size, seed) -> split -> file, of the samples that have a training file.
+
+    Upstream's generator with a number of shots above a task's size leaves an empty dev file: no
+    split.
+    """
     pattern = re.compile(rf"{re.escape(folder.name)}_(full|\d+)_(\d+)_(train|dev|test)\.tsv")
     found: dict[tuple[str, str], dict[str, str]] = collections.defaultdict(dict)
     for path in sorted(folder.iterdir()):
-        if match := pattern.fullmatch(path.name):
+        if (match := pattern.fullmatch(path.name)) and path.stat().st_size:
             found[match[1], match[2]][SPLITS[match[3]]] = str(path)
     return {sample: files for sample, files in found.items() if "train" in files}
 

@@ -149,6 +149,11 @@ def test_full_splits_are_preferred_then_more_shots_then_upstreams_first_seed(wri
     assert only(root).settings["sample"] == "full_42"
 
 
+def test_full_splits_by_upstreams_generator_leave_an_empty_dev_file(write):
+    root = write("ag_news", "1000000_100", train="a\tWorld\n", dev="", test="b\tWorld\n")
+    assert only(root).splits == ("train", "test")
+
+
 def test_the_folder_of_the_tasks_itself_is_a_root_too(write):
     root = write("ag_news", train="a\tWorld\n")
     assert only(root / "data").name == "crossfit/ag_news"
