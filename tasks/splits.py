@@ -209,6 +209,22 @@ class Manifest:
                     f"made of the same data, {row.dataset!r}; leave one of them out in {self._path}"
                 )
 
+    def evaluation_tasks(self) -> dict[str, Row]:
+        """The tasks that the manifest wants evaluated, whatever data there is, in its order.
+
+        A name is a glob where the manifest has one. What holds for a whole benchmark is left out.
+        """
+        patterns = {
+            pattern: rule.upstream_split for rule in self._rules for pattern in rule.patterns
+        }
+        rows = {
+            # A glob matches itself.
+            pattern: self.lookup(pattern, split)
+            for pattern, split in patterns.items()
+            if pattern.split("/", 1)[1] != "*"
+        }
+        return {pattern: row for pattern, row in rows.items() if row.evaluated}
+
     def warn_of_unmatched_rows(self, sources: Sequence[TaskSource]) -> None:
         """Logs the patterns of present benchmarks that match no task of the user's copy."""
         present = {s.benchmark for s in sources}

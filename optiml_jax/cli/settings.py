@@ -116,6 +116,16 @@ class Report:
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
+class Splits:
+    """Attributes:
+    most_names: how many tasks a line of the lists names.
+    """
+
+    most_names: int = 6
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
 class Inspect:
     """Attributes:
     tasks: globs over task names, whose prompts are shown; empty: an overview, or all of the page.
