@@ -61,7 +61,6 @@ def find_tasks(
             skipped.setdefault(f"have no rows in {rows_folder}", []).append(dataset)
             continue
         templates, also = read_templates(path), facts["also_used"].get(dataset, ())
-        category = taxonomy.category("promptsource", dataset)
         hidden = any(fnmatch.fnmatchcase(dataset, glob) for glob in facts["no_test_labels"])
         for suffix, group in _rounds(splits).items():
             name = f"{benchmark}/{dataset}{suffix}"
@@ -71,6 +70,7 @@ def find_tasks(
                 skipped.setdefault("have no template of the original task", []).append(dataset)
                 continue
             row.check_prompts(name, len(prompts))
+            category = row.category or taxonomy.category("promptsource", dataset)
             if category == taxonomy.MISC:
                 skipped.setdefault("count as Misc.", []).append(dataset + suffix)
             parts = _parts(group, row, hidden)
@@ -79,7 +79,7 @@ def find_tasks(
                 continue
             task = TemplateTask(
                 name=name,
-                category=row.category or category,
+                category=category,
                 dataset=dataset,
                 templates_file=str(path),
                 prompts=tuple(template.id for template in prompts),
