@@ -5,6 +5,7 @@ import difflib
 import fnmatch
 import functools
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,6 @@ from optiml_jax.report.cache_records import record_ids
 from optiml_jax.report.inspect_prompts import (
     Renderer,
     TaskFacts,
-    count_by,
     first_per_prompt,
     row_segments,
 )
@@ -201,7 +201,7 @@ def mixture_parts(
 
 def show_overview(facts: dict[str, TaskFacts], parts: composition.Composition | str) -> None:
     """Prints how many tasks of each benchmark there are, by role and level, and the shares."""
-    print(render(overview(list(facts.values())), "terminal"))
+    print(render(composition.task_table(list(facts.values())), "terminal"))
     if isinstance(parts, str):
         print(parts)
         return
@@ -214,56 +214,22 @@ def show_overview(facts: dict[str, TaskFacts], parts: composition.Composition | 
         print(render(made, "terminal"))
 
 
-def overview(facts: Sequence[TaskFacts]) -> Table:
-    """Tasks of each benchmark by role and level."""
-    roles = count_by(facts, lambda f: f.role)
-    levels = count_by(facts, lambda f: (f.level,))
-    rows = []
-    for benchmark, number in count_by(facts, lambda f: (f.benchmark,)).items():
-        own = [f for f in facts if f.benchmark == benchmark]
-        by_role, by_level = count_by(own, lambda f: f.role), count_by(own, lambda f: (f.level,))
-        categories = len({f.category for f in own})
-        counts = [by_role.get(r, 0) for r in roles] + [by_level.get(v, 0) for v in levels]
-        rows.append((benchmark, *map(str, (categories, number, *counts))))
-    names = (*(f"role {r}" for r in roles), *(v.replace("_", " ") for v in levels))
-    note = "see prompts of some of them: --gin.Inspect.tasks='GLOB'; all in a page: "
-    note += "--gin.Inspect.html=FILE"
-    return Table("Tasks", ("benchmark", "categories", "tasks", *names), tuple(rows), 1, (note,))
-
-
 def count(
     run: Run, sources: Sequence[TaskSource], facts: dict[str, TaskFacts], settings: Inspect
 ) -> Table:
     """Table 1 of the tasks, counted by the cache where they are in it."""
     config, vocabulary = PromptConfig(), load_vocabulary(run.vocabulary)
-    cached: set[str] = set()
     # A cached training prompt may hold demonstrations: then its length says nothing.
-    if not settings.recount and len(config.shots) == 1 and pathlib.Path(run.cache_dir).is_dir():
-        store = Store(run.cache_dir)
-        cached.update(store.tasks())
-    counts, lengths = [], set()
-    for i, source in enumerate(sources, 1):
-        own = facts[source.name]
-        if source.name in cached:
-            task = store.task(source.name)
-            lengths.add(task.info["sequence_length"])
-            counts.append(table1.count_cached(run.cache_dir, task, own))
-        else:
-            if i % 50 == 1:
-                logger.info("reading task %d of %d: %s", i, len(sources), source.name)
-            encode = functools.partial(encode_batch, vocabulary)
-            counts.append(table1.count_files(source, own, config.for_evaluation(), encode))
-    from_cache = sum(c.facts.task in cached for c in counts)
-    notes = [
-        f"{from_cache} tasks counted by the cache, {len(counts) - from_cache} by their files; "
-        f"tokens of {run.vocabulary}"
-    ]
-    if lengths:
-        notes.append(
-            f"prompts in the cache are cut at {max(lengths):,} tokens, target included: "
-            "--gin.Inspect.recount=True reads the files instead"
-        )
+    use_cache = not settings.recount and len(config.shots) == 1 and os.path.isdir(run.cache_dir)
+    counts, notes = table1.count_tasks(
+        sources,
+        facts,
+        Store(run.cache_dir) if use_cache else None,
+        config.for_evaluation(),
+        functools.partial(encode_batch, vocabulary),
+    )
     paper = yaml.safe_load(TABLE1_FILE.read_text("utf-8"))
+    notes.append(f"tokens of {run.vocabulary}")
     return table1.table(counts, paper, configured(Mixture).max_examples_of, notes)
 
 

@@ -159,6 +159,9 @@ class Inspect:
             object.__setattr__(self, "tasks", (self.tasks,))
         if isinstance(self.shots, int):
             object.__setattr__(self, "shots", (self.shots,))
+        for name in ("examples", "prompts"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Inspect.{name} must be at least 1, not {getattr(self, name)}")
 
 
 @gin.configurable

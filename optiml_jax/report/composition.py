@@ -1,4 +1,4 @@
-"""What a mixture is made of: shares of benchmarks and categories before and after its caps.
+"""What there is, and what a mixture makes of it: tasks, and shares before and after its caps.
 
 Numbers of a plan come from plan.json; without a plan they are computed from the cache by the
 mixture's own functions. How they look is decided in `tables.py` and `inspect.html`.
@@ -11,6 +11,7 @@ from typing import Any
 from optiml_jax.data.mixture import Mixture, example_rates, mixing_rates, row_streams
 from optiml_jax.data.plan import Plan
 from optiml_jax.data.store import Store
+from optiml_jax.report.inspect_prompts import TaskFacts
 from optiml_jax.report.tables import Table
 
 _SERIES = {
@@ -83,6 +84,25 @@ class Composition:
             title = f"Mixture {self.name} by {kind}"
             tables.append(Table(title, columns, rows, notes=(self.about,)))
         return tables
+
+
+def task_table(facts: Sequence[TaskFacts]) -> Table:
+    """Tasks of each benchmark by role and level."""
+    roles = sorted({role for f in facts for role in f.role})
+    levels = sorted({f.level for f in facts})
+    rows = []
+    for benchmark in sorted({f.benchmark for f in facts}):
+        own = [f for f in facts if f.benchmark == benchmark]
+        numbers = (
+            len({f.category for f in own}),
+            len(own),
+            *(sum(role in f.role for f in own) for role in roles),
+            *(sum(f.level == level for f in own) for level in levels),
+        )
+        rows.append((benchmark, *map(str, numbers)))
+    names = (*(f"role {role}" for role in roles), *(level.replace("_", " ") for level in levels))
+    note = "prompts of some: --gin.Inspect.tasks='GLOB'; of all, in a page: --gin.Inspect.html=FILE"
+    return Table("Tasks", ("benchmark", "categories", "tasks", *names), tuple(rows), 1, (note,))
 
 
 def of_plan(plan: Plan, name: str) -> Composition:

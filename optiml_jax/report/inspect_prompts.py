@@ -4,7 +4,6 @@ Texts are rendered by `data/prompts.py` and rows laid out by `data/loader.py`; h
 cut up to be looked at. How a span looks is decided in `inspect_terminal.py` and `inspect.html`.
 """
 
-import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -249,11 +248,3 @@ def _runs(
         text = decode([i for i in own if i != eos_id]) + (END if own[-1] == eos_id else "")
         loss = bool(weights[part[0]] > 0)
         yield Span("target" if loss else "source", text, loss)
-
-
-def count_by(
-    facts: Sequence[TaskFacts], values: Callable[[TaskFacts], Sequence[str]]
-) -> dict[str, int]:
-    """How many tasks have each of the values, by name."""
-    counts = collections.Counter(value for one in facts for value in values(one))
-    return dict(sorted(counts.items()))

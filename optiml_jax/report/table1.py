@@ -10,6 +10,7 @@ Decisions where the paper is silent:
 
 import dataclasses
 import itertools
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,10 +20,12 @@ import numpy as np
 
 from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.data.prompts import PromptConfig, render
-from optiml_jax.data.store import CachedTask
+from optiml_jax.data.store import CachedTask, Store
 from optiml_jax.report.cache_records import distinct_ids
 from optiml_jax.report.inspect_prompts import TaskFacts
 from optiml_jax.report.tables import Table
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 256
 _NONE = "–"
@@ -74,6 +77,34 @@ class TaskCount:
     prompts: int
     examples: Mapping[str, int]
     lengths: Mapping[str, Moments]
+
+
+def count_tasks(
+    sources: Sequence[TaskSource],
+    facts: Mapping[str, TaskFacts],
+    store: Store | None,
+    config: PromptConfig,
+    encode_batch: Callable[[Sequence[str]], list[list[int]]],
+) -> tuple[list[TaskCount], list[str]]:
+    """Counts tasks by the cache where they are in it, else by their files; and notes on that."""
+    cached = set(store.tasks()) if store else set()
+    counts, cuts = [], set()
+    for i, source in enumerate(sources, 1):
+        if store and source.name in cached:
+            task = store.task(source.name)
+            cuts.add(task.info["sequence_length"])
+            counts.append(count_cached(store.cache_dir, task, facts[source.name]))
+            continue
+        logger.info("reading task %d of %d: %s", i, len(sources), source.name)
+        counts.append(count_files(source, facts[source.name], config, encode_batch))
+    by_cache = sum(source.name in cached for source in sources)
+    notes = [f"{by_cache} tasks counted by the cache, {len(sources) - by_cache} by their files"]
+    if cuts:
+        notes.append(
+            f"prompts in the cache are cut at {max(cuts):,} tokens, target included: "
+            "--gin.Inspect.recount=True reads the files instead"
+        )
+    return counts, notes
 
 
 def count_files(
