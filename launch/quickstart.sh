@@ -21,6 +21,7 @@ cat <<TEXT
 
 What next:
   runs/quickstart/inspect.html              every task with its prompts, and the mixture, in a browser
+  optiml splits --gin_file=gin/runs/quickstart.gin      which task is trained on, and held out how
   tensorboard --logdir runs/quickstart      the curves of this run
   runs/quickstart/report/report.md          all tables; records of every answer are in evaluation/
   a longer run, verb by verb (plan, train, evaluate, report) in a folder of its own:
