@@ -94,6 +94,7 @@ def test_later_rows_win_field_by_field(manifest_of):
         ('{tasks: "a/*", shots: 5, src: paper}', "shots must be a list"),
         ('{tasks: "a/*", instances: 100, src: paper}', "instances must be first<number>"),
         ('{tasks: "a/*", instances: first0, src: paper}', "instances must be first<number>"),
+        ('{tasks: "a/*", prompts: all, src: paper}', "prompts must be a number or a list"),
         ('{tasks: "a/*", levle: train_only, src: paper}', "unknown key 'levle'; known: tasks"),
         ('{tasks: "a/*", level: train_only}', "src must be paper or inferred, not None"),
         ('{tasks: "a/{b,c", src: paper}', "the braces of pattern 'a/{b,c' do not match"),
@@ -131,6 +132,31 @@ def test_only_a_fully_supervised_task_is_both_trained_on_and_tested(manifest_of,
         UserError, match=f"'a/b' both training and evaluation task at level {level}"
     ):
         manifest.lookup("a/b", None)
+
+
+def test_another_number_of_prompts_than_expected_is_reported(manifest_of, caplog):
+    row = manifest_of(BASE, '{tasks: "superni/a", prompts: 3, src: paper}').lookup(
+        "superni/a", None
+    )
+    row.check_prompts("superni/a", 3)
+    assert not caplog.records
+    row.check_prompts("superni/a", 2)
+    assert caplog.messages == ["superni/a has 2 prompts, not the expected 3"]
+    row = manifest_of(BASE, '{tasks: "superni/a", prompts: [x], src: paper}').lookup(
+        "superni/a", None
+    )
+    row.check_prompts("superni/a", 0)
+    assert caplog.messages[1:] == ["superni/a has 0 prompts, not the expected 1"]
+
+
+def test_the_reason_of_a_task_is_that_of_the_row_that_gave_its_role(manifest_of):
+    manifest = manifest_of(
+        BASE.replace("}", ", why: base}"),
+        '{tasks: "superni/{a,b}", role: [exclude], src: paper}',
+        '{tasks: "superni/b", metric: em, src: inferred, why: another metric}',
+    )
+    reasons = {t: (r.src, r.why) for t in "abc" for r in [manifest.lookup(f"superni/{t}", None)]}
+    assert reasons == {"a": ("paper", None), "b": ("paper", None), "c": ("inferred", "base")}
 
 
 def test_a_task_without_level_or_with_options_but_no_ranking_is_refused(manifest_of):

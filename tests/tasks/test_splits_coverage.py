@@ -17,6 +17,7 @@ from optiml_jax.data.mixture import Mixture
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.mixtures import select
+from tasks.promptsource_templates import read_templates
 from tasks.splits import DEFAULT_MANIFEST, Manifest, category
 
 MANIFEST = Manifest.load()
@@ -187,6 +188,25 @@ def test_the_rows_of_tables_9_to_14_are_there_at_their_levels(rows):
     assert MANIFEST.lookup("eval/bbh", None).shots == (3,)
     assert MANIFEST.lookup("eval/raft", None).role == ("test_max",)
     assert MANIFEST.lookup("eval/mmlu", None).role == ("dev", "test_max")
+
+
+def test_the_numbers_of_prompts_are_those_of_upstreams_templates(rows, real_data):
+    """Table 10: all prompts of the original task; table 11: 7 to 10 templates per task."""
+    expected, found = {}, {}
+    for name, row in rows.items():
+        if name.startswith("promptsource/") and row.prompts:
+            dataset = re.sub(r"/r\d$", "", name.removeprefix("promptsource/"))
+            path = real_data / "promptsource" / "templates" / dataset / "templates.yaml"
+            templates = read_templates(path)
+            if isinstance(row.prompts, tuple):
+                assert {t.name for t in templates} > set(row.prompts)
+            else:
+                expected[name] = row.prompts
+                found[name] = sum(t.original_task for t in templates)
+    assert len(found) == 12
+    assert found == expected
+    flan = {row.prompts for n, row in rows.items() if n.startswith("flan/") and "test" in row.role}
+    assert flan == {7, 9, 10}
 
 
 def test_table_12_has_44_tasks_in_three_categories(sources, rows):
