@@ -14,8 +14,10 @@ from tasks.splits import Manifest
 FILES = {
     "crossfit": ("data/ag_news/ag_news_16_100_train.tsv", "Rain all week.\tWorld\n"),
     "dialogue": ("chat.jsonl", json.dumps({"turns": ["first turn", "second turn"]}) + "\n"),
+    "exmix": ("go_emotions/train.tsv", "Rain all week.\t27\tid\n"),
     "pretrain": ("books.jsonl", json.dumps({"text": "One upon a time.\n\nThe end."}) + "\n"),
     "reasoning": ("ecqa_train.tsv", "Which?\\nOptions:\\n- a\\n- b\ta\tBecause\n"),
+    "t5": ("glue/sst2/train.jsonl", json.dumps({"sentence": "Rain", "label": 1, "idx": 0}) + "\n"),
     "unifiedskg": (
         "tabfact/train.json",
         json.dumps([{"text_in": "true?", "struct_in": "col : a", "seq_out": "entailed"}]),
@@ -24,8 +26,10 @@ FILES = {
 EXPECTED = {  # benchmark -> end of the source, whole target
     "crossfit": ("Rain all week.\nOutput:", " World"),
     "dialogue": ("", "first turn\nsecond turn"),
+    "exmix": ("Rain all week.\nOutput:", " neutral"),
     "pretrain": ("", "One upon a time.\n\nThe end."),
     "reasoning": ("\nWhich?\na, b\nOutput:", " Because. The answer is a"),
+    "t5": ("\nsentence: Rain\nOutput:", " positive"),
     "unifiedskg": ("task: tabfact ; true? ; structured knowledge: col : a\nOutput:", " entailed"),
 }
 
