@@ -61,10 +61,11 @@ def find_tasks(
     facts, typos = read_facts(folder)
     skipped: dict[str, list[str]] = {}
     sources = []
-    for name, task in sorted(facts.items()):
-        if task.pattern not in templates:
-            skipped.setdefault(f"have no templates in {path}", []).append(name)
-            continue
+    with_templates = {name: task for name, task in facts.items() if task.pattern in templates}
+    logger.info(
+        "%d of %d tasks of FLAN have templates in %s", len(with_templates), len(facts), path
+    )
+    for name, task in sorted(with_templates.items()):
         row = manifest.lookup(f"{benchmark}/{name}", None)
         found = _reader(folder, benchmark, task, templates[task.pattern], typos, row)
         if isinstance(found, str):
