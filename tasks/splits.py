@@ -17,6 +17,7 @@ import yaml
 
 from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.protocol import Protocol
 
 LEVELS = (
     "fully_held_out",
@@ -36,6 +37,7 @@ _FIELDS = (
     *("level", "role", "metric", "options", "category", "aggregate_as", "shots", "instances"),
     *("prompts", "dataset", "src", "why"),
 )
+_PROTOCOL = tuple(field.name for field in dataclasses.fields(Protocol))
 
 
 @gin.configurable
@@ -64,6 +66,7 @@ class Row:
       instances: the test part is at most the first `instances` of the task; None: no such limit.
       prompts: how many prompts an evaluation is expected to have, or the names of those it has.
       dataset: the data that the task is made of, where other collections have it too.
+      protocol: how it is asked and scored; its fields are keys of the manifest.
       src: "paper" or "inferred", and
       why: free text, both of the row that gave the role.
     """
@@ -78,6 +81,7 @@ class Row:
     instances: int | None = None
     prompts: int | tuple[str, ...] | None = None
     dataset: str | None = None
+    protocol: Protocol = dataclasses.field(default_factory=Protocol)
     src: str | None = None
     why: str | None = None
 
@@ -163,7 +167,8 @@ class Manifest:
                 merged.update(rule.fields)
         if "level" not in merged or "role" not in merged:
             raise UserError(f"{self._path} gives task {task!r} no level and role; add a row for it")
-        row = Row(**merged)
+        protocol = {name: merged.pop(name) for name in _PROTOCOL if name in merged}
+        row = Row(**merged, protocol=Protocol(**protocol))
         if row.trained and len(row.role) > 1 and row.level != "fully_supervised":
             raise UserError(
                 f"{self._path} makes task {task!r} both training and evaluation task at level "
@@ -250,11 +255,10 @@ def category(source: TaskSource) -> str:
 def _parse_row(row: Any, where: str) -> _Rule:
     if not isinstance(row, dict) or "tasks" not in row:
         raise UserError(f"{where}: a row must be a mapping with `tasks`, not {row!r}")
-    unknown = [k for k in row if k not in (*_SELECTORS, *_FIELDS)]
+    known = (*_SELECTORS, *_FIELDS, *_PROTOCOL)
+    unknown = [k for k in row if k not in known]
     if unknown:
-        raise UserError(
-            f"{where}: unknown key {unknown[0]!r}; known: {', '.join((*_SELECTORS, *_FIELDS))}"
-        )
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
     if row.get("src") not in ("paper", "inferred"):
         raise UserError(f"{where}: src must be paper or inferred, not {row.get('src')!r}")
     globs = row["tasks"] if isinstance(row["tasks"], list) else [row["tasks"]]
@@ -270,7 +274,13 @@ def _parse_row(row: Any, where: str) -> _Rule:
 
 
 def _parse_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
-    fields = {k: v for k, v in row.items() if k in _FIELDS and k not in ("src", "why")}
+    fields = {
+        k: v for k, v in row.items() if k in (*_FIELDS, *_PROTOCOL) and k not in ("src", "why")
+    }
+    try:
+        Protocol(**{k: v for k, v in fields.items() if k in _PROTOCOL})
+    except UserError as e:
+        raise UserError(f"{where}: {e}") from e
     if "role" in fields:  # what other rows say does not explain it
         fields |= {"src": row["src"], "why": row.get("why")}
     _check_known(fields, "level", LEVELS, where)

@@ -89,6 +89,7 @@ def evaluation_task(
         level=row.level,
         metric=row.metric,
         aggregate_as=row.aggregate_as,
+        protocol=row.protocol,
         shots=tuple(k for k in settings.shots if k in row.shots),
     )
     registered = register(

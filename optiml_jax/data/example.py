@@ -33,9 +33,9 @@ class Example:
       options: candidates of rank classification; None means generation.
       options_text: the part of `input` that lists the options, all of them in their order, exactly
         as it stands there, once; empty when the prompt lists none (or not so).
-      contexts: for partial scoring (Winograd schemas): the whole source text with each of the options
-        filled in; `target`, the rest of the text, is then scored behind each of them, and the
-        references are the right options. Empty: the options are scored behind the source.
+      contexts: for partial scoring (Winograd schemas): the whole source text with each of the
+        options filled in; `target`, the rest of the text, is then scored behind each of them, and
+        the references are the right options. Empty: the options are scored behind the source.
       source_dataset: the underlying data source, used by leakage filters.
       meta: raw upstream metadata.
     """

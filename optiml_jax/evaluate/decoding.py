@@ -50,11 +50,13 @@ class Generated:
 
     Attributes:
       tokens: the new tokens without eos.
+      num_tokens: the new tokens, eos included.
       finished: eos, or the prompt's `stop`, ended them.
       logprob: sum of the log-probabilities of the new tokens, eos included.
     """
 
     tokens: list[int]
+    num_tokens: int
     finished: bool
     logprob: float
 
@@ -99,7 +101,7 @@ class _Request:
 
     def result(self, eos_id: int) -> Generated:
         tokens = self.new[:-1] if self.new[-1] == eos_id else self.new
-        return Generated(tokens, self.stopped, self.logprob)
+        return Generated(tokens, len(self.new), self.stopped, self.logprob)
 
 
 def generate(

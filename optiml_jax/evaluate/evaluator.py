@@ -20,17 +20,17 @@ import tqdm
 
 from optiml_jax.data.example import Example, InstructionLevel
 from optiml_jax.data.prompts import PromptConfig
-from optiml_jax.data.vocabulary import decode, encode_batch, vocabulary_fingerprint
+from optiml_jax.data.vocabulary import vocabulary_fingerprint
 from optiml_jax.errors import UserError
-from optiml_jax.evaluate import decoding, metrics, scoring
+from optiml_jax.evaluate import answers, metrics, scoring
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
-from optiml_jax.evaluate.instances import Instance, build_instances, subsample
+from optiml_jax.evaluate.instances import Instance, InstanceBuilder, subsample
+from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.evaluate.records import RULES, Candidate, Record, RunFolder, TaskInfo, choose
+from optiml_jax.evaluate.runner import Request, Runner
 from optiml_jax.files import fingerprint
 from optiml_jax.model.config import OPTConfig
-
-UNCONDITIONAL_CONTEXT = "Answer:"  # GPT-3 (section 2.4)
 
 _log = logging.getLogger(__name__)
 MetricFn = Callable[..., Mapping[str, Any]]
@@ -53,6 +53,10 @@ class EvalTask:
     demonstrations: Callable[[], Sequence[Example]]
     metric_fns: Sequence[MetricFn]
     instruction_level: InstructionLevel = "task"
+
+    @property
+    def protocol(self) -> Protocol:
+        return self.info.protocol
 
     @property
     def ranks(self) -> bool:
@@ -152,7 +156,8 @@ def evaluate(
     }
     folder.open({**settings, **(run or {})}, [task.info for task in tasks])
     engine = Engine(graphdef, params, model_config, bos_id, config.tokens_per_batch, mesh, preset)
-    return _Evaluation(engine, vocabulary, config, prompts, folder).run(tasks)
+    runner = Runner(engine, vocabulary, config.seed)
+    return _Evaluation(runner, config, prompts, folder).run(tasks)
 
 
 class _Evaluation:
@@ -160,21 +165,15 @@ class _Evaluation:
 
     def __init__(
         self,
-        engine: Engine,
-        vocabulary: seqio.Vocabulary,
+        runner: Runner,
         config: EvalConfig,
         prompts: PromptConfig,
         folder: RunFolder,
     ):
-        self.engine, self.vocabulary, self.config = engine, vocabulary, config
+        self.runner, self.config = runner, config
         self.prompts, self.folder = prompts, folder
         self.failures: list[tuple[str, int, str]] = []
-        self.unconditional: dict[tuple[int, ...], float] = {}
         self.constants: dict[str, tuple[str, float]] = {}
-        (self.context,) = self.encode([UNCONDITIONAL_CONTEXT])
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return encode_batch(self.vocabulary, texts)
 
     def run(self, tasks: Sequence[EvalTask]) -> list[tuple[str, int, str]]:
         pending = [
@@ -186,7 +185,7 @@ class _Evaluation:
         total = sum(len(task.info.shots) for task in tasks)
         _log.info("evaluating %d of %d (task, shots) pairs", len(pending), total)
         with _progress(len(pending)) as (task_done, rows_done):
-            self.engine = dataclasses.replace(self.engine, progress=rows_done)
+            self.runner.engine = dataclasses.replace(self.runner.engine, progress=rows_done)
             for jobs in _rounds(self.jobs(pending), self.config.instances_per_round):
                 self.round(jobs)
                 task_done(len(jobs))
@@ -218,30 +217,37 @@ class _Evaluation:
                 continue
             yield job
 
+    def prompt_config(self, task: EvalTask) -> PromptConfig:
+        """The run's, with what the task wants of its own."""
+        own = {"delimiter": task.protocol.delimiter, "separator": task.protocol.separator}
+        own = {name: value for name, value in own.items() if value is not None}
+        return dataclasses.replace(self.prompts, **own)
+
+    def max_new_tokens(self, task: EvalTask) -> int:
+        return task.protocol.max_new_tokens or self.config.max_new_tokens
+
     def instances(self, task: EvalTask, shots: int, examples: Sequence[Example]) -> list[Instance]:
-        return build_instances(
-            examples,
-            task.demonstrations() if shots else (),
-            shots,
-            rank=task.ranks,
+        builder = InstanceBuilder(
             level=task.instruction_level,
-            prompts=self.prompts,
-            encode_batch=self.encode,
-            sequence_length=self.engine.config.max_positions,
-            max_new_tokens=self.config.max_new_tokens,
+            prompts=self.prompt_config(task),
+            encode=self.runner.encode,
+            sequence_length=self.runner.engine.config.max_positions,
+            max_new_tokens=self.max_new_tokens(task),
+            joiner=task.protocol.joiner,
         )
+        pool = task.demonstrations() if shots else ()
+        return builder.build(examples, pool, shots, task.ranks)
 
     def round(self, jobs: Sequence[_Job]) -> None:
         """Runs the instances of all jobs through the model and writes their records."""
         ranked = [i for job in jobs if job.task.ranks for i in job.instances]
-        generated = [i for job in jobs if not job.task.ranks for i in job.instances]
-        self.score_unconditionally(ranked)
-        items = [scoring.ScoreItem(i.prompt, i.candidate_ids) for i in ranked]
-        scores = iter(scoring.score(self.engine, items))
-        requests = [decoding.Prompt(i.prompt, self.config.max_new_tokens) for i in generated]
-        answers = iter(decoding.generate(self.engine, requests))
+        scores = iter(self.runner.score(ranked))
+        requests = [
+            self.request(job.task, i) for job in jobs if not job.task.ranks for i in job.instances
+        ]
+        replies = iter(self.runner.generate(requests))
         for job in jobs:
-            outputs = [next(scores if job.task.ranks else answers) for _ in job.instances]
+            outputs = [next(scores if job.task.ranks else replies) for _ in job.instances]
             try:
                 records = [
                     self.record(job.task, *pair)
@@ -254,17 +260,15 @@ class _Evaluation:
             self.folder.write(job.task.info.task, job.shots, records, summary)
             self.report(job, summary)
 
-    def score_unconditionally(self, instances: Iterable[Instance]) -> None:
-        """Scores every candidate that was not seen yet after "Answer:" alone."""
-        distinct = dict.fromkeys(tuple(c) for i in instances for c in i.candidate_ids)
-        new = [c for c in distinct if c not in self.unconditional]
-        limit = self.engine.config.max_positions - 1
-        items = [
-            scoring.ScoreItem(self.context[max(0, len(self.context) + len(c) - limit) :], [c])
-            for c in new
-        ]
-        for candidate, (result,) in zip(new, scoring.score(self.engine, items), strict=True):
-            self.unconditional[candidate] = result.sum_logprob
+    def request(self, task: EvalTask, instance: Instance) -> Request:
+        protocol = task.protocol
+        return Request(
+            instance,
+            self.max_new_tokens(task),
+            protocol.stop,
+            protocol.samples,
+            protocol.temperature,
+        )
 
     def record(self, task: EvalTask, instance: Instance, output: Any) -> Record:
         example = instance.example
@@ -279,16 +283,20 @@ class _Evaluation:
             n_prompt_tokens=len(instance.prompt),
             n_prompt_tokens_dropped=instance.n_prompt_tokens_dropped,
             correct=instance.correct,
+            boundary_repaired=instance.boundary_repaired,
         )
         if task.ranks:
-            return self.ranked(record, task.info.rule, instance, output)
-        text = decode(self.vocabulary, output.tokens).strip()
+            return self.ranked(record, task.protocol.rule, instance, output)
+        texts, best = [answer.text for answer in output], 0
+        if task.protocol.samples:
+            best = answers.vote(texts, [answer.logprob for answer in output], task.info.metric)
         return dataclasses.replace(
             record,
-            prediction=text,
-            score=metrics.ANSWER_SCORES[task.info.metric](example.references, text),
-            n_new_tokens=len(output.tokens) + output.finished,
-            finished=output.finished,
+            prediction=texts[best],
+            score=metrics.ANSWER_SCORES[task.info.metric](example.references, texts[best]),
+            n_new_tokens=output[best].num_tokens,
+            finished=output[best].finished,
+            samples=tuple(texts) if task.protocol.samples else (),
         )
 
     def ranked(
@@ -303,7 +311,7 @@ class _Evaluation:
                 n_chars=len(text),
                 n_bytes=len(text.encode("utf-8")),
                 logprob_eos_after=score.logprob_eos_after,
-                uncond_logprob=self.unconditional[tuple(ids)],
+                uncond_logprob=self.runner.unconditional[tuple(ids)],
                 is_greedy=score.is_greedy,
                 n_prompt_tokens_dropped=instance.n_prompt_tokens_dropped,
             )
@@ -322,7 +330,7 @@ class _Evaluation:
 
     def summary(self, job: _Job, records: Sequence[Record]) -> dict[str, Any]:
         """The last line of a record file: the metrics of the task, and what to know about them."""
-        info = job.task.info
+        info, prompts = job.task.info, self.prompt_config(job.task)
         shown = [len(r.demonstration_ids) for r in records]
         if info.task not in self.constants:
             references = [r.references for r in records]
@@ -332,16 +340,17 @@ class _Evaluation:
             "task": info.task,
             "shots": job.shots,
             "metric": info.metric,
-            "rule": info.rule if job.task.ranks else None,
+            "protocol": dataclasses.asdict(info.protocol),
             "num_instances": len(records),
-            "metrics": call_metric_fns(job.task.metric_fns, records, info.rule),
+            "metrics": call_metric_fns(job.task.metric_fns, records, info.protocol.rule),
             "best_constant": {"answer": answer, "score": score},
             "effective_shots": {"mean": sum(shown) / len(shown), "min": min(shown)},
             "num_truncated": sum(r.n_prompt_tokens_dropped > 0 for r in records),
             "num_ties": sum(r.tied for r in records),
+            "num_boundary_repairs": sum(r.boundary_repaired for r in records),
             "num_unfinished": 0 if job.task.ranks else sum(not r.finished for r in records),
-            "delimiter": self.prompts.delimiter,
-            "separator": self.prompts.separator,
+            "delimiter": prompts.delimiter,
+            "separator": prompts.separator,
         }
 
     def report(self, job: _Job, summary: Mapping[str, Any]) -> None:

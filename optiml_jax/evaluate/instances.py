@@ -31,8 +31,10 @@ class Instance:
       n_prompt_tokens_dropped: tokens of the full prompt (all demonstrations) that are not in it.
       demonstration_ids: of the demonstrations that are in it.
       candidates: texts of the distinct options in their order; empty for generation.
-      candidate_ids: token ids of each candidate, with the space that joins it to the prompt.
+      candidate_ids: token ids of each candidate, with what joins it to the prompt.
       correct: indices of the candidates that are references.
+      contexts: under partial scoring the prompt of each candidate; `prompt` is the first of them.
+      boundary_repaired: see `records.Record`.
     """
 
     example: Example
@@ -42,81 +44,196 @@ class Instance:
     candidates: tuple[str, ...] = ()
     candidate_ids: tuple[list[int], ...] = ()
     correct: tuple[int, ...] = ()
+    contexts: tuple[list[int], ...] = ()
+    boundary_repaired: bool = False
 
 
-def build_instances(
-    examples: Sequence[Example],
-    pool: Sequence[Example],
-    shots: int,
-    *,
-    rank: bool,
-    level: InstructionLevel,
-    prompts: PromptConfig,
-    encode_batch: EncodeBatch,
-    sequence_length: int,
-    max_new_tokens: int,
-) -> list[Instance]:
-    """Renders, tokenises and fits the prompts of one task.
+@dataclasses.dataclass(frozen=True)
+class InstanceBuilder:
+    """Builds the instances of one task at one number of shots.
 
     Whole demonstrations are dropped first, then the prompt is cut on the left; candidates are never
     cut, and all candidates of an instance see the same prompt.
 
-    Args:
-      pool: the examples that may be demonstrations.
-      shots: how many of them.
-      rank: rank classification of the examples' options, else generation.
+    Attributes:
+      level: see `prompts.render`.
+      prompts: how prompts are rendered.
+      encode: texts to ids.
       sequence_length: positions of the model, leading token and new tokens included.
       max_new_tokens: positions kept free for generation.
-
-    Raises:
-      UserError: no examples; no demonstrations at all; an example without options, or none of whose
-        options is right, under rank classification; a candidate that does not fit.
+      joiner: between a prompt and its candidates.
     """
-    if not examples:
-        raise UserError("no examples")
-    rendered = [
-        render(e, select_demonstrations(e, pool, shots, prompts), level, prompts) for e in examples
-    ]
-    if shots and not any(r.demonstrations for r in rendered):
-        raise UserError(f"no demonstrations for {shots} shots")
-    sources = [r.source() for r in rendered]
-    ids = encode_batch(sources)
-    candidates = [_candidates(e) if rank else () for e in examples]
-    candidate_ids = _encode_candidates(sources, candidates, encode_batch)
-    instances = []
-    rows = zip(examples, rendered, sources, ids, candidates, strict=True)
-    for example, prompt, source, full, texts in rows:
-        own = tuple(candidate_ids[bool(source), text] for text in texts)
-        room = sequence_length - 1 - (max(map(len, own)) if rank else max_new_tokens)
+
+    level: InstructionLevel
+    prompts: PromptConfig
+    encode: EncodeBatch
+    sequence_length: int
+    max_new_tokens: int
+    joiner: str = " "
+
+    def build(
+        self, examples: Sequence[Example], pool: Sequence[Example], shots: int, rank: bool
+    ) -> list[Instance]:
+        """The instances of `examples`, in their order.
+
+        Args:
+          pool: the examples that may be demonstrations.
+          shots: how many of them.
+          rank: rank classification of the examples' options, else generation.
+
+        Raises:
+          UserError: no examples; no demonstrations at all; an example without options, or none of
+            whose options is right, under rank classification; a candidate that does not fit.
+        """
+        if not examples:
+            raise UserError("no examples")
+        shown = [select_demonstrations(e, pool, shots, self.prompts) for e in examples]
+        if shots and not any(shown):
+            raise UserError(f"no demonstrations for {shots} shots")
+        pairs = list(zip(examples, shown, strict=True))
+        if not rank:
+            return self._to_generate(pairs)
+        if any(e.contexts for e in examples):
+            return [self._with_contexts(e, d) for e, d in pairs]
+        if self.joiner != " ":
+            return [self._joined(e, d) for e, d in pairs]
+        return self._to_rank(pairs)
+
+    def _render(self, example: Example, shown: Sequence[Example]) -> RenderedPrompt:
+        return render(example, shown, self.level, self.prompts)
+
+    def _to_generate(self, pairs: Sequence[tuple[Example, list[Example]]]) -> list[Instance]:
+        prompts = [self._render(*pair) for pair in pairs]
+        ids = self.encode([prompt.source() for prompt in prompts])
+        return [
+            self._fit(e, prompt, full, self._room(e, self.max_new_tokens))
+            for (e, _), prompt, full in zip(pairs, prompts, ids, strict=True)
+        ]
+
+    def _to_rank(self, pairs: Sequence[tuple[Example, list[Example]]]) -> list[Instance]:
+        """The usual case: one space joins prompt and candidate, so their ids may be made apart.
+
+        GPT-2's pre-tokeniser starts a new piece at that space, and SentencePiece a new word.
+        """
+        prompts = [self._render(*pair) for pair in pairs]
+        sources = [prompt.source() for prompt in prompts]
+        ids = self.encode(sources)
+        candidates = [_candidates(e) for e, _ in pairs]
+        wanted = list(
+            dict.fromkeys(
+                (bool(source), text)
+                for source, texts in zip(sources, candidates, strict=True)
+                for text in texts
+            )
+        )
+        texts = [target_text("x" if behind else "", text) for behind, text in wanted]
+        known = dict(zip(wanted, self.encode(texts), strict=True))
+        instances = []
+        for (e, _), prompt, source, full, options in zip(
+            pairs, prompts, sources, ids, candidates, strict=True
+        ):
+            own = tuple(known[bool(source), text] for text in options)
+            room = self._room(e, max(map(len, own)))
+            instances.append(_ranked(self._fit(e, prompt, full, room), options, own))
+        return instances
+
+    def _joined(self, example: Example, shown: Sequence[Example]) -> Instance:
+        """Candidates that follow their prompt without a space, encoded together with it.
+
+        Where the ids of the prompt are not the beginning of those of the whole, all candidates of
+        the instance are cut at the last place that is common to all.
+        """
+        prompt, options = self._render(example, shown), _candidates(example)
+        for shots in range(len(prompt.demonstrations), -1, -1):
+            source = prompt.source(shots)
+            alone, *wholes = self.encode([source, *(source + self.joiner + o for o in options)])
+            cut = min(_common(alone, whole) for whole in wholes)
+            own = tuple(whole[cut:] for whole in wholes)
+            room = self._room(example, max(map(len, own)))
+            if cut <= room:
+                break
+        full = self.encode([prompt.source()])[0]
+        ids = alone[:cut][max(0, cut - room) :]
+        instance = Instance(
+            example=example,
+            prompt=ids,
+            n_prompt_tokens_dropped=len(full) - len(alone) + cut - len(ids),
+            demonstration_ids=prompt.demonstration_ids[:shots],
+            boundary_repaired=cut < len(alone),
+        )
+        return _ranked(instance, options, own)
+
+    def _with_contexts(self, example: Example, shown: Sequence[Example]) -> Instance:
+        """Partial scoring: the same text behind each context, behind the same demonstrations."""
+        options = _candidates(example)
+        if len(options) != len(example.contexts):
+            raise UserError(
+                f"example {example.example_id} has {len(example.contexts)} contexts for "
+                f"{len(options)} distinct options"
+            )
+        (scored,) = self.encode([target_text("x", example.target)])
+        room = self._room(example, len(scored))
+        prompts = [
+            self._render(dataclasses.replace(example, input=c), shown) for c in example.contexts
+        ]
+        ids = self.encode([prompt.source() for prompt in prompts])
+        fitted = [self._fit(example, *pair, room) for pair in zip(prompts, ids, strict=True)]
+        shots = min(len(f.demonstration_ids) for f in fitted)
+        prompts = [
+            dataclasses.replace(
+                prompt,
+                demonstrations=prompt.demonstrations[:shots],
+                demonstration_ids=prompt.demonstration_ids[:shots],
+            )
+            for prompt in prompts
+        ]
+        kept = self.encode([prompt.source() for prompt in prompts])
+        fitted = [self._fit(example, *pair, room) for pair in zip(prompts, kept, strict=True)]
+        first = dataclasses.replace(
+            fitted[0],
+            n_prompt_tokens_dropped=len(ids[0]) - len(fitted[0].prompt),
+            contexts=tuple(f.prompt for f in fitted),
+        )
+        return _ranked(first, options, (scored,) * len(options))
+
+    def _room(self, example: Example, needed: int) -> int:
+        """Positions left for the prompt, the leading token aside."""
+        room = self.sequence_length - 1 - needed
         if room < 0:
             raise UserError(
-                f"example {example.example_id}: its longest candidate or the {max_new_tokens} new "
-                f"tokens do not fit into {sequence_length} positions"
+                f"example {example.example_id}: its longest candidate or the {self.max_new_tokens} "
+                f"new tokens do not fit into {self.sequence_length} positions"
             )
-        instances.append(_fit(example, prompt, full, room, encode_batch, texts, own))
-    return instances
+        return room
+
+    def _fit(
+        self, example: Example, prompt: RenderedPrompt, full: list[int], room: int
+    ) -> Instance:
+        fitted = fit_source(prompt, full, room, lambda text: self.encode([text])[0])
+        return Instance(
+            example=example,
+            prompt=fitted.ids,
+            n_prompt_tokens_dropped=len(full) - len(fitted.ids),
+            demonstration_ids=prompt.demonstration_ids[: fitted.shots],
+        )
 
 
-def _fit(
-    example: Example,
-    prompt: RenderedPrompt,
-    full: list[int],
-    room: int,
-    encode_batch: EncodeBatch,
-    candidates: tuple[str, ...],
-    candidate_ids: tuple[list[int], ...],
+def _ranked(
+    instance: Instance, options: tuple[str, ...], candidate_ids: tuple[list[int], ...]
 ) -> Instance:
-    fitted = fit_source(prompt, full, room, lambda text: encode_batch([text])[0])
-    references = {r.strip() for r in example.references}
-    return Instance(
-        example=example,
-        prompt=fitted.ids,
-        n_prompt_tokens_dropped=len(full) - len(fitted.ids),
-        demonstration_ids=prompt.demonstration_ids[: fitted.shots],
-        candidates=candidates,
+    references = {r.strip() for r in instance.example.references}
+    return dataclasses.replace(
+        instance,
+        candidates=options,
         candidate_ids=candidate_ids,
-        correct=tuple(i for i, text in enumerate(candidates) if text in references),
+        correct=tuple(i for i, text in enumerate(options) if text in references),
     )
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of ids that both begin with, less than all of `b`."""
+    limit = min(len(a), len(b) - 1)
+    return next((i for i in range(limit) if a[i] != b[i]), limit)
 
 
 def _candidates(example: Example) -> tuple[str, ...]:
@@ -133,21 +250,6 @@ def _candidates(example: Example) -> tuple[str, ...]:
             f"example {example.example_id}: none of its references is among its options"
         )
     return options
-
-
-def _encode_candidates(
-    sources: Sequence[str], candidates: Sequence[tuple[str, ...]], encode_batch: EncodeBatch
-) -> dict[tuple[bool, str], list[int]]:
-    """Ids of each distinct candidate, with (True) or without (False) a source in front of it."""
-    wanted = list(
-        dict.fromkeys(
-            (bool(source), text)
-            for source, texts in zip(sources, candidates, strict=True)
-            for text in texts
-        )
-    )
-    texts = [target_text("x" if behind else "", text) for behind, text in wanted]
-    return dict(zip(wanted, encode_batch(texts), strict=True)) if wanted else {}
 
 
 def subsample(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:

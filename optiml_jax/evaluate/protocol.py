@@ -5,6 +5,10 @@ The split manifest sets it per task; records keep it, so that tables can say how
 
 import dataclasses
 
+from optiml_jax.errors import UserError
+
+RULE_NAMES = ("sum", "mean", "chars", "bytes", "unconditional", "sum_eos")  # of records.RULES
+
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
@@ -29,3 +33,16 @@ class Protocol:
     stop: tuple[str, ...] = ()
     samples: int = 0
     temperature: float = 0.7
+
+    def __post_init__(self):
+        object.__setattr__(self, "stop", tuple(self.stop))  # YAML and JSON give lists
+        if self.rule not in RULE_NAMES:
+            raise UserError(f"unknown score rule {self.rule!r}; known: {', '.join(RULE_NAMES)}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if self.samples < 0:
+            raise UserError(f"samples must be 0 or more, not {self.samples}")
+        if self.samples and not self.temperature > 0:
+            raise UserError(f"samples need a temperature above 0, not {self.temperature}")
+        if not all(self.stop) or not all(isinstance(s, str) for s in self.stop):
+            raise UserError(f"stop must be a list of strings with text, not {self.stop!r}")

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from optiml_jax.data.example import seqio_name
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.files import atomic_path, disk_errors, read_json, write_json
 
 Status = Literal["done", "failed", "missing"]
@@ -35,7 +36,7 @@ class TaskInfo:
       aggregate_as: the task that this one is a sub-task or another benchmark's version of; None
         means the task itself.
       shots: the numbers of demonstrations it is evaluated with.
-      rule: how candidates are scored, a name of `RULES`.
+      protocol: how it is asked and scored.
       prompts: "pooled" averages over all (example, prompt) pairs at once, "crossed" per prompt and
         then over prompts (paper section 4.1: validation pools, the test sets cross).
     """
@@ -47,8 +48,13 @@ class TaskInfo:
     metric: str
     aggregate_as: str | None = None
     shots: tuple[int, ...] = (0,)
-    rule: str = "sum"
+    protocol: Protocol = dataclasses.field(default_factory=Protocol)
     prompts: Literal["pooled", "crossed"] = "pooled"
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "TaskInfo":
+        own = {"shots": tuple(value["shots"]), "protocol": Protocol(**value["protocol"])}
+        return cls(**(value | own))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +104,10 @@ class Record:
       n_prompt_tokens_dropped: tokens of the full prompt that it did not see.
       candidates, correct: of rank classification; `correct` indexes `candidates`.
       tied: another candidate scored as high as the prediction.
-      n_new_tokens, finished: of generation; `finished` means that it ended with eos.
+      n_new_tokens, finished: of generation; `finished` means that it ended with eos or a stop.
+      samples: the texts of self-consistency, of which `prediction` stands for the majority.
+      boundary_repaired: prompt and candidates were cut where their joint ids allowed it, not at the
+        end of the prompt.
     """
 
     example_id: str
@@ -115,6 +124,8 @@ class Record:
     tied: bool = False
     n_new_tokens: int = 0
     finished: bool = False
+    samples: tuple[str, ...] = ()
+    boundary_repaired: bool = False
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
@@ -123,7 +134,7 @@ class Record:
     def from_json(cls, value: dict[str, Any]) -> "Record":
         value = dict(value)
         value["candidates"] = tuple(Candidate(**c) for c in value["candidates"])
-        for name in ("references", "demonstration_ids", "correct"):
+        for name in ("references", "demonstration_ids", "correct", "samples"):
             value[name] = tuple(value[name])
         return cls(**value)
 
@@ -148,6 +159,11 @@ def rescore(record: Record, rule: str) -> Record:
         score=float(best in record.correct),
         tied=tied,
     )
+
+
+def _plain(protocol: Protocol) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(dataclasses.asdict(protocol)))
 
 
 class RunFolder:
@@ -181,8 +197,7 @@ class RunFolder:
     def load(self) -> tuple[dict[str, Any], list[TaskInfo]]:
         """The settings of the run and its tasks."""
         value = read_json(self.path / "tasks.json", "an evaluation (tasks.json)")
-        infos = [TaskInfo(**{**t, "shots": tuple(t["shots"])}) for t in value["tasks"]]
-        return value["run"], infos
+        return value["run"], [TaskInfo.from_json(task) for task in value["tasks"]]
 
     def _file(self, task: str, shots: int, suffix: str) -> pathlib.Path:
         return self.path / "records" / f"{seqio_name(task)}.{shots}shot.{suffix}"
@@ -213,6 +228,12 @@ class RunFolder:
         summary = self.summary(info.task, shots)
         if summary["metric"] != info.metric:
             return "missing", f"evaluated with metric {summary['metric']}, not {info.metric}"
+        # What a summary does not name was at its default; another rule needs no model.
+        wanted, made = (_plain(p) for p in (info.protocol, Protocol()))
+        made |= summary.get("protocol", {}) | {"rule": info.protocol.rule}
+        changed = [name for name in wanted if wanted[name] != made[name]]
+        if changed:
+            return "missing", f"evaluated with another {changed[0]}"
         return "done", ""
 
     def summary(self, task: str, shots: int) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def rollup(
                 failures[info.task, shots] = reason
                 continue
             records, summary = folder.read(info.task, shots)
-            records = [rescore(r, rule or info.rule) for r in records]
+            records = [rescore(r, rule or info.protocol.rule) for r in records]
             summaries[info.task, shots] = summary
             leaves += _leaves(info, key, records, summary)
     return _assemble(run, leaves, holes, metrics, summaries, failures)

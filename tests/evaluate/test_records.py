@@ -1,8 +1,11 @@
 """The record files: what is stored, what counts as done, what is refused."""
 
+import dataclasses
+
 import pytest
 
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.protocol import RULE_NAMES, Protocol
 from optiml_jax.evaluate.records import (
     RULES,
     Candidate,
@@ -14,7 +17,11 @@ from optiml_jax.evaluate.records import (
 )
 
 INFO = TaskInfo("b/t 1", "b", "C", "fully_held_out", "acc_rank")
-SUMMARY = {"metric": "acc_rank", "best_constant": {"answer": "a", "score": 0.5}}
+SUMMARY = {
+    "metric": "acc_rank",
+    "protocol": dataclasses.asdict(Protocol()) | {"stop": []},
+    "best_constant": {"answer": "a", "score": 0.5},
+}
 
 
 def candidates():
@@ -116,3 +123,25 @@ def test_records_made_with_another_metric_do_not_count_as_done(tmp_path):
     folder = RunFolder(tmp_path)
     folder.write(INFO.task, 0, [a_record()], SUMMARY | {"metric": "rougeL"})
     assert folder.status(INFO, 0)[0] == "missing"
+
+
+def test_another_protocol_asks_for_another_run_and_another_rule_does_not(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write(INFO.task, 0, [a_record()], SUMMARY)
+    info = dataclasses.replace(INFO, protocol=Protocol(rule="mean"))
+    assert folder.status(info, 0) == ("done", "")
+    info = dataclasses.replace(INFO, protocol=Protocol(stop=("\n",)))
+    assert folder.status(info, 0) == ("missing", "evaluated with another stop")
+
+
+def test_every_rule_has_its_arithmetic():
+    assert set(RULES) == set(RULE_NAMES)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"rule": "best"}, {"max_new_tokens": 0}, {"samples": 3, "temperature": 0}, {"stop": [""]}],
+)
+def test_a_protocol_that_makes_no_sense_is_refused(fields):
+    with pytest.raises(UserError):
+        Protocol(**fields)
