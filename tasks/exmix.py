@@ -98,6 +98,8 @@ def _descriptions(path: pathlib.Path) -> dict[str, dict[str, Any]]:
         for text in (*answers, *task.get("files", {}), *task.get("columns", ())):
             if not isinstance(text, str):
                 raise UserError(f"{where}: {text!r} must be text: put it in quotation marks")
+        if not all(isinstance(patterns, list) for patterns in task.get("files", {}).values()):
+            raise UserError(f"{where}: files must be lists of patterns, [webtext.{{split}}.jsonl]")
         if unknown := [s for s in task.get("splits", ()) if s not in SPLITS]:
             raise UserError(f"{where}: split {unknown[0]!r} must be one of {', '.join(SPLITS)}")
     return tasks

@@ -170,6 +170,7 @@ def test_damaged_unknown_and_repeated_rows_are_counted(tmp_path):
         ("{input: '{a}', target: '{b}', options: [yes, no]}", "True must be text: put it in quo"),
         ("{input: '{a}', target: '{b}', question: middle}", "question must be first or last"),
         ("{input: '{a}', target: '{b}', splits: {dev: d}}", "split 'dev' must be one of train"),
+        ("{input: '{a}', files: {'No': 'a.jsonl'}}", "files must be lists of patterns"),
         ("just text", "must be a name with a description"),
         ("!!python/object/apply:os.system [id]", r"tasks\.yaml is not YAML, line 2"),
         ("{input: '{a}', target: '{b}'}", "'own' has no instruction: add one to"),
@@ -213,7 +214,7 @@ def test_the_releases_forms_of_listed_tasks_are_read(tmp_path):
     row = {"context": "Ann won.", "question": "Who?", "answers": ["Ann", "Ann B."], "qid": "1"}
     write(tmp_path, "mrqa/news_qa/train.jsonl", row)
     row = {"text": "You fool", "toxicity": 1.0, "insult": 1.0}
-    write(tmp_path, "wikipedia_toxicity_subtypes/test.jsonl", row)
+    write(tmp_path, "wikipedia_toxicity_subtypes/EnglishSubtypes/test.jsonl", row)
     drops = Drops()
     examples = [
         e for s in find_tasks(tmp_path, MANIFEST) for p in s.splits for e in read(s, p, drops)
