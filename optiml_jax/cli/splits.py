@@ -61,11 +61,11 @@ def given_data() -> dict[str, str]:
 
 
 def number(tasks: Iterable[Task], role: str) -> int:
-    """The tasks of a role; in evaluation those that are averaged first count as one."""
+    """The tasks of a role; in evaluation those of a benchmark that are averaged count as one."""
     chosen = [(name, row) for name, _, row in tasks if role in row.role]
     if role in ("train", "exclude"):
         return len(chosen)
-    return len({row.aggregate_as or name for name, row in chosen})
+    return len({(name.split("/", 1)[0], row.aggregate_as or name) for name, row in chosen})
 
 
 def benchmarks(tasks: Sequence[Task]) -> Table:
@@ -89,8 +89,8 @@ def sizes(tasks: Sequence[Task], roles: Sequence[str] = tuple(PAPER)) -> Table:
         rows.append((role, *(f"{count:,}" for count in counts)))
     columns = ("set", "tasks", "paper", "categories", "paper")
     notes = (
-        "tasks that are averaged before they are counted are one; the paper's tasks, table 1; its "
-        "35 dev tasks do not count MMLU",
+        "tasks of a benchmark that are averaged (aggregate_as) count as one; paper: table 1, whose "
+        "35 dev tasks leave out MMLU",
     )
     return Table("Sizes", columns, tuple(rows), notes=notes)
 
