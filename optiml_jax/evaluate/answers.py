@@ -5,6 +5,7 @@ answers are equal strings; None means that the text holds no answer.
 """
 
 import decimal
+import functools
 import math
 import re
 import string
@@ -85,6 +86,7 @@ def bbh_answer(text: str) -> str | None:
 # --- numbers --------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=8_192)
 def number_answer(text: str) -> str | None:
     """The number after the last cue of GSM8K or of a language of MGSM, else the last number.
 

@@ -2,40 +2,49 @@
 
 SeqIO finds out what a metric wants from its argument names: `(targets, predictions)` is called
 after generation, `(targets, scores)` after rank classification. The functions here follow that and
-return percentages. They need no TensorFlow; models, records and tables live elsewhere.
+return percentages. They need no TensorFlow; models, records and tables live elsewhere, and what
+counts as the answer in a text is said in answers.py.
 """
 
 import collections
 import functools
-import re
-import string
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import sacrebleu
 from rouge_score import scoring as rouge_scoring
 from rouge_score import tokenizers as rouge_tokenizers
 
-# One row of a rank-classification task: (item, candidate, whether the candidate is a right answer).
-CandidateRow = tuple[int, int, bool]
+from optiml_jax.evaluate import answers
+
 # A metric of one answer: (references, prediction) -> a number in [0, 1].
 AnswerScore = Callable[[Sequence[str], str], float]
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _MAX_CONSTANT_CANDIDATES = 100
+_BLEU = {"tokenize": "intl"}  # as T5
+_POSITIVE = ("true", "yes")  # MultiRC: what says that an answer is right
+
+
+class CandidateRow(NamedTuple):
+    """A scored candidate of a rank-classification task.
+
+    Attributes:
+      item: the instance.
+      candidate: number of the candidate.
+      is_right: whether it is a right answer.
+      text: the candidate.
+      group: items of one group count together where a metric says so.
+    """
+
+    item: int
+    candidate: int
+    is_right: bool
+    text: str = ""
+    group: str = ""
 
 
 # --- one answer -----------------------------------------------------------------------------------
-
-
-def normalize_tk_instruct(text: str) -> str:
-    """Lower case, no ASCII punctuation, single spaces; articles stay (Tk-Instruct)."""
-    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
-
-
-def normalize_squad(text: str) -> str:
-    """As `normalize_tk_instruct`, and without a/an/the (the official SQuAD 1.1 script)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def exact(references: Sequence[str], prediction: str) -> float:
@@ -45,12 +54,67 @@ def exact(references: Sequence[str], prediction: str) -> float:
 
 def exact_tk_instruct(references: Sequence[str], prediction: str) -> float:
     """`exact` after `normalize_tk_instruct`. Never for tasks whose answers are punctuation."""
-    return exact([normalize_tk_instruct(r) for r in references], normalize_tk_instruct(prediction))
+    return _equal(answers.normalize_tk_instruct, references, prediction)
 
 
 def exact_squad(references: Sequence[str], prediction: str) -> float:
     """`exact` after `normalize_squad`."""
-    return exact([normalize_squad(r) for r in references], normalize_squad(prediction))
+    return _equal(answers.normalize_squad, references, prediction)
+
+
+def exact_unicode(references: Sequence[str], prediction: str) -> float:
+    """`exact` after `normalize_unicode`."""
+    return _equal(answers.normalize_unicode, references, prediction)
+
+
+def exact_trivia_qa(references: Sequence[str], prediction: str) -> float:
+    """`exact` after `normalize_trivia_qa`."""
+    return _equal(answers.normalize_trivia_qa, references, prediction)
+
+
+def exact_bbh(references: Sequence[str], prediction: str) -> float:
+    """`exact` of the answer after BIG-Bench Hard's cue, or of the text where there is none.
+
+    Raw: all answers of dyck_languages are punctuation.
+    """
+    answer = answers.bbh_answer(prediction)
+    return exact(references, prediction if answer is None else answer)
+
+
+def exact_number(references: Sequence[str], prediction: str) -> float:
+    """1 if the number found in the prediction is one of those found in the references."""
+    answer = answers.number_answer(prediction)
+    return float(answer is not None and answer in map(answers.number_answer, references))
+
+
+def _equal(normalize: Callable[[str], str], references: Sequence[str], prediction: str) -> float:
+    return exact([normalize(r) for r in references], normalize(prediction))
+
+
+def f1_squad(references: Sequence[str], prediction: str) -> float:
+    """The best F1 of the words over the references, after `normalize_squad`."""
+    return _words_f1(answers.normalize_squad, references, prediction)
+
+
+def f1_unicode(references: Sequence[str], prediction: str) -> float:
+    """The best F1 of the words over the references, after `normalize_unicode`."""
+    return _words_f1(answers.normalize_unicode, references, prediction)
+
+
+@functools.lru_cache(maxsize=8_192)
+def _words(normalize: Callable[[str], str], text: str) -> collections.Counter[str]:
+    return collections.Counter(normalize(text).split())
+
+
+def _words_f1(normalize: Callable[[str], str], references: Sequence[str], prediction: str) -> float:
+    answer, targets = _words(normalize, prediction), [_words(normalize, r) for r in references]
+    # The F1 of two bags is twice what they share over what both hold; empty ones share nothing.
+    return max(2 * (t & answer).total() / max(1, (t + answer).total()) for t in targets)
+
+
+def sentence_bleu(references: Sequence[str], prediction: str) -> float:
+    """BLEU of one answer. What tables print is the mean of these, not `bleu` of the whole task."""
+    return sacrebleu.sentence_bleu(prediction, list(references), **_BLEU).score / 100
 
 
 @functools.cache
@@ -95,7 +159,7 @@ def rouge_l_max(references: Sequence[str], prediction: str) -> float:
     return max(rouge_l_f1(r, prediction) for r in references)
 
 
-# --- SeqIO metric functions -----------------------------------------------------------------------
+# --- SeqIO metric functions, texts ----------------------------------------------------------------
 
 
 def _references(target: str | Sequence[str]) -> list[str]:
@@ -109,25 +173,16 @@ def _percent(score: AnswerScore, targets: Sequence, predictions: Sequence[str]) 
     return 100.0 * float(np.mean(values))
 
 
-def exact_match(
-    targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
-) -> Mapping[str, float]:
-    """Percentage of predictions that are one of their references, raw."""
-    return {"exact_match": _percent(exact, targets, predictions)}
+def mean_of(name: str, score: AnswerScore) -> Callable[..., Mapping[str, float]]:
+    """The SeqIO metric function `name`: the mean of `score` over the predictions, in percent."""
 
+    def metric(
+        targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
+    ) -> Mapping[str, float]:
+        return {name: _percent(score, targets, predictions)}
 
-def exact_match_tk_instruct(
-    targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
-) -> Mapping[str, float]:
-    """Exact match after Tk-Instruct's normalisation."""
-    return {"exact_match_tk_instruct": _percent(exact_tk_instruct, targets, predictions)}
-
-
-def exact_match_squad(
-    targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
-) -> Mapping[str, float]:
-    """Exact match after SQuAD's normalisation."""
-    return {"exact_match_squad": _percent(exact_squad, targets, predictions)}
+    metric.__name__ = name
+    return metric
 
 
 def rouge_l(
@@ -145,27 +200,99 @@ def rouge_l(
     }
 
 
+def bleu(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> Mapping[str, float]:
+    """BLEU of all predictions together; they may have different numbers of references."""
+    references = [_references(t) for t in targets]
+    streams = [
+        [r[i] if i < len(r) else None for r in references] for i in range(max(map(len, references)))
+    ]
+    texts = [p.strip() for p in predictions]
+    return {"bleu": sacrebleu.corpus_bleu(texts, streams, **_BLEU).score}
+
+
+# --- SeqIO metric functions, ranked candidates ----------------------------------------------------
+
+
+class _Ranked(NamedTuple):
+    """An item with all its rows, in the order of the candidates, and the chosen one."""
+
+    rows: list[CandidateRow]
+    chosen: CandidateRow
+    tied: bool
+
+
+def _ranked(targets: Sequence[CandidateRow], scores: Sequence[float]) -> list[_Ranked]:
+    items: dict[int, list[tuple[CandidateRow, float]]] = collections.defaultdict(list)
+    for target, score in zip(targets, scores, strict=True):
+        row = CandidateRow(*target)
+        items[int(row.item)].append((row, float(score)))
+    if not items:
+        raise ValueError("a ranking metric got no rows")
+    ranked = []
+    for item, pairs in items.items():
+        pairs.sort(key=lambda pair: pair[0].candidate)
+        rows = [row for row, _ in pairs]
+        if len({row.candidate for row in rows}) != len(rows):
+            raise ValueError(f"item {item} has the same candidate twice")
+        best, tied = first_maximum([score for _, score in pairs])
+        ranked.append(_Ranked(rows, rows[best], tied))
+    return ranked
+
+
 def rank_accuracy(targets: Sequence[CandidateRow], scores: Sequence[float]) -> Mapping[str, float]:
     """Percentage of items whose highest-scored candidate is right; ties go to the first candidate.
 
     Args:
-      targets: one `(item, candidate, is_right)` per scored row, in any order.
+      targets: one `CandidateRow`, or the tuple of its first three, per scored row, in any order.
       scores: float[len(targets)], the score of each row, higher is better.
     """
-    items: dict[int, list[tuple[int, float, bool]]] = collections.defaultdict(list)
-    for (item, candidate, right), score in zip(targets, scores, strict=True):
-        items[int(item)].append((int(candidate), float(score), bool(right)))
-    if not items:
-        raise ValueError("rank_accuracy got no rows")
-    correct = ties = 0
-    for item, rows in items.items():
-        rows.sort()
-        if len({candidate for candidate, _, _ in rows}) != len(rows):
-            raise ValueError(f"item {item} has the same candidate twice")
-        best, tied = first_maximum([score for _, score, _ in rows])
-        correct += rows[best][2]
-        ties += tied
-    return {"accuracy": 100.0 * correct / len(items), "num_ties": float(ties)}
+    items = _ranked(targets, scores)
+    return {
+        "accuracy": 100.0 * sum(bool(i.chosen.is_right) for i in items) / len(items),
+        "num_ties": float(sum(i.tied for i in items)),
+    }
+
+
+def macro_f1(targets: Sequence[CandidateRow], scores: Sequence[float]) -> Mapping[str, float]:
+    """Mean of the F1 of every label, for items with the same labels (CommitmentBank)."""
+    items = _ranked(targets, scores)
+    right = [{row.text for row in item.rows if row.is_right} for item in items]
+    chosen = [item.chosen.text for item in items]
+    values = [
+        _f1([label in texts for texts in right], [label == text for text in chosen])
+        for label in set(chosen).union(*right)
+    ]
+    return {"macro_f1": 100.0 * float(np.mean(values))}
+
+
+def multirc(targets: Sequence[CandidateRow], scores: Sequence[float]) -> Mapping[str, float]:
+    """MultiRC: items are answers to judge, those of one (paragraph, question) form a group.
+
+    Returned are the percentage of questions whose answers are all judged well, and the F1 of the
+    answers judged to be right: over all answers (`f1a`) and per question, averaged (`f1m`).
+    """
+    questions = collections.defaultdict(list)
+    for item in _ranked(targets, scores):
+        yes = [r for r in item.rows if r.text.lower().lstrip("[").startswith(_POSITIVE)]
+        if len(yes) != 1:
+            texts = [row.text for row in item.rows]
+            raise ValueError(
+                f"one candidate of MultiRC must begin with one of {_POSITIVE}, got {texts}"
+            )
+        judged = (bool(yes[0].is_right), item.chosen is yes[0])
+        questions[item.chosen.group].append(judged)
+    groups = questions.values()
+    return {
+        "all_right": 100.0 * float(np.mean([all(r == c for r, c in g) for g in groups])),
+        "f1a": 100.0 * _f1(*zip(*(pair for g in groups for pair in g), strict=True)),
+        "f1m": 100.0 * float(np.mean([_f1(*zip(*g, strict=True)) for g in groups])),
+    }
+
+
+def _f1(right: Sequence[bool], chosen: Sequence[bool]) -> float:
+    """F1 of a binary decision; 0 where nothing is right and nothing chosen."""
+    both = sum(r and c for r, c in zip(right, chosen, strict=True))
+    return 2 * both / max(1, sum(right) + sum(chosen))
 
 
 def first_maximum(scores: Sequence[float]) -> tuple[int, bool]:
@@ -174,23 +301,43 @@ def first_maximum(scores: Sequence[float]) -> tuple[int, bool]:
     return best, sum(s == scores[best] for s in scores) > 1
 
 
-# Names of the split manifest -> the SeqIO metric functions of a task.
-METRIC_FNS: dict[str, tuple[Callable[..., Mapping[str, float]], ...]] = {
-    "acc_rank": (rank_accuracy,),
-    "em": (exact_match,),
-    "em_tk_instruct": (exact_match_tk_instruct,),
-    "em_squad": (exact_match_squad,),
-    "rougeL": (rouge_l,),
-}
+# --- names of the split manifest ------------------------------------------------------------------
 
-# Names of the split manifest -> the score of one generated (or constant) answer.
-ANSWER_SCORES: dict[str, AnswerScore] = {
-    "acc_rank": exact,
-    "em": exact,
-    "em_tk_instruct": exact_tk_instruct,
-    "em_squad": exact_squad,
-    "rougeL": rouge_l_max,
+exact_match = mean_of("exact_match", exact)
+exact_match_tk_instruct = mean_of("exact_match_tk_instruct", exact_tk_instruct)
+exact_match_squad = mean_of("exact_match_squad", exact_squad)
+_SQUAD = (exact_match_squad, mean_of("f1_squad", f1_squad))
+_UNICODE = (mean_of("exact_match_unicode", exact_unicode), mean_of("f1_unicode", f1_unicode))
+
+
+class Metric(NamedTuple):
+    """A metric of the split manifest: the score of one answer, and the SeqIO functions of a task.
+
+    The score of an instance is what tables average; the functions may tell more.
+    """
+
+    score: AnswerScore
+    fns: tuple[Callable[..., Mapping[str, float]], ...]
+
+
+_METRICS = {
+    "acc_rank": Metric(exact, (rank_accuracy,)),
+    "macro_f1": Metric(exact, (rank_accuracy, macro_f1)),
+    "multirc": Metric(exact, (rank_accuracy, multirc)),
+    "em": Metric(exact, (exact_match,)),
+    "em_tk_instruct": Metric(exact_tk_instruct, (exact_match_tk_instruct,)),
+    "em_squad": Metric(exact_squad, _SQUAD[:1]),
+    "f1_squad": Metric(f1_squad, _SQUAD),
+    "tydiqa": Metric(exact_squad, _SQUAD + _UNICODE),
+    "em_triviaqa": Metric(exact_trivia_qa, (mean_of("exact_match_trivia_qa", exact_trivia_qa),)),
+    "em_bbh": Metric(exact_bbh, (mean_of("exact_match_bbh", exact_bbh),)),
+    "em_number": Metric(exact_number, (mean_of("exact_match_number", exact_number),)),
+    "rougeL": Metric(rouge_l_max, (rouge_l,)),
+    "bleu": Metric(sentence_bleu, (bleu,)),
 }
+METRIC_FNS = {name: metric.fns for name, metric in _METRICS.items()}
+ANSWER_SCORES = {name: metric.score for name, metric in _METRICS.items()}
+RANKED = ("acc_rank", "macro_f1", "multirc")  # the metrics for which candidates are ranked
 
 
 # --- the baseline that reads no input -------------------------------------------------------------
