@@ -166,7 +166,8 @@ class T5Task:
                 drops["target is a wrong answer"] += 1
                 continue
             target = output["targets"].decode("utf-8")
-            references = [target, *(a.decode("utf-8") for a in output.get("answers", ()))]
+            answers = [answer.decode("utf-8") for answer in output.get("answers", ())]
+            references = [target, *answers] if target in answers else [target]  # not for positions
             fields = keep(self._text(output["inputs"].decode("utf-8"), target), references, drops)
             if fields is None:
                 continue

@@ -335,6 +335,13 @@ def test_one_record_for_each_answer_of_record_and_each_alias_in_a_trivia_context
     assert [e.target for e in trivia] == ["oslo", "kristiania"]
 
 
+def test_all_answers_of_squad_are_references_but_not_of_positions(every_source):
+    (text,) = read(every_source["squad_v010_allanswers"])
+    (span,) = read(every_source["squad_v010_allanswers_span"])
+    assert text.references == ("Ann", "Ann ( a nurse )")
+    assert span.references == ("start: 0 end: 0",)
+
+
 def test_long_contexts_are_cut_around_the_answer_and_keep_the_question():
     words = [f"w{i}" for i in range(100)]
     text = f"question: Who? context: {' '.join(words)}"
