@@ -209,6 +209,20 @@ def test_the_numbers_of_prompts_are_those_of_upstreams_templates(rows, real_data
     assert flan == {7, 9, 10}
 
 
+def test_the_versions_of_one_task_share_level_and_category(sources, rows):
+    """Else their scores would not be averaged (section 4.1)."""
+    kinds = {n: (row, category(sources[n])) for n, row in rows.items()}
+    kinds |= {
+        n: (row, row.category) for n, row in MANIFEST.evaluation_tasks().items() if "opt14/" in n
+    }
+    groups = collections.defaultdict(set)
+    for row, kind in kinds.values():
+        groups[row.aggregate_as].add((row.level, kind))
+    del groups[None]
+    assert {"copa", "jfleg", "rte", "arc_easy", "wic", "mmlu"} < set(groups)
+    assert {name: places for name, places in groups.items() if len(places) > 1} == {}
+
+
 def test_table_12_has_44_tasks_in_three_categories(sources, rows):
     tested = [n for n, row in rows.items() if n.startswith("superni/") and "test" in row.role]
     assert collections.Counter(category(sources[n]) for n in tested) == {
