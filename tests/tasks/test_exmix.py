@@ -139,6 +139,15 @@ def test_forms_of_files_and_templates(tmp_path, task, file, lines, expected):
     assert example.instruction == "Do it."
 
 
+def test_rows_are_read_as_they_are_needed(gpt2):
+    file = gpt2 / "gpt-2-output-dataset" / "webtext.test.jsonl"
+    file.write_text('{"text": "one"}\n{cut off\n')
+    examples = only(gpt2).read("test", Drops())
+    assert [next(examples).target, next(examples).target] == ["No", "Yes"]
+    with pytest.raises(UserError, match=r"webtext\.test\.jsonl, line 2: not valid JSON"):
+        next(examples)
+
+
 def test_damaged_unknown_and_repeated_rows_are_counted(tmp_path):
     own_task(tmp_path, "{input: '{a}', target: '{b}', labels: {0: bad}, instruction: Go.}")
     good = {"a": "x", "b": 0}

@@ -371,6 +371,16 @@ def test_unlabelled_damaged_and_repeated_rows_are_counted(tmp_path):
     }
 
 
+def test_rows_are_read_as_they_are_needed(tmp_path):
+    rows = [{"sentence": f"joy {i}", "label": 1, "idx": i} for i in range(3000)]
+    write(tmp_path, "glue/sst2", "train", *rows, "{cut off\n")
+    (source,) = find_tasks(tmp_path, MANIFEST)
+    examples = source.read("train", Drops())
+    assert next(examples).input == "sentence: joy 0"  # the broken line is far away
+    examples.close()
+    assert len(source.demonstrations()) == 1000
+
+
 def test_wrong_referents_are_no_answers(tmp_path):
     write(
         tmp_path,
