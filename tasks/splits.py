@@ -27,7 +27,11 @@ LEVELS = (
     "held_out_unspecified",
 )
 ROLES = ("train", "dev", "test", "test_max", "test_extra", "exclude")
-METRICS = ("acc_rank", "em", "em_tk_instruct", "em_squad", "rougeL")
+METRICS = (
+    *("acc_rank", "macro_f1", "multirc"),
+    *("em", "em_tk_instruct", "em_squad", "f1_squad", "tydiqa", "em_triviaqa", "em_bbh"),
+    *("em_number", "rougeL", "bleu"),
+)
 DEFAULT_MANIFEST = pathlib.Path(__file__).parent / "data" / "split_manifest.yaml"
 
 logger = logging.getLogger(__name__)

@@ -61,7 +61,7 @@ class EvalTask:
     @property
     def ranks(self) -> bool:
         """Whether options are ranked; otherwise answers are generated."""
-        return self.info.metric == "acc_rank"
+        return self.info.metric in metrics.RANKED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -405,7 +405,7 @@ def call_metric_fns(
     """Calls SeqIO metric functions on records, by their argument names as SeqIO does.
 
     `(targets, predictions)` gets the references and the text of every record; `(targets, scores)`
-    one row `(record, candidate, is right)` and one score under `rule` per candidate.
+    one `CandidateRow` and one score under `rule` per candidate; the groups are (prompt, cluster).
 
     Raises:
       UserError: a function with other arguments, or two that return the same key.
@@ -441,6 +441,8 @@ def candidate_rows(
     rows, scores = [], []
     for i, record in enumerate(records):
         for c, candidate in enumerate(record.candidates):
-            rows.append((i, c, c in record.correct))
+            group = f"{record.prompt_id}\0{record.cluster}"
+            right = c in record.correct
+            rows.append(metrics.CandidateRow(i, c, right, candidate.text, group))
             scores.append(RULES[rule](candidate))
     return rows, scores

@@ -86,7 +86,7 @@ def test_later_rows_win_field_by_field(manifest_of):
     ("row", "message"),
     [
         ('{tasks: "a/*", level: held_out, src: paper}', "unknown level 'held_out'; known: fully_"),
-        ('{tasks: "a/*", metric: bleu, src: paper}', "unknown metric 'bleu'; known: acc_rank, em"),
+        ('{tasks: "a/*", metric: f1, src: paper}', "unknown metric 'f1'; known: acc_rank"),
         ('{tasks: "a/*", role: [training], src: paper}', "unknown role 'training'"),
         ('{tasks: "a/*", role: train, src: paper}', "role must be a list"),
         ('{tasks: "a/*", role: [train, exclude], src: paper}', "role exclude stands alone"),
