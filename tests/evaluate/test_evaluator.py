@@ -1,5 +1,6 @@
 """The evaluator: what it stores, how it continues, and what it does with tasks that fail."""
 
+import collections
 import dataclasses
 import re
 
@@ -14,6 +15,7 @@ from optiml_jax.evaluate import evaluator
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import call_metric_fns
+from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.evaluate.records import RULES, RunFolder
 from optiml_jax.evaluate.rollup import Key, rollup
 from optiml_jax.evaluate.scoring import ScoreItem, score
@@ -251,3 +253,60 @@ def test_two_metric_functions_must_not_share_a_key(finished):
     records, _ = finished.read("b/gen", 0)
     with pytest.raises(UserError, match="two metric functions"):
         call_metric_fns(toy.eval_task().metric_fns * 2, records, "sum")
+
+
+def test_an_answer_ends_before_its_stop_string(finished, tmp_path):
+    whole, _ = finished.read("b/gen", 0)
+    longest = max((r.prediction for r in whole), key=len)
+    stop = longest[len(longest) // 2]
+    toy.run([toy.eval_task("b/gen", "rougeL", protocol=Protocol(stop=(stop,)))], tmp_path)
+    records, summary = RunFolder(tmp_path).read("b/gen", 0)
+    for record, before in zip(records, whole, strict=True):
+        assert record.prediction == before.prediction.split(stop)[0].strip()
+        assert record.finished or stop not in before.prediction
+    assert summary["protocol"]["stop"] == [stop]
+
+
+def test_samples_are_kept_and_the_majority_counts(tmp_path):
+    protocol = Protocol(samples=5, temperature=0.7)
+    toy.run([toy.eval_task("b/gen", "em", protocol=protocol)], tmp_path / "a")
+    records, _ = RunFolder(tmp_path / "a").read("b/gen", 0)
+    assert any(len(set(r.samples)) > 1 for r in records)
+    for record in records:
+        assert len(record.samples) == 5
+        votes = collections.Counter(s for s in record.samples if s)
+        assert not votes or votes[record.prediction] == max(votes.values())
+    toy.run(
+        [toy.eval_task("b/gen", "em", protocol=protocol)],
+        tmp_path / "b",
+        dataclasses.replace(toy.CONFIG, tokens_per_batch=256),
+    )
+    again, _ = RunFolder(tmp_path / "b").read("b/gen", 0)
+    assert [r.samples for r in again] == [r.samples for r in records]
+
+
+def test_partial_scores_are_those_of_the_text_behind_each_context(tmp_path):
+    contexts = ("the red cat and the cat", "the red cat and the dog")
+
+    def schema(task, i, split="test"):
+        return toy.example(
+            task,
+            i,
+            split,
+            contexts=contexts,
+            target="seven",
+            options=("the cat", "the dog"),
+            references=("the dog",),
+        )
+
+    toy.run([toy.eval_task("b/schema", "acc_rank", make=schema, number=1)], tmp_path)
+    ((record,), _) = RunFolder(tmp_path).read("b/schema", 0)
+    config, graphdef, params = toy.model()
+    items = [
+        ScoreItem(ids(f"Instructions: Say it.\nInput: {c}\nOutput:"), [ids(" seven")])
+        for c in contexts
+    ]
+    expected = [s[0].sum_logprob for s in score(Engine(graphdef, params, config), items)]
+    assert [c.sum_logprob for c in record.candidates] == pytest.approx(expected, abs=1e-4)
+    assert record.prediction == ("the cat", "the dog")[int(np.argmax(expected))]
+    assert record.score == float(record.prediction == "the dog")
