@@ -253,9 +253,9 @@ class ExMixTask:
         return answers
 
     def _options(self) -> tuple[str, ...] | None:
-        own = self.description.get("labels") or self.description.get("files") or {}
-        candidates = own.values() if "labels" in self.description else own
-        return tuple(self.description.get("options") or dict.fromkeys(candidates)) or None
+        task = self.description
+        answers = task["labels"].values() if "labels" in task else task.get("files", ())
+        return tuple(task.get("options") or dict.fromkeys(answers)) or None
 
 
 def filled(template: str, row: Row) -> str:
