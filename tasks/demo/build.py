@@ -7,8 +7,8 @@ vocabulary.model, a SentencePiece vocabulary trained on the prompts.
 
 All content is the project's own: the rows are drawn by the families of `families.py` from
 `words.yaml` as `tasks.yaml` says, templates and instruction sentences lie in `files/`. The same
-seed gives the same bytes. This module balances, removes duplicates and writes files; it knows
-nothing of readers, splits into training and test, or scoring.
+seed gives the same bytes. This module balances, removes duplicates and writes files; which task is
+trained on and how it is scored is in the split manifest.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import os
 import pathlib
 import random
 import re
-import shutil
 from typing import Any
 
 import yaml
@@ -135,15 +134,16 @@ def build(out: str | os.PathLike, seed: int = SEED) -> list[str]:
     out = pathlib.Path(out)
     words, collections = load_words(), load_tasks()
     with disk_errors(out, "the demo bench"):
-        shutil.copytree(HERE / "files", out, dirs_exist_ok=True)
+        for path in sorted(p for p in (HERE / "files").rglob("*") if p.is_file()):
+            _write(out / path.relative_to(HERE / "files"), path.read_text("utf-8"))
         for collection, tasks in collections.items():
             for task in tasks:
                 # Seeded by the task's own name: adding a task changes no other.
                 rng = random.Random(f"{seed} {collection} {task['name']}")
                 for file, text in task_files(task, words, rng).items():
-                    with atomic_path(out / collection / file) as path:
-                        path.write_text(text, "utf-8")
-        superni.write_split_lists(out / "superni", collections["superni"])
+                    _write(out / collection / file, text)
+        for file, text in superni.split_lists(collections["superni"]).items():
+            _write(out / "superni" / file, text)
     return [f"{c}/{task['name']}" for c, tasks in collections.items() for task in tasks]
 
 
@@ -158,6 +158,11 @@ def task_files(task: dict[str, Any], words: Words, rng: random.Random) -> dict[s
         file = task["file"].format(name=task["name"], split=split)
         files[file] = file_text(rows, pathlib.Path(file).suffix)
     return files
+
+
+def _write(file: pathlib.Path, text: str) -> None:
+    with atomic_path(file) as path:
+        path.write_text(text, "utf-8")
 
 
 def data_folders(out: str | os.PathLike) -> dict[str, str]:

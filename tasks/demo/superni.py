@@ -1,10 +1,8 @@
 """Task files and split lists of the demo bench in the format of Super-NaturalInstructions v2."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from optiml_jax.files import atomic_path
 from tasks.demo.families import Candidate
 
 NUM_INSTANCES = 400
@@ -59,9 +57,9 @@ def task_content(task: dict[str, Any], candidates: Sequence[Candidate]) -> dict[
     }
 
 
-def write_split_lists(root: pathlib.Path, tasks: Sequence[dict[str, Any]]) -> None:
-    """Writes `<root>/splits/default/{train,test}_tasks.txt`."""
-    for split in ("train", "test"):
-        chosen = [stem(t) for t in tasks if t.get("held_out", False) == (split == "test")]
-        with atomic_path(root / "splits" / "default" / f"{split}_tasks.txt") as path:
-            path.write_text("".join(f"{name}\n" for name in chosen), "utf-8")
+def split_lists(tasks: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """File -> text, of the two lists."""
+    lists = {"train": "", "test": ""}
+    for task in tasks:
+        lists["test" if task.get("held_out") else "train"] += f"{stem(task)}\n"
+    return {f"splits/default/{split}_tasks.txt": text for split, text in lists.items()}

@@ -5,10 +5,12 @@ import hashlib
 import json
 import math
 import pathlib
+import random
 import re
 
 import pytest
 
+from optiml_jax.errors import UserError
 from tasks.demo import build as demo
 from tasks.demo import superni
 
@@ -309,3 +311,10 @@ def test_same_seed_gives_same_bytes_and_another_seed_other_rows(bench, tmp_path)
     static = {str(path.relative_to(demo.HERE / "files")) for path in demo.HERE.rglob("files/**/*")}
     static |= {f"superni/splits/default/{split}_tasks.txt" for split in ("train", "test")}
     assert all((changed[f] == digest(bench)[f]) == (f in static) for f in changed)
+
+
+def test_a_task_with_too_few_words_is_named():
+    words = {"plurals": [["man", "men"], ["foot", "feet"]]}
+    task = {"name": "few", "family": "analogy", "parameters": {"pairs": "plurals"}}
+    with pytest.raises(UserError, match=r"demo task few: only [23] of 5 balanced .* add words to"):
+        demo.draw(task, words, random.Random(0), 5)
