@@ -209,7 +209,7 @@ def _numbers(
         f"{len(counts):,}",
         f"{examples:,.0f}",
         f"{sum(c.prompts for c in counts) / len(counts):.1f}",
-        f"{lengths.mean:.0f} ± {lengths.std:.0f}" if lengths.count else _NONE,
+        f"{lengths.mean:.0f} ± {lengths.std:.0f}" if lengths.total else _NONE,
     )
 
 

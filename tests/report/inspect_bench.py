@@ -43,7 +43,10 @@ def facts(task: str, category: str, level: str, *role: str) -> TaskFacts:
 def write_page(path: pathlib.Path) -> pathlib.Path:
     """A page of an ordinary task with two prompts, a hostile one and one that cannot be read."""
     make = renderer(shots=(0, 1.0), delimiter="\nAnswer:")
-    ordinary = [example(i, prompt) for i, prompt in enumerate(["first", "second"])]
+    ordinary = [
+        example(i, prompt, instruction="Read it. Pick one.")
+        for i, prompt in enumerate(["first", "second"])
+    ]
     hostile = [example(i, HOSTILE, input=f"{HOSTILE} {i}", options_text="") for i in range(2)]
     tasks = [
         page.task_data(

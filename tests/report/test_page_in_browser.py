@@ -46,6 +46,8 @@ def test_search_looks_into_names_and_prompts(opened):
     assert names(opened) == ["hostile"]
     opened.type("#search", "pick text")  # words of a prompt, in any order
     assert names(opened) == ["ordinary_task"]
+    opened.type("#search", "read")  # a prompt of the first task, the name of the last
+    assert names(opened) == ["unreadable", "ordinary_task"]
     opened.type("#search", "nothing like it")
     assert names(opened) == []
     assert opened.texts("#count") == ["0 of 3 tasks"]
@@ -70,7 +72,7 @@ def test_filters(opened, filters, expected):
 def test_an_example_is_rendered_with_its_parts_and_lengths(opened):
     # A token is a character here; the demonstration is the other example of the task.
     prompt = (
-        "Instructions: Pick one.\n\n\nInput: text 1\nOPTIONS:\n- yes\n- no\nAnswer: yes"
+        "Instructions: Read it. Pick one.\n\n\nInput: text 1\nOPTIONS:\n- yes\n- no\nAnswer: yes"
         "\n\n\nInput: text 0\nOPTIONS:\n- yes\n- no\nAnswer: yes</s>"
     )
     assert "".join(opened.texts(".prompt span")) == prompt
@@ -79,7 +81,7 @@ def test_an_example_is_rendered_with_its_parts_and_lengths(opened):
     assert opened.texts("#detail .small b") == [f"{len(prompt) - 8} + 5 tokens"]
     opened.click('[data-choice="0"]')
     assert "".join(opened.texts(".prompt span")).startswith(
-        "Instructions: Pick one.\nInput: text 0"
+        "Instructions: Read it. Pick one.\nInput: text 0"
     )
     assert opened.texts(".prompt .loss") == []
     opened.click('[data-choice="second"]')
