@@ -27,7 +27,7 @@ from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.instances import Instance, InstanceBuilder, subsample
 from optiml_jax.evaluate.protocol import Protocol
-from optiml_jax.evaluate.records import RULES, Candidate, Record, RunFolder, TaskInfo, choose
+from optiml_jax.evaluate.records import RULES, Candidate, Record, RunFolder, TaskInfo, choose, units
 from optiml_jax.evaluate.runner import Request, Runner
 from optiml_jax.files import fingerprint
 from optiml_jax.model.config import OPTConfig
@@ -333,7 +333,7 @@ class _Evaluation:
         info, prompts = job.task.info, self.prompt_config(job.task)
         shown = [len(r.demonstration_ids) for r in records]
         if info.task not in self.constants:
-            references = [r.references for r in records]
+            references = [r.references for r in units(info.metric, records)]
             self.constants[info.task] = metrics.best_constant(info.metric, references)
         answer, score = self.constants[info.task]
         return {

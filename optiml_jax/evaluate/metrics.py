@@ -356,7 +356,7 @@ def best_constant(metric: str, references: Sequence[Sequence[str]]) -> tuple[str
     score = ANSWER_SCORES[metric]
     counts = collections.Counter(r.strip() for refs in references for r in dict.fromkeys(refs))
     groups = collections.Counter(tuple(refs) for refs in references)
-    best, best_score = "", -1.0
+    best, best_score = "", 0.0
     for answer, _ in counts.most_common(_MAX_CONSTANT_CANDIDATES):
         total = sum(n * score(refs, answer) for refs, n in groups.items())
         if total > best_score:

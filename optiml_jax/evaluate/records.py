@@ -10,6 +10,7 @@ A folder of records looks like this:
 A record file appears under its name only when its task is done. Averages live in rollup.py.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -164,6 +165,26 @@ def rescore(record: Record, rule: str) -> Record:
 def _plain(protocol: Protocol) -> dict[str, Any]:
     """As JSON gives it back."""
     return json.loads(json.dumps(dataclasses.asdict(protocol)))
+
+
+def units(metric: str, records: Sequence[Record]) -> list[Record]:
+    """What the metric's mean runs over: the records, for "multirc" one for each question.
+
+    A question is a (prompt, cluster); it is right if all answers to it are judged well. Its
+    references are those that all its answers have in common, for the best constant answer.
+    """
+    if metric != "multirc":
+        return list(records)
+    questions: dict[tuple[str, str], list[Record]] = collections.defaultdict(list)
+    for record in records:
+        questions[record.prompt_id, record.cluster].append(record)
+    return [_question(members) for members in questions.values()]
+
+
+def _question(members: Sequence[Record]) -> Record:
+    common = set.intersection(*(set(r.references) for r in members))
+    score = min(r.score for r in members)
+    return dataclasses.replace(members[0], references=tuple(sorted(common)), score=score)
 
 
 class RunFolder:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from optiml_jax.errors import UserError
-from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo, rescore
+from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo, rescore, units
 
 LEVELS = ("fully_held_out", "partially_held_out", "fully_supervised")
 MEAN = "mean"  # the "number of shots" of a cell that combines all of them
@@ -169,6 +169,7 @@ def rollup(
                 continue
             records, summary = folder.read(info.task, shots)
             records = [rescore(r, rule or info.protocol.rule) for r in records]
+            records = units(info.metric, records)
             summaries[info.task, shots] = summary
             leaves += _leaves(info, key, records, summary)
     return _assemble(run, leaves, holes, metrics, summaries, failures)
