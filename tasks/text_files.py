@@ -1,10 +1,11 @@
-"""What the readers of lines (TSV, JSONL) share: streaming lines, and the rules for every record.
+"""What the readers of TSV, CSV and JSON share: streaming records, and the rules for every record.
 
 One line is in memory at a time, and one number (a hash) for every record that was kept. Formats
 and tasks are the readers' own. The rules: outer whitespace goes, `\\r\\n` becomes `\\n`, a record
 that is empty, damaged or repeated is dropped and counted.
 """
 
+import csv
 import hashlib
 import json
 import logging
@@ -98,6 +99,46 @@ def tsv_rows(path: str, columns: Container[int], drops: Drops) -> Iterator[tuple
             malformed.add(number, "wrong number of columns", f"{len(cells)} columns")
         else:
             malformed.add(number, "empty line")
+
+
+def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number (of its end) and cells of every row; quoting as RFC 4180 has it.
+
+    Raises:
+      UserError: the file is missing, not UTF-8, or its quoting is broken; the message names the
+        line.
+    """
+    number = 0
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for cells in reader:
+                number = reader.line_num
+                if cells:
+                    yield number, cells
+    except FileNotFoundError as e:
+        raise UserError(f"data file not found: {path}") from e
+    except (csv.Error, UnicodeDecodeError) as e:
+        raise UserError(
+            f"{path} is damaged after line {number} ({e}); download it again"
+        ) from e
+
+
+def csv_records(path: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and fields of every row of a CSV file whose first row names its columns.
+
+    Raises:
+      UserError: as `csv_rows`; or a row has more or fewer cells than there are columns.
+    """
+    rows = csv_rows(path)
+    _, columns = next(rows, (0, []))
+    for number, cells in rows:
+        if len(cells) != len(columns):
+            raise UserError(
+                f"{path}, line {number}: {len(cells)} cells for {len(columns)} columns; "
+                "download the file again"
+            )
+        yield number, dict(zip(columns, cells, strict=True))
 
 
 def json_records(path: str, drops: Drops) -> Iterator[tuple[int, dict[str, Any]]]:
