@@ -84,6 +84,7 @@ def matching(sources: Sequence[TaskSource], globs: Sequence[str]) -> list[TaskSo
 def task_facts(source: TaskSource, manifest: Manifest) -> TaskFacts:
     """What the split manifest says of a task."""
     row = manifest.row(source)
+    own = {name: getattr(row.protocol, name) for name in ("delimiter", "separator")}
     return TaskFacts(
         task=source.name,
         benchmark=source.benchmark,
@@ -93,6 +94,7 @@ def task_facts(source: TaskSource, manifest: Manifest) -> TaskFacts:
         trained=row.trained_by(configured(Mixture, name="").roles),
         metric=row.metric,
         shots=row.shots,
+        evaluation={name: value for name, value in own.items() if value is not None},
     )
 
 
@@ -143,7 +145,8 @@ def show_prompts(
         print(terminal.task_heading(own, colour))
         split = shown_split(source, own, settings)
         examples, left_out = first_per_prompt(source, split, settings.examples, settings.prompts)
-        for view in make.views(source, examples, shown_shots(own, settings)):
+        shots = shown_shots(own, settings)
+        for view in make.views(source, examples, shots, own.evaluation):
             print(terminal.prompt_text(view, make.sequence_length, colour))
         if not examples:
             print(f"  no example in split {split!r}\n")
@@ -190,10 +193,10 @@ def mixture_parts(
 ) -> composition.Composition | str:
     """The mixture's composition by its plan, else by its cache, else why there is none."""
     mixture, plan_dir = configured(Mixture), run.plan_dir("train")
-    if (plan_dir / PLAN_FILE).exists():
-        return composition.of_plan(Plan.load(plan_dir), mixture.name)
-    names = [s.name for s in mixtures.select(sources, mixture, manifest)]
     try:
+        if (plan_dir / PLAN_FILE).exists():
+            return composition.of_plan(Plan.load(plan_dir), mixture.name)
+        names = [s.name for s in mixtures.select(sources, mixture, manifest)]
         return composition.of_cache(run.cache_dir, names, mixture)
     except UserError as e:
         return f"no shares of the mixture {mixture.name!r}: {e}"
@@ -255,7 +258,8 @@ def write_page(
         try:
             split = shown_split(source, own, settings)
             examples, left_out = first_per_prompt(source, split, settings.examples, prompts)
-            views = list(make.views(source, examples, shown_shots(own, settings, evaluated)))
+            shots = shown_shots(own, settings, evaluated)
+            views = list(make.views(source, examples, shots, own.evaluation))
             problem = "" if views else f"no example in split {split}"
         except UserError as e:  # one damaged file must not hide all other tasks
             views, left_out, problem = [], 0, str(e)

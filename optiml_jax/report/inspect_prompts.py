@@ -6,7 +6,7 @@ cut up to be looked at. How a span looks is decided in `inspect_terminal.py` and
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class TaskFacts:
 
     Attributes:
       trained: whether the mixture's roles make it a training task.
+      evaluation: fields of PromptConfig that its evaluation has of its own.
     """
 
     task: str
@@ -43,6 +44,7 @@ class TaskFacts:
     trained: bool
     metric: str
     shots: tuple[int, ...]
+    evaluation: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,16 +100,28 @@ class Renderer:
     sequence_length: int
 
     def views(
-        self, source: TaskSource, examples: Sequence[Example], shots: Sequence[int | None]
+        self,
+        source: TaskSource,
+        examples: Sequence[Example],
+        shots: Sequence[int | None],
+        evaluation: Mapping[str, str] | None = None,
     ) -> Iterator[PromptView]:
-        """Every example with each number of demonstrations; None: the prompt of training."""
+        """Every example with each number of demonstrations.
+
+        Args:
+          source: the task.
+          examples: of the task.
+          shots: of evaluation prompts; None: the prompt of training.
+          evaluation: see `TaskFacts`.
+        """
         training = training_pool(source, self.config) if None in shots else ()
-        evaluation = source.demonstrations() if any(shots) else ()
+        others = source.demonstrations() if any(shots) else ()
+        asked = dataclasses.replace(self.config.for_evaluation(), **(evaluation or {}))
         for example, k in itertools.product(examples, shots):
             if k is None:
                 config, pool, wanted = self.config, training, draw_shots(example, self.config)
             else:
-                config, pool, wanted = self.config.for_evaluation(), evaluation, k
+                config, pool, wanted = asked, others, k
             chosen = select_demonstrations(example, pool, wanted, config) if wanted else []
             yield self._view(example, k, chosen, source.instruction_level, config)
 

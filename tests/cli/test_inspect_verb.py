@@ -84,6 +84,15 @@ def test_mistakes_name_the_way_out(files, capsys, settings, expected):
     assert expected in capsys.readouterr().err
 
 
+def test_a_mixture_that_cannot_be_made_does_not_hide_the_tasks(files, capsys):
+    gin.clear_config()
+    arguments = [f"--gin_file={files}/tiny.gin", "--gin.Mixture.tasks=nothing/*"]
+    assert main(["inspect", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "demo_superni" in out
+    assert "no task matches 'nothing/*'" in out
+
+
 def test_overview_before_and_after_preparing(files, planned, capsys):
     inspect(files)
     assert "run `optiml prepare`" in capsys.readouterr().out

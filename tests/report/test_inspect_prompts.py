@@ -112,6 +112,14 @@ def test_suffix_loss_starts_at_the_first_demonstrations_answer():
     assert not any(s.loss for s in evaluated.spans)  # evaluation knows no loss
 
 
+def test_an_evaluation_may_have_a_delimiter_of_its_own():
+    examples = [example(0), example(1)]
+    make = renderer(delimiter="\nA:")
+    views = make.views(source(examples), examples[:1], [None, 1], {"delimiter": "\nAnswer:"})
+    trained, evaluated = ([s.text for s in v.spans if s.kind == "delimiter"] for v in views)
+    assert (trained, evaluated) == (["\nA:"], ["\nAnswer:"])
+
+
 def test_options_that_are_listed_anew_are_found():
     (view,) = renderer(option_format="letters").views(source([example(0)]), [example(0)], [None])
     assert "A. yes\nB. no" in joined(view.spans, "options")
