@@ -5,6 +5,7 @@ Options: --size (125m), --layers (cuts the model), --batch, --length, --new (tok
 """
 
 import argparse
+import dataclasses
 import pathlib
 import statistics
 import sys
@@ -20,9 +21,10 @@ from flax import nnx
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+from optiml_jax.evaluate.batching import Engine
+from optiml_jax.evaluate.decoding import Prompt, generate
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.config import OPTConfig, model_config
-from optiml_jax.model.kv_cache import KVCache
 from optiml_jax.model.opt import init_params
 
 
@@ -46,29 +48,11 @@ def jax_gradient(config: OPTConfig, graphdef, params, tokens: np.ndarray) -> Cal
 def jax_generate(
     config: OPTConfig, graphdef, params, tokens: np.ndarray, new: int
 ) -> Callable[[], None]:
-    """Greedy decoding of `new` tokens, all rows to the end."""
-    rows, length = tokens.shape
-    ones = jnp.ones((rows, length), jnp.int32)
-
-    @jax.jit
-    def generate(params):
-        model = nnx.merge(graphdef, params)
-
-        def step(carry, position):
-            tokens, cache = carry
-            at = jnp.broadcast_to(position, tokens.shape)
-            hidden, cache = model.hidden(tokens, at, DocumentMask(jnp.ones_like(tokens)), cache)
-            best = jnp.argmax(model.unembed(hidden[:, -1:]), axis=-1).astype(jnp.int32)
-            return (best, cache), best[:, 0]
-
-        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-        cache = KVCache.empty(config, rows, length + new)
-        hidden, cache = model.hidden(tokens, positions, DocumentMask(ones), cache)
-        first = jnp.argmax(model.unembed(hidden[:, -1:]), axis=-1).astype(jnp.int32)
-        _, rest = jax.lax.scan(step, (first, cache), length + jnp.arange(new - 1))
-        return first, rest
-
-    return lambda: jax.block_until_ready(generate(params))
+    """Greedy decoding of `new` tokens, all rows to the end, as evaluation does it."""
+    config = dataclasses.replace(config, eos_id=-1)  # is never said
+    engine = Engine(graphdef, params, config, bos_id=int(tokens[0, 0]))
+    prompts = [Prompt(row[1:].tolist(), new) for row in tokens]
+    return lambda: generate(engine, prompts)
 
 
 def torch_model(config: OPTConfig) -> transformers.OPTForCausalLM:
@@ -142,6 +126,7 @@ def main() -> None:
         jax_gradient(config, graphdef, params, tokens),
         torch_gradient(model, tokens),
     )
+    tokens[:, 0] = config.bos_id
     prompt = tokens[:, :64]
     compare(
         f"greedy decoding of {options.new} tokens after 64",
