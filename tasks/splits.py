@@ -36,7 +36,7 @@ DEFAULT_MANIFEST = pathlib.Path(__file__).parent / "data" / "split_manifest.yaml
 
 logger = logging.getLogger(__name__)
 
-_SELECTORS = ("tasks", "upstream_split", "strict_heldout")
+_SELECTORS = ("tasks", "upstream_split", "only_with")
 _FIELDS = (
     *("level", "role", "metric", "options", "category", "aggregate_as", "shots", "instances"),
     *("prompts", "dataset", "src", "why"),
@@ -47,11 +47,16 @@ _PROTOCOL = tuple(field.name for field in dataclasses.fields(Protocol))
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class SplitConfig:
-    """Attributes:
-    strict_heldout: leaves out the training sets that the paper kept although they show a category
-      that is fully held out (e-SNLI and WinoWhy among the reasoning sets).
+    """Which optional rows of the manifest hold.
+
+    Attributes:
+      unique_tasks: trains on a task of CrossFit and T5 only if no other collection has it, as the
+        paper does (section 2.1); for who has all collections.
+      strict_heldout: leaves out the training sets that the paper kept although they show a category
+        that is fully held out (e-SNLI and WinoWhy among the reasoning sets).
     """
 
+    unique_tasks: bool = False
     strict_heldout: bool = False
 
 
@@ -119,7 +124,7 @@ class _Rule:
     patterns: tuple[str, ...]
     expression: re.Pattern[str]
     upstream_split: str | None
-    strict: bool
+    only_with: str | None
     fields: dict[str, Any]
 
     def matches(self, task: str, upstream_split: str | None) -> bool:
@@ -155,8 +160,8 @@ class Manifest:
         if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
             raise UserError(f"split manifest has no list of rows: {path}")
         rules = [_parse_row(r, f"{path}, row {i}") for i, r in enumerate(content["rows"], 1)]
-        strict = SplitConfig().strict_heldout
-        return cls(path, [rule for rule in rules if strict or not rule.strict])
+        config = SplitConfig()
+        return cls(path, [r for r in rules if r.only_with is None or getattr(config, r.only_with)])
 
     def lookup(self, task: str, upstream_split: str | None) -> Row:
         """The merged row of a task.
@@ -263,6 +268,7 @@ def _parse_row(row: Any, where: str) -> _Rule:
     unknown = [k for k in row if k not in known]
     if unknown:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    _check_known(row, "only_with", [f.name for f in dataclasses.fields(SplitConfig)], where)
     if row.get("src") not in ("paper", "inferred"):
         raise UserError(f"{where}: src must be paper or inferred, not {row.get('src')!r}")
     globs = row["tasks"] if isinstance(row["tasks"], list) else [row["tasks"]]
@@ -272,7 +278,7 @@ def _parse_row(row: Any, where: str) -> _Rule:
         patterns=tuple(patterns),
         expression=re.compile("|".join(f"(?:{fnmatch.translate(p)})" for p in patterns)),
         upstream_split=row.get("upstream_split"),
-        strict=bool(row.get("strict_heldout")),
+        only_with=row.get("only_with"),
         fields=_parse_fields(row, where),
     )
 
