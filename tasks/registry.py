@@ -17,6 +17,7 @@ from tasks import (
     dialogue,
     exmix,
     flan,
+    opt_suite,
     pretraining,
     promptsource,
     reasoning,
@@ -39,8 +40,12 @@ COLLECTIONS = {
     "t5": t5,
     "unifiedskg": unifiedskg,
 }
+# Evaluation suites: no mixture trains on them.
+SUITES = {
+    "opt14": opt_suite,
+}
 # The demo bench (tasks/demo) has every collection once more, with content of its own.
-BENCHMARKS = COLLECTIONS | {f"demo_{name}": reader for name, reader in COLLECTIONS.items()}
+BENCHMARKS = COLLECTIONS | SUITES | {f"demo_{name}": reader for name, reader in COLLECTIONS.items()}
 
 
 def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource]:

@@ -10,7 +10,7 @@ import seqio
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.prompts import PromptConfig
 from tasks.mixtures import register_mixture, select
-from tasks.registry import BENCHMARKS, find_sources, register
+from tasks.registry import COLLECTIONS, find_sources, register
 from tasks.splits import Manifest
 
 FOLDERS = {"superni": "super_natural_instructions"}  # of the real data, where not the benchmark's
@@ -53,7 +53,7 @@ def test_two_thousand_tasks_are_registered_in_five_seconds_unopened(tmp_path, wr
 
 
 def test_registering_the_real_data_opens_templates_and_lists_only(real_data, opened):
-    folders = {b: real_data / FOLDERS.get(b, b) for b in BENCHMARKS}
+    folders = {b: real_data / FOLDERS.get(b, b) for b in COLLECTIONS}
     data = {b: str(folder) for b, folder in folders.items() if folder.is_dir()}
     sources = register_all(data)
     assert {s.benchmark for s in sources} == set(data)
