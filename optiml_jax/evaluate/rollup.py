@@ -203,6 +203,40 @@ def difference(a: Rollup, b: Rollup) -> Rollup:
     return _assemble(a.run, leaves, holes, metrics, a.summaries, failures)
 
 
+def regroup(
+    tree: Rollup,
+    place: Callable[[Key], tuple[str, str] | None],
+    holes: Mapping[Key, str] | None = None,
+) -> Rollup:
+    """The same instances under other columns.
+
+    Args:
+      place: cell of a sub-task -> its (level, column); None leaves it out.
+      holes: more that is missing: sub-task in its new place -> reason.
+    """
+
+    def moved(key: Key) -> Key | None:
+        return (to := place(key)) and dataclasses.replace(key, level=to[0], category=to[1])
+
+    leaves = [dataclasses.replace(leaf, key=k) for leaf in tree.leaves if (k := moved(leaf.key))]
+    missing = {
+        k: "; ".join(cell.missing)
+        for key, cell in tree.cells.items()
+        if len(key.path) == 5 and key.shots != MEAN and cell.missing and (k := moved(key))
+    }
+    missing |= holes or {}
+    return _assemble(tree.run, leaves, missing, {}, tree.summaries, tree.failures)
+
+
+def from_columns(values: Mapping[Key, float]) -> Rollup:
+    """What the rule makes of the numbers of (level, category, shots) cells, printed ones say."""
+    columns = {key: Cell(value, None) for key, value in values.items()}
+    cells = columns | _upwards(columns, 1)
+    _combine(cells)
+    shots = tuple(sorted({key.shots for key in values}))
+    return Rollup({}, shots, (), cells, {}, _selection(cells), {}, {})
+
+
 def _instances(leaves: Iterable[Leaf]) -> collections.Counter:
     counts: collections.Counter = collections.Counter()
     for leaf in leaves:
@@ -315,16 +349,21 @@ def _tree(leaves: Sequence[Leaf], holes: Mapping[Key, str]) -> dict[Key, Cell]:
     step = {key: _mean(members) for key, members in prompts.items()}
     cells |= step
     for depth in (4, 3, 2, 1):
-        groups: dict[Key, list[Key]] = collections.defaultdict(list)
-        for key in step:
-            groups[key.up(depth)].append(key)
-        step = {
-            key: _mean([step[m] for m in members], tuple(members) if depth == 1 else ())
-            for key, members in groups.items()
-        }
+        step = _upwards(step, depth)
         cells |= step
     _combine(cells)
     return cells
+
+
+def _upwards(cells: Mapping[Key, Cell], depth: int) -> dict[Key, Cell]:
+    """The means of the cells that share their first `depth` names."""
+    groups: dict[Key, list[Key]] = collections.defaultdict(list)
+    for key in cells:
+        groups[key.up(depth)].append(key)
+    return {
+        key: _mean([cells[m] for m in members], tuple(members) if depth == 1 else ())
+        for key, members in groups.items()
+    }
 
 
 def _combine(cells: dict[Key, Cell]) -> None:

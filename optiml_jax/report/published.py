@@ -1,0 +1,183 @@
+"""Printed results of a paper: which numbers stand in which table, and what their columns are.
+
+The facts are in a YAML file whose first lines describe it; here they are read and checked. How they
+are laid out beside an evaluation is in `paper_tables.py`.
+"""
+
+import dataclasses
+import fnmatch
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from optiml_jax.errors import UserError
+from optiml_jax.evaluate.rollup import Key, Rollup, from_columns
+
+_TABLE = ("table", "title", "roles", "shots", "columns", "rows", "average", "selection", "note")
+_COLUMN = ("name", "level", "category", "benchmark", "tasks", "number", "shots")
+_ROW = ("model", "setting", "cells", "average")
+_NOT_PRINTED = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """An evaluation task of the split manifest; `task` is a glob where the manifest has one.
+
+    Attributes:
+      prompts: how many it should have; None: not said.
+    """
+
+    task: str
+    category: str
+    level: str
+    role: tuple[str, ...]
+    shots: tuple[int, ...]
+    aggregate_as: str | None = None
+    prompts: int | None = None
+
+    @property
+    def benchmark(self) -> str:
+        return self.task.split("/", 1)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column: the mean of the evaluation tasks that its fields choose.
+
+    Attributes:
+      place: (level, name), by which cells of it are found in a `Rollup`.
+      shots: those that the table prints for it.
+      number: how many tasks there are, where globs do not tell.
+    """
+
+    name: str
+    place: tuple[str, str]
+    shots: tuple[int, ...]
+    level: str | None = None
+    category: str | None = None
+    benchmark: str | None = None
+    tasks: str = "*"
+    number: int | None = None
+
+    def chooses(self, wanted: Wanted) -> bool:
+        fields = ("level", "category", "benchmark")
+        asked = {name: value for name in fields if (value := getattr(self, name))}
+        fits = all(getattr(wanted, name) == value for name, value in asked.items())
+        return fits and fnmatch.fnmatchcase(wanted.task, self.tasks)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedRow:
+    """One model: its printed numbers, and its printed average per number of shots."""
+
+    name: str
+    values: Mapping[Key, float]
+    average: Mapping[int, float]
+
+    def rolled_up(self) -> Rollup:
+        """Averages and selection scores of the printed cells, by the project's own rule."""
+        return from_columns(self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedTable:
+    """One printed table; see the top of the YAML file."""
+
+    number: int
+    title: str
+    roles: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[PublishedRow, ...]
+    averaged: bool
+    selection: bool
+    note: str
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        return tuple(sorted({k for column in self.columns for k in column.shots}))
+
+
+def load(path: str | pathlib.Path) -> list[PublishedTable]:
+    """Reads and checks a file of published results.
+
+    Raises:
+      UserError: it is damaged: the message names file, table and row.
+    """
+    try:
+        content = yaml.safe_load(pathlib.Path(path).read_text("utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read the published results {path}: {e}") from e
+    if not isinstance(content, dict) or not isinstance(content.get("tables"), list):
+        raise UserError(f"{path} has no list of tables")
+    return [_table(value, f"{path}, table {i}") for i, value in enumerate(content["tables"], 1)]
+
+
+def _table(value: Any, where: str) -> PublishedTable:
+    _check(value, _TABLE, ("table", "title", "roles", "shots", "columns", "rows"), where)
+    where = f"{where} ({value['table']})"
+    drafts = []
+    for i, column in enumerate(value["columns"], 1):
+        _check(column, _COLUMN, ("name",), f"{where}, column {i}")
+        place = (column.get("level", f"table {value['table']}"), column["name"])
+        own = {"place": place, "shots": tuple(column.get("shots", value["shots"]))}
+        drafts.append(Column(**(column | own)))
+    if len({c.place for c in drafts}) < len(drafts):
+        raise UserError(f"{where}: two columns of one level have the same name")
+    rows = tuple(
+        _row(row, drafts, value["shots"], f"{where}, row {i}")
+        for i, row in enumerate(value["rows"], 1)
+    )
+    printed = {key for row in rows for key in row.values}
+    columns = tuple(
+        dataclasses.replace(c, shots=tuple(k for k in c.shots if Key(k, *c.place) in printed))
+        for c in drafts
+    )
+    return PublishedTable(
+        number=value["table"],
+        title=value["title"],
+        roles=tuple(value["roles"]),
+        columns=columns,
+        rows=rows,
+        averaged=value.get("average") == "columns",
+        selection=bool(value.get("selection")),
+        note=value.get("note", ""),
+    )
+
+
+def _row(value: Any, columns: Sequence[Column], shots: Sequence[int], where: str) -> PublishedRow:
+    _check(value, _ROW, ("model", "cells"), where)
+    if len(value["cells"]) != len(columns):
+        raise UserError(f"{where}: {len(value['cells'])} cells for {len(columns)} columns")
+    values = {
+        Key(k, *column.place): number
+        for column, cell in zip(columns, value["cells"], strict=True)
+        for k, number in _numbers(cell, column.shots, f"{where}, {column.name}").items()
+    }
+    name = ", ".join(filter(None, (value["model"], value.get("setting"))))
+    return PublishedRow(name, values, _numbers(value.get("average"), shots, f"{where}, average"))
+
+
+def _numbers(cell: Any, shots: Sequence[int], where: str) -> dict[int, float]:
+    """`61.4/62.0` by number of shots, without what is not printed."""
+    if cell is None:
+        return {}
+    parts = str(cell).split("/")
+    if len(parts) != len(shots):
+        raise UserError(f"{where}: {cell!r} has {len(parts)} parts for shots {list(shots)}")
+    wrong = [p for p in parts if p != _NOT_PRINTED and not re.fullmatch(r"\d+(\.\d+)?", p)]
+    if wrong:
+        raise UserError(f"{where}: {wrong[0]!r} in {cell!r} is no number")
+    return {k: float(p) for k, p in zip(shots, parts, strict=True) if p != _NOT_PRINTED}
+
+
+def _check(value: Any, known: Sequence[str], needed: Sequence[str], where: str) -> None:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: a mapping was expected, not {value!r}")
+    unknown = [key for key in value if key not in known]
+    missing = [key for key in needed if key not in value]
+    if unknown or missing:
+        what = f"unknown key {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
+        raise UserError(f"{where}: {what}; known: {', '.join(known)}")
