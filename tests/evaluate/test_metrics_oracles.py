@@ -43,7 +43,7 @@ def test_published_accuracies_of_codex_on_bbh(real_data):
 
 
 def test_best_constant_answers_to_bbh(real_data):
-    """30.4 on average over the 27 tasks; 3 of them, navigate, snarks, word_sorting, are not here."""
+    """30.4 on average over the 27 tasks; three of them are not in the data at hand."""
     scores = {"navigate": 58.0, "snarks": 53.9, "word_sorting": 0.4}
     for file in (real_data / "bbh").glob("*.json"):
         rows = json.loads(file.read_text("utf-8"))["examples"]
