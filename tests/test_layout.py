@@ -94,6 +94,7 @@ def test_the_library_knows_no_benchmark():
 def test_tasks_use_only_the_data_contract_and_the_metrics():
     allowed = (
         "optiml_jax.data",
+        "optiml_jax.evaluate.answers",
         "optiml_jax.evaluate.metrics",
         "optiml_jax.evaluate.protocol",
         "optiml_jax.errors",
