@@ -13,17 +13,23 @@ from optiml_jax.data.preprocessors import seqio_task
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
 from tasks import (
+    bbh,
     crossfit,
     dialogue,
     exmix,
     flan,
+    mgsm,
+    mmlu,
     opt_suite,
     pretraining,
     promptsource,
+    raft,
     reasoning,
     super_natural_instructions,
     t5,
+    tydiqa,
     unifiedskg,
+    word_problems,
 )
 from tasks.splits import Manifest
 
@@ -42,7 +48,17 @@ COLLECTIONS = {
 }
 # Evaluation suites: no mixture trains on them.
 SUITES = {
+    "bbh": bbh,
+    "bbh_cot": bbh,
+    "bbh_cot_sc": bbh,
+    "mgsm": mgsm,
+    "mgsm_sc": mgsm,
+    "mmlu": mmlu,
     "opt14": opt_suite,
+    "raft": raft,
+    "tydiqa_goldp": tydiqa,
+    "word_problems": word_problems,
+    "word_problems_sc": word_problems,
 }
 # The demo bench (tasks/demo) has every collection once more, with content of its own.
 BENCHMARKS = COLLECTIONS | SUITES | {f"demo_{name}": reader for name, reader in COLLECTIONS.items()}

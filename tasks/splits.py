@@ -54,10 +54,12 @@ class SplitConfig:
         paper does (section 2.1); for who has all collections.
       strict_heldout: leaves out the training sets that the paper kept although they show a category
         that is fully held out (e-SNLI and WinoWhy among the reasoning sets).
+      bbh_23: BIG-Bench Hard is the mean of 23 tasks, not of 27 files.
     """
 
     unique_tasks: bool = False
     strict_heldout: bool = False
+    bbh_23: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -185,7 +185,7 @@ def test_the_rows_of_tables_9_to_14_are_there_at_their_levels(rows):
     five = (0, 5)
     assert shots == {"opt14": (0, 32), "promptsource": five, "flan": five, "unifiedskg": five}
     assert found["flan/wsc"].shots == (0,)
-    assert MANIFEST.lookup("eval/bbh", None).shots == (3,)
+    assert MANIFEST.lookup("bbh/snarks", None).shots == (3,)
     assert MANIFEST.lookup("eval/raft", None).role == ("test_max",)
     assert MANIFEST.lookup("eval/mmlu", None).role == ("dev", "test_max")
 
