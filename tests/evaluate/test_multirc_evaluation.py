@@ -4,6 +4,7 @@ import collections
 
 import toy_evaluation as toy
 
+from optiml_jax.evaluate.instances import subsample
 from optiml_jax.evaluate.records import RunFolder
 from optiml_jax.evaluate.rollup import Key, rollup
 
@@ -21,6 +22,13 @@ def judgement(task, i, split="test"):
         options=("False", "True"),
         meta={"cluster": f"paragraph 1, question {i // 4}"},
     )
+
+
+def test_a_subsample_takes_whole_questions():
+    examples = [judgement("b/multirc", i) for i in range(80)]
+    kept = collections.Counter((e.prompt_id, e.meta["cluster"]) for e in subsample(examples, 20, 0))
+    assert len(kept) == 10
+    assert set(kept.values()) == {2}
 
 
 def test_tables_average_over_questions_with_every_answer_judged_well(tmp_path):
