@@ -290,9 +290,10 @@ def multirc(targets: Sequence[CandidateRow], scores: Sequence[float]) -> Mapping
 
 
 def _f1(right: Sequence[bool], chosen: Sequence[bool]) -> float:
-    """F1 of a binary decision; 0 where nothing is right and nothing chosen."""
+    """F1 of a binary decision; 1 where nothing is right and nothing chosen."""
     both = sum(r and c for r, c in zip(right, chosen, strict=True))
-    return 2 * both / max(1, sum(right) + sum(chosen))
+    either = sum(right) + sum(chosen)
+    return 2 * both / either if either else 1.0
 
 
 def first_maximum(scores: Sequence[float]) -> tuple[int, bool]:

@@ -152,7 +152,7 @@ def test_multirc_equals_scikit_learn_and_t5_whatever_the_order_of_rows_and_candi
         [{"value": v} for v in right], [{"value": v} for v in said]
     )
     columns = [np.array(q).T for q in questions]
-    per_question = [sklearn.metrics.f1_score(*pair, zero_division=0) for pair in columns]
+    per_question = [sklearn.metrics.f1_score(*pair, zero_division=1) for pair in columns]
     assert value("multirc", "f1a", rows, scores) == pytest.approx(f1a)
     assert list(t5_f1a.values()) == [pytest.approx(f1a)]
     assert value("multirc", "f1m", rows, scores) == pytest.approx(100 * np.mean(per_question))
