@@ -186,8 +186,9 @@ def test_the_rows_of_tables_9_to_14_are_there_at_their_levels(rows):
     assert shots == {"opt14": (0, 32), "promptsource": five, "flan": five, "unifiedskg": five}
     assert found["flan/wsc"].shots == (0,)
     assert MANIFEST.lookup("bbh/snarks", None).shots == (3,)
-    assert MANIFEST.lookup("eval/raft", None).role == ("test_max",)
-    assert MANIFEST.lookup("eval/mmlu", None).role == ("dev", "test_max")
+    assert MANIFEST.lookup("raft/overruling", None).role == ("test_max",)
+    assert MANIFEST.lookup("mmlu/virology", None).role == ("test_max",)
+    assert MANIFEST.lookup("mmlu/val/virology", None).role == ("dev",)
 
 
 def test_the_numbers_of_prompts_are_those_of_upstreams_templates(rows, real_data):
