@@ -20,7 +20,7 @@ from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.instructions import instructions
 from tasks.splits import Manifest
-from tasks.text_files import RecordFilter, data_folder, tsv_rows
+from tasks.text_files import RecordFilter, data_folder, demonstration_pool, tsv_rows
 
 UPSTREAM = "https://github.com/INK-USC/CrossFit"
 FACTS_FILE = pathlib.Path(__file__).parent / "data" / "crossfit.tsv"
@@ -200,7 +200,7 @@ class CrossFitTask:
             )
 
     def demonstrations(self) -> list[Example]:
-        return list(self.read("train", Drops()))
+        return demonstration_pool(self.read("train", Drops()))
 
     def _options(
         self, fields: dict[str, Any], labels: tuple[str, ...] | None, drops: Drops

@@ -21,11 +21,10 @@ from tasks import taxonomy
 from tasks.instructions import instructions, read_mapping
 from tasks.rows import Row, Split, SplitFiles, find_splits
 from tasks.splits import Manifest
-from tasks.text_files import RecordFilter, data_folder, json_items, tsv_rows
+from tasks.text_files import RecordFilter, data_folder, demonstration_pool, json_items, tsv_rows
 
 FACTS_FILE = pathlib.Path(__file__).parent / "data" / "exmix.yaml"
 READER_VERSION = 1  # raise it when the same rows give other Examples: caches are then redone
-NUM_DEMONSTRATIONS = 1000
 SPLITS = {split: split for split in ("train", "validation", "test")}
 
 _KINDS = {  # key of a task's description -> its type
@@ -229,7 +228,7 @@ class ExMixTask:
     def demonstrations(self) -> list[Example]:
         if "train" not in self.parts:
             return []
-        return list(itertools.islice(self.read("train", Drops()), NUM_DEMONSTRATIONS))
+        return demonstration_pool(self.read("train", Drops()))
 
     def _rows(self, split: str, drops: Drops) -> Iterator[tuple[str, Row]]:
         """Answer and row, by turns from each answer and each of its files, while all have rows."""

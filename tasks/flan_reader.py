@@ -16,11 +16,10 @@ from tasks.flan_fields import UnusableError
 from tasks.flan_templates import OPTION_SLOTS, Template, fill
 from tasks.pooling import pooled
 from tasks.rows import Split
-from tasks.text_files import RecordFilter, clean, hashed_id
+from tasks.text_files import RecordFilter, clean, demonstration_pool, hashed_id
 
 READER_VERSION = 1  # raise it when the same files give other Examples: caches are then redone
 NUM_VALIDATION = 250  # items of the pool; OPT-IML paper, section 4.1
-NUM_DEMONSTRATIONS = 1000
 
 _ID_FIELDS = ("id", "idx", "uid", "gem_id", "question_id", "query_id")
 
@@ -104,7 +103,7 @@ class FlanTask:
         """The first Examples of "train", each row with the templates that were drawn for it."""
         if "train" not in self.parts:
             return []
-        return list(itertools.islice(self.read("train", Drops()), NUM_DEMONSTRATIONS))
+        return demonstration_pool(self.read("train", Drops()))
 
     def _draws(self, part: str) -> Iterator[tuple[str, dict[str, Any], Sequence[int]]]:
         """Of each row of a part its split, the row, and the templates it is shown with."""

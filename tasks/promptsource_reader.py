@@ -26,10 +26,10 @@ from tasks.promptsource_templates import (
     read_templates,
 )
 from tasks.rows import Split
+from tasks.text_files import demonstration_pool
 
 READER_VERSION = 1  # raise it when the same files give other Examples: caches are then redone
 NUM_VALIDATION = 250  # items of the pool; OPT-IML paper, section 4.1
-NUM_DEMONSTRATIONS = 1000
 MAX_REFERENCES = 32
 MAX_REMEMBERED = 1_000_000  # training texts of a task, to find duplicates
 
@@ -130,7 +130,7 @@ class TemplateTask:
         """The first Examples of "train", each row with the prompts that were drawn for it."""
         if "train" not in self.parts:
             return []
-        return list(itertools.islice(self.read("train", Drops()), NUM_DEMONSTRATIONS))
+        return demonstration_pool(self.read("train", Drops()))
 
     def _draws(
         self, split: str, num_prompts: int

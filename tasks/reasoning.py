@@ -24,12 +24,11 @@ from tasks import taxonomy
 from tasks.instructions import instructions
 from tasks.reasoning_releases import RELEASES, Files, Record
 from tasks.splits import Manifest
-from tasks.text_files import RecordFilter, data_folder, tsv_rows
+from tasks.text_files import RecordFilter, data_folder, demonstration_pool, tsv_rows
 
 UPSTREAM = "https://github.com/google-research/FLAN (flan/v2/cot_data)"
 READER_VERSION = 2  # raise it when the same file gives other Examples: caches are then redone
 NUM_TEST = 250  # items of a validation task (paper, section 4.1)
-NUM_DEMONSTRATIONS = 1000
 
 _SUFFIX = "_train.tsv"
 _OPTIONS = "\nOptions:\n"
@@ -176,7 +175,7 @@ class ReasoningSet:
     def demonstrations(self) -> list[Example]:
         if "train" not in self.parts:
             return []
-        return list(itertools.islice(self.read("train", Drops()), NUM_DEMONSTRATIONS))
+        return demonstration_pool(self.read("train", Drops()))
 
 
 def _records(form: str, files: Files, drops: Drops) -> Iterator[Record]:

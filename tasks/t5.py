@@ -28,11 +28,10 @@ from tasks import taxonomy
 from tasks.instructions import instructions, read_mapping
 from tasks.rows import Row, Split, find_splits
 from tasks.splits import Manifest
-from tasks.text_files import RecordFilter, data_folder
+from tasks.text_files import RecordFilter, data_folder, demonstration_pool
 
 FACTS_FILE = pathlib.Path(__file__).parent / "data" / "t5.yaml"
 READER_VERSION = 1  # raise it when the same rows give other Examples: caches are then redone
-NUM_DEMONSTRATIONS = 1000
 _BATCH = 256
 SPLITS = {split: split for split in ("train", "validation", "test")}
 
@@ -197,7 +196,7 @@ class T5Task:
     def demonstrations(self) -> list[Example]:
         if "train" not in self.parts:
             return []
-        return list(itertools.islice(self.read("train", Drops()), NUM_DEMONSTRATIONS))
+        return demonstration_pool(self.read("train", Drops()))
 
     def _rows(self, split: str, drops: Drops) -> Iterator[Row]:
         """The fields that upstream reads, of the rows that are whole and have a label."""

@@ -7,20 +7,22 @@ that is empty, damaged or repeated is dropped and counted.
 
 import csv
 import hashlib
+import itertools
 import json
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
-from optiml_jax.data.example import Drops
+from optiml_jax.data.example import Drops, Example
 from optiml_jax.errors import UserError
 
 MAX_LINE_BYTES = 1 << 31  # metaseq's limit (metaseq/data/jsonl_dataset.py)
 # NUL, the replacement character of broken encodings, and lone surrogates, which UTF-8 cannot hold.
 BAD_CHARACTERS = re.compile("[\x00\ufffd\ud800-\udfff]")
+NUM_DEMONSTRATIONS = 1000
 _CHUNK = 1 << 20
 _SHOWN = 5  # malformed lines of a file that are named in the log
 
@@ -79,6 +81,11 @@ def hashed_id(*fields: str) -> str:
     return hashlib.sha256("\0".join(fields).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def demonstration_pool(examples: Iterable[Example]) -> list[Example]:
+    """The first `NUM_DEMONSTRATIONS` of a training split: nobody shows more, whatever its size."""
+    return list(itertools.islice(examples, NUM_DEMONSTRATIONS))
+
+
 def tsv_rows(path: str, columns: Container[int], drops: Drops) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of every row whose number of cells is in `columns`.
 
@@ -119,9 +126,7 @@ def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
     except FileNotFoundError as e:
         raise UserError(f"data file not found: {path}") from e
     except (csv.Error, UnicodeDecodeError) as e:
-        raise UserError(
-            f"{path} is damaged after line {number} ({e}); download it again"
-        ) from e
+        raise UserError(f"{path} is damaged after line {number} ({e}); download it again") from e
 
 
 def csv_records(path: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -16,7 +16,7 @@ from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_nam
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.splits import Manifest
-from tasks.text_files import RecordFilter, data_folder, json_items
+from tasks.text_files import RecordFilter, data_folder, demonstration_pool, json_items
 from tasks.unifiedskg_releases import Record, dart_records, spider_records, wikitq_records
 
 READER_VERSION = 1  # raise it when the same file gives other Examples: caches are then redone
@@ -181,7 +181,7 @@ class SkgTask:
         """The training records; those of "validation", which is not scored, if there are none."""
         for split in ("train", "validation"):
             if split in self.files:
-                return list(self.read(split, Drops()))
+                return demonstration_pool(self.read(split, Drops()))
         return []
 
     def _records(self, path: str, split: str, drops: Drops) -> Iterator[Record]:

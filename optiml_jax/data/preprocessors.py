@@ -27,6 +27,9 @@ from optiml_jax.data.prompts import (
 )
 from optiml_jax.data.vocabulary import encode_batch
 
+# TensorFlow would take the whole memory of a GPU that JAX wants.
+tf.config.set_visible_devices([], "GPU")
+
 PASSTHROUGH = ("task", "example_id", "prompt_id", "references", "options")
 # Feature -> dtype of a record: source ids, target ids with the final `</s>`, and strings.
 ENCODED_FEATURES = {"inputs": "int32", "targets": "int32", **dict.fromkeys(PASSTHROUGH, "string")}
