@@ -82,6 +82,7 @@ def evaluation_task(
     asked = any(fnmatch.fnmatchcase(source.name, pattern) for pattern in settings.tasks)
     if not asked or {*settings.roles}.isdisjoint(row.role):
         return None
+    tested = any(role.startswith("test") for role in row.role)
     info = TaskInfo(
         task=source.name,
         benchmark=source.benchmark,
@@ -91,11 +92,11 @@ def evaluation_task(
         aggregate_as=row.aggregate_as,
         protocol=row.protocol,
         shots=tuple(k for k in settings.shots if k in row.shots),
+        prompts="crossed" if tested else "pooled",
     )
     registered = register(
         source, vocabulary, PromptConfig(), metric_fns=METRIC_FNS[row.metric], shots=0
     )
-    tested = any(role.startswith("test") for role in row.role)
     return EvalTask(
         info=info,
         examples=functools.partial(read_test_split, source, None if tested else NUM_DEV),

@@ -36,3 +36,5 @@ def test_validation_tasks_are_scored_on_250_pairs_and_tests_on_all(role, scored)
     examples = task.examples()
     assert len(examples) == len({e.example_id for e in examples}) == scored
     assert examples == task.examples()
+    # Section 4.1: validation pools the pairs, tests are averaged per prompt (tables 10 and 11).
+    assert task.info.prompts == ("crossed" if scored == 400 else "pooled")
