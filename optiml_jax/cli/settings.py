@@ -106,12 +106,25 @@ class Evaluate:
 @dataclasses.dataclass(frozen=True)
 class Report:
     """Attributes:
-    runs: evaluation folders to print side by side; empty means all of this run, oldest first.
-    output: folder for report.md and report.csv; None means <run_dir>/report.
+    runs: evaluation folders, or globs of such, to print side by side; empty means all of this run,
+      oldest first. The first is what the others are compared with.
+    names: of `runs`, in their order; empty: the parts of the paths in which they differ.
+    axis: what the lines of the page are drawn over, e.g. "training tasks".
+    positions: where on it each of the runs is; empty: their training steps.
+    replicates: of the bootstrap.
+    output: folder of the report's files; None means <run_dir>/report.
     """
 
     runs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    axis: str = "training step"
+    positions: tuple[float, ...] = ()
+    replicates: int = 10_000
     output: str | None = None
+
+    def __post_init__(self):
+        if isinstance(self.runs, str):  # one folder, not a sequence of letters
+            object.__setattr__(self, "runs", (self.runs,))
 
 
 @gin.configurable

@@ -130,6 +130,12 @@ def _table(value: Any, where: str) -> PublishedTable:
         _row(row, drafts, value["shots"], f"{where}, row {i}")
         for i, row in enumerate(value["rows"], 1)
     )
+    models = {row["model"] for row in value["rows"]}
+    title = value["title"]
+    if len(models) == 1 < len(rows):  # said once
+        (model,) = models
+        rows = tuple(dataclasses.replace(r, name=r.name.removeprefix(f"{model}, ")) for r in rows)
+        title = f"{title}, {model}"
     printed = {key for row in rows for key in row.values}
     columns = tuple(
         dataclasses.replace(c, shots=tuple(k for k in c.shots if Key(k, *c.place) in printed))
@@ -137,7 +143,7 @@ def _table(value: Any, where: str) -> PublishedTable:
     )
     return PublishedTable(
         number=value["table"],
-        title=value["title"],
+        title=title,
         roles=tuple(value["roles"]),
         columns=columns,
         rows=rows,

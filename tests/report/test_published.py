@@ -46,23 +46,23 @@ def test_tables_without_a_printed_average_have_none(tables):
 
 
 def test_the_averages_take_the_columns_that_the_reference_lists(tables):
-    baseline = by_name(tables[7])["OPT-IML 30B, Baseline"].rolled_up().cells
+    baseline = by_name(tables[7])["Baseline"].rolled_up().cells
     assert [len(baseline[Key(k)].columns) for k in (0, 5)] == [12, 10]  # summarization: 0-shot only
     flan = by_name(tables[11])["OPT-IML 30B"].rolled_up().cells
     assert [len(flan[Key(k)].columns) for k in (0, 5)] == [15, 14]  # WSC: 0-shot only
     opt = by_name(tables[9])["OPT 30B"]
     assert opt.average == {0: 59.2, 32: 60.5}
-    assert by_name(tables[7])["OPT-IML 30B, Baseline"].average == {0: 46.0, 5: 57.6}
+    assert by_name(tables[7])["Baseline"].average == {0: 46.0, 5: 57.6}
 
 
 def test_model_selection_on_table_4_chooses_what_the_paper_chose(tables):
     scores = {row.name: row.rolled_up().selection for row in tables[4].rows}
-    best = scores["OPT-IML 30B, EPS 4096"]
+    best = scores["EPS 4096"]
     assert best["A"].value == pytest.approx(51.80, abs=0.005)
     assert best["B"].value == pytest.approx(51.27, abs=0.005)
     assert best["levels"].value == pytest.approx(51.42, abs=0.005)
     for way in ("A", "B", "levels"):
-        assert max(scores, key=lambda name: scores[name][way].value).endswith("EPS 4096")
+        assert max(scores, key=lambda name: scores[name][way].value) == "EPS 4096"
     assert sorted(s["A"].value for s in scores.values())[-2] == pytest.approx(51.66, abs=0.005)
 
 
@@ -70,9 +70,7 @@ def test_the_three_proportions_that_the_paper_names_are_first_in_table_5(tables)
     scores = {row.name: row.rolled_up().selection for row in tables[5].rows}
     for way in ("A", "B", "levels"):
         first = sorted(scores, key=lambda name: -scores[name][way].value)[:3]
-        assert {name.split(", ")[1] for name in first} == {
-            *("2/1/27/40/27/1/2", "7/1/35/25/28/2/2", "4/2/20/25/45/2/2")
-        }
+        assert {*first} == {"2/1/27/40/27/1/2", "7/1/35/25/28/2/2", "4/2/20/25/45/2/2"}
 
 
 def test_a_column_knows_what_is_printed_for_it(tables):

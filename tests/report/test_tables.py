@@ -2,12 +2,15 @@
 
 import csv
 import io
+import shutil
+import subprocess
 
 import pytest
 
 from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import rollup
-from optiml_jax.report.tables import MARK, Table, cells_table, render, report
+from optiml_jax.report.run_tables import cells_table, report
+from optiml_jax.report.tables import MARK, Table, latex, render
 
 FH, FS = "fully_held_out", "fully_supervised"
 TASKS = [
@@ -171,3 +174,51 @@ def test_csv_reads_back_as_the_table(before, after):
 
 def test_an_empty_table_still_renders():
     assert "name" in render(Table("T", ("name",), ()), "terminal")
+
+
+HOSTILE = Table(
+    '50 % of {a_b} & $x^2$ ~ \\input{x} <i> "q"',
+    ("na|me", "[x]", "*n"),
+    (("a_b", "[1]", "*2"), ("猫\x1b[31m", "é\tü", f"–{MARK} … ± ×")),
+    notes=("note # 1", "two\nlines"),
+)
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal():
+    for form in ("terminal", "markdown"):
+        text = render(HOSTILE, form)
+        assert "\x1b" not in text
+        assert "two lines" in text
+    assert "&lt;i>" in render(HOSTILE, "markdown")
+
+
+def test_latex_escapes_what_it_would_read():
+    text = latex([HOSTILE])
+    assert r"\caption{50 \% of \{a\_b\} \& \$x\textasciicircum{}2\$" in text
+    assert r"\textbackslash{}input\{x\} \textless{}i\textgreater{}" in text
+    assert r"{[U+732B] [31m} & {é ü} & {--\textdagger{} \dots{} $\pm$ $\times$} \\" in text
+    assert r"\begin{longtable}{lrr}" in text
+    assert r"\toprule" in text
+
+
+def test_latex_compiles(tmp_path, before, after):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex in PATH")
+    tables = [HOSTILE, Table("Empty", ("a", "b"), ())]
+    tables += report({"before": before, "after": after}, replicates=100)
+    (tmp_path / "report.tex").write_text(latex(tables), "utf-8")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "report.tex"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert made.returncode == 0, made.stdout[-2000:]
+    assert (tmp_path / "report.pdf").stat().st_size > 10_000
+
+
+def test_what_failed_stands_in_a_table_of_its_own_and_marks_every_format(before, after):
+    tables = report({"before": before, "after": after}, replicates=100)
+    assert tables[0].title == "Failed or missing"
+    assert tables[0].rows == (("after", "b/odd|name", "2", "file cut in half"),)
+    assert "Failed or missing" not in by_title(report({"before": before}, replicates=100))
+    levels = by_title(tables)["Levels"]
+    for form in ("terminal", "markdown", "csv"):
+        assert MARK in render(levels, form)
+    assert r"\textdagger{} without after: b/odd\textbar{}name at 2 shots" in latex([levels])

@@ -1,0 +1,205 @@
+"""Tables of a paper with evaluations beside the printed numbers.
+
+The columns of a printed table are put together from the evaluation's tasks by the split manifest
+(`published.Wanted`). What a column should have and the evaluation has not - tasks, numbers of
+demonstrations, prompts - marks every cell and average above it, and is named below the table.
+"""
+
+import collections
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from optiml_jax.evaluate.rollup import MEAN, Cell, Key, Rollup, regroup
+from optiml_jax.report.published import Column, PublishedTable, Wanted
+from optiml_jax.report.run_tables import level_name, number
+from optiml_jax.report.tables import MARK, Table
+
+ABSENT = "not in this evaluation"
+_NONE = "–"
+_MAX_NAMES = 4
+_WAYS = {"A": "A: mean of the averages", "B": "B: mean of all cells", "levels": "mean of levels"}
+
+
+def paper_tables(
+    published: Sequence[PublishedTable], runs: Mapping[str, Rollup], wanted: Sequence[Wanted]
+) -> list[Table]:
+    """How far the runs cover each table, then every table of which they have a number.
+
+    Args:
+      published: the printed tables.
+      runs: name -> evaluation.
+      wanted: the evaluation tasks of the split manifest.
+    """
+    views = {
+        table.number: {name: view(table, tree, wanted) for name, tree in runs.items()}
+        for table in published
+    }
+    shown = [t for t in published if any(v.leaves for v in views[t.number].values())]
+    return [
+        coverage_table(published, views),
+        *(paper_table(table, views[table.number]) for table in shown),
+    ]
+
+
+def view(table: PublishedTable, tree: Rollup, wanted: Sequence[Wanted]) -> Rollup:
+    """The evaluation under the columns of a printed table, with what it lacks of them."""
+    columns = {
+        column: [w for w in wanted if column.chooses(w) and not {*table.roles}.isdisjoint(w.role)]
+        for column in table.columns
+    }
+    places: dict[tuple[str, int], Column] = {}
+
+    def place(key: Key) -> tuple[str, str] | None:
+        if (key.subtask, key.shots) not in places:
+            places[key.subtask, key.shots] = next(
+                (
+                    column
+                    for column, members in columns.items()
+                    if key.shots in column.shots and any(_is(key.subtask, w) for w in members)
+                ),
+                None,
+            )
+        column = places[key.subtask, key.shots]
+        return column and column.place
+
+    known = [key for key in tree.cells if len(key.path) == 5 and key.shots != MEAN and place(key)]
+    prompts = collections.defaultdict(set)
+    for leaf in tree.leaves:
+        prompts[leaf.key.subtask, leaf.key.shots].update(prompt for _, prompt, _ in leaf.ids)
+    holes = {
+        hole: f"{hole.subtask} at {k} shots: {reason}"
+        for column, members in columns.items()
+        for k in column.shots
+        for hole, reason in _holes(column, members, k, known, prompts)
+    }
+    return regroup(tree, place, holes)
+
+
+def _is(task: str, wanted: Wanted) -> bool:
+    return fnmatch.fnmatchcase(task, wanted.task)
+
+
+def _holes(
+    column: Column,
+    members: Sequence[Wanted],
+    shots: int,
+    known: Sequence[Key],
+    prompts: Mapping[tuple[str, int], set[str]],
+) -> Iterator[tuple[Key, str]]:
+    """What the column lacks at `shots`: its sub-tasks, and why."""
+
+    def cell(task: str, aggregate: str | None) -> Key:
+        return Key(shots, *column.place, aggregate or task, task.split("/", 1)[0], task)
+
+    here = [key for key in known if key.shots == shots]
+    members = [w for w in members if shots in w.shots]
+    found = set()
+    for w in members:
+        own = [key for key in here if _is(key.subtask, w)]
+        found |= {key.subtask for key in own}
+        # Without a number nothing says how many tasks a glob stands for: one at least.
+        if not own and column.number is None:
+            yield cell(w.task, w.aggregate_as), ABSENT
+        for key in own:
+            seen = len(prompts[key.subtask, shots])
+            if w.prompts is not None and 0 < seen < w.prompts:
+                yield cell(key.subtask, key.task), f"{seen} of {w.prompts} prompts"
+    if not members:
+        yield cell(column.name, None), "the split manifest has no such task"
+    elif column.number is not None and len(found) < column.number:
+        rest = f"{column.number - len(found)} of {column.number} tasks"
+        yield cell(rest, members[0].aggregate_as), ABSENT
+
+
+def coverage_table(
+    published: Sequence[PublishedTable], views: Mapping[int, Mapping[str, Rollup]]
+) -> Table:
+    """How many numbers of each table every run has, and how many of them lack nothing."""
+    rows = []
+    for table in published:
+        cells = [Key(k, *column.place) for column in table.columns for k in column.shots]
+        found = []
+        for tree in views[table.number].values():
+            known = [c for key in cells if (c := tree.cells.get(key)) and c.value is not None]
+            whole = sum(not cell.missing for cell in known)
+            found.append(f"{len(known)} of {len(cells)}, {whole} whole" if known else _NONE)
+        rows.append((f"table {table.number}", table.title, *found))
+    columns = ("paper", "what", *(next(iter(views.values())) if views else ()))
+    notes = ("numbers that a run has; whole: nothing of the user's data or prompts is missing",)
+    return Table("The paper's tables", columns, tuple(rows), 2, notes)
+
+
+def paper_table(table: PublishedTable, views: Mapping[str, Rollup]) -> Table:
+    """The printed rows, then the runs; the longer side of the printed table runs downwards."""
+    trees = {row.name: row.rolled_up() for row in table.rows} | views
+    printed = {row.name: row.average for row in table.rows}
+    # The paper's cells are 0-shot/5-shot where nothing else is said.
+    alike = all(c.shots == table.shots[: len(c.shots)] for c in table.columns)
+    lines: dict[tuple[str, str], list[str]] = {}
+    for column in table.columns:
+        level = level_name(column.level) if column.level else ""
+        shots = "" if alike else f" ({'/'.join(map(str, column.shots))}-shot)"
+        lines[level, column.name + shots] = [
+            _pair([tree.cells.get(Key(k, *column.place)) for k in column.shots])
+            for tree in trees.values()
+        ]
+    if table.averaged:
+        lines["", "average"] = [
+            "/".join(number(printed[name].get(k)) for k in table.shots)
+            if name in printed
+            else _pair([tree.cells.get(Key(k)) for k in table.shots])
+            for name, tree in trees.items()
+        ]
+    for way, label in _WAYS.items() if table.selection else ():
+        lines["", label] = [_pair([tree.selection[way]]) for tree in trees.values()]
+    form = "/".join(f"{k}-shot" for k in table.shots)
+    title = f"Table {table.number}: {table.title}" + (f" ({form})" if alike else "")
+    notes = _notes(table, views)
+    if len(lines) <= len(trees):
+        columns = ("model", *(name for _, name in lines))
+        rows = tuple((n, *(v[i] for v in lines.values())) for i, n in enumerate(trees))
+        return Table(title, columns, rows, 1, notes)
+    first = ("level", "column") if any(level for level, _ in lines) else ("column",)
+    rows = tuple((*key[-len(first) :], *values) for key, values in lines.items())
+    return Table(title, (*first, *trees), rows, len(first), notes)
+
+
+def _pair(cells: Iterable[Cell | None]) -> str:
+    return "/".join(
+        _NONE
+        if c is None
+        else (_NONE if c.value is None else number(c.value)) + MARK * bool(c.missing)
+        for c in cells
+    )
+
+
+def _notes(table: PublishedTable, views: Mapping[str, Rollup]) -> tuple[str, ...]:
+    """What each run lacks: column by column, the tasks that lack it for the same reason."""
+    notes = [table.note] if table.note else []
+    for name, tree in views.items():
+        empty = [k for k in table.shots if tree.cells[Key(k)].value is None]
+        if empty:
+            notes.append(f"{MARK} {name}: nothing at {_listed(empty)} shots")
+        lacking: dict[tuple, list[int]] = collections.defaultdict(list)  # at which shots
+        for key, cell in tree.cells.items():
+            if len(key.path) == 5 and key.shots not in (MEAN, *empty):
+                for reason in cell.missing:
+                    place = (key.level, key.category, key.subtask, _reason(reason, key))
+                    lacking[place].append(key.shots)
+        alike: dict[tuple, list[str]] = collections.defaultdict(list)
+        for (level, column, task, reason), shots in lacking.items():
+            alike[level, column, tuple(sorted(shots)), reason].append(task)
+        for (level, column, shots, reason), tasks in alike.items():
+            place = column if level.startswith("table ") else f"{level_name(level)} {column}"
+            more = len(tasks) - _MAX_NAMES
+            named = ", ".join(tasks[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+            notes.append(f"{MARK} {name}: {place} at {_listed(shots)} shots: {named}: {reason}")
+    return tuple(notes)
+
+
+def _listed(shots: Iterable[int]) -> str:
+    return " and ".join(map(str, shots))
+
+
+def _reason(missing: str, key: Key) -> str:
+    return missing.removeprefix(f"{key.subtask} at {key.shots} shots: ")

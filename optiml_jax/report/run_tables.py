@@ -1,0 +1,345 @@
+"""The tables of one or several evaluations side by side: what stands in which row.
+
+Numbers are made in `optiml_jax/evaluate/{rollup,statistics}.py`; here they are only laid out. A
+cell from which something is missing is marked, and a note says what.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from optiml_jax.evaluate.rollup import MEAN, Cell, Key, Rollup, level_order
+from optiml_jax.evaluate.statistics import (
+    NUM_REPLICATES,
+    Difference,
+    Estimate,
+    Interval,
+    compare,
+    estimates,
+)
+from optiml_jax.report.tables import MARK, Table
+
+AVERAGE = "all categories"
+_MAX_NOTES = 20
+_LEVEL_NAMES = {
+    "fully_held_out": "fully held-out",
+    "partially_held_out": "partially held-out",
+    "fully_supervised": "fully supervised",
+}
+
+
+def report(runs: Mapping[str, Rollup], replicates: int = NUM_REPLICATES) -> list[Table]:
+    """All tables of one or several evaluations side by side.
+
+    Args:
+      runs: name -> evaluation; each is compared with the first one.
+      replicates: of the bootstrap.
+    """
+    names = list(runs)
+    tables = [details_table(runs), task_table(runs), column_table(runs, depth=2)]
+    if any(tree.failures for tree in runs.values()):
+        tables.insert(0, failure_table(runs))
+    if any(len(tree.by_metric) > 1 for tree in runs.values()):
+        tables.append(metric_table(runs))
+    tables.append(column_table(runs, depth=1))
+    if len(names) == 1:
+        tables.append(interval_table(runs[names[0]], estimates(runs[names[0]], replicates)))
+    for name in names[1:]:
+        differences = compare(runs[name], runs[names[0]], replicates)
+        tables.append(gain_table(runs[names[0]], differences, names[0], name))
+    return tables
+
+
+# --- what was evaluated, run by run ---------------------------------------------------------------
+
+
+def failure_table(runs: Mapping[str, Rollup]) -> Table:
+    """Every (task, shots) that is in no average, and why."""
+    rows = [
+        (name, task, str(shots), reason)
+        for name, tree in runs.items()
+        for (task, shots), reason in sorted(tree.failures.items())
+    ]
+    notes = (f"averages that they belong to are marked {MARK}",)
+    return Table("Failed or missing", ("run", "task", "shots", "why"), tuple(rows), 4, notes)
+
+
+def task_table(runs: Mapping[str, Rollup]) -> Table:
+    """One row per task, and below it one per sub-task or benchmark version where it has several."""
+    metrics = {leaf.key.subtask: leaf.metric for tree in runs.values() for leaf in tree.leaves}
+    rows = []
+    for key in _keys(runs, 3):
+        below = [k for k in _keys(runs, 5) if k.path[:3] == key.path]
+        metric = "/".join(dict.fromkeys(metrics.get(k.subtask, "") for k in below))
+        first = (level_name(key.level), key.category, key.task, metric)
+        rows.append(first + _values(runs, key))
+        if len(below) > 1:
+            for k in below:
+                name = f"  {k.subtask}"
+                rows.append(("", "", name, metrics.get(k.subtask, ""), *_values(runs, k)))
+    columns = ("level", "category", "task", "metric", *_value_columns(runs))
+    return Table("Tasks", columns, tuple(rows), 4, _notes(runs, Key(MEAN)))
+
+
+def details_table(runs: Mapping[str, Rollup]) -> Table:
+    """One row per evaluated task and number of shots: what to know when reading its score."""
+    columns = (
+        *("run", "task", "metric", "best constant answer", "shots", "instances"),
+        *("demonstrations", "truncated", "ties", "without end", "blank references"),
+    )
+    rows, notes = [], []
+    for name, tree in runs.items():
+        for (task, shots), s in sorted(tree.summaries.items()):
+            shown = s["effective_shots"]
+            answer = " ".join(s["best_constant"]["answer"].split())
+            numbers = (s["num_truncated"], s["num_ties"], s["num_unfinished"])
+            rows.append(
+                (
+                    *(name, task, s["metric"]),
+                    answer if len(answer) <= 24 else f"{answer[:23]}…",
+                    *(str(shots), str(s["num_instances"])),
+                    f"{shown['mean']:.1f} (least {shown['min']})",
+                    *map(str, numbers),
+                    f"{s['metrics'].get('num_empty_references', 0):.0f}",
+                )
+            )
+        settings = ("delimiter", "separator", "demonstrations", "prompt_seed", "max_new_tokens")
+        notes.append(f"{name}: {', '.join(f'{k} {tree.run.get(k)!r}' for k in settings)}")
+    notes += [
+        "truncated: prompts that lost demonstrations or their left end; without end: generated "
+        "answers cut at max_new_tokens; blank: references that Rouge-L cannot see",
+    ]
+    return Table("What was run", columns, tuple(rows), 4, tuple(notes))
+
+
+def column_table(runs: Mapping[str, Rollup], depth: Literal[1, 2]) -> Table:
+    """One row per category (depth 2) or level (depth 1), and the averages over all categories."""
+    rows = []
+    for key in _keys(runs, depth):
+        names = (level_name(key.level), key.category)[:depth]
+        rows.append((*names, str(_num_tasks(runs, key)), *_values(runs, key)))
+    average = (AVERAGE, "")[:depth]
+    rows.append((*average, str(_num_tasks(runs, Key(MEAN))), *_values(runs, Key(MEAN))))
+    columns = (*("level", "category")[:depth], "tasks", *_value_columns(runs))
+    notes = _notes(runs, Key(MEAN))
+    if depth == 1:
+        notes = _selection(runs) + notes
+    return Table(("Levels", "Categories")[depth - 1], columns, tuple(rows), depth, notes)
+
+
+def metric_table(runs: Mapping[str, Rollup]) -> Table:
+    """The level rows for the tasks of each metric alone: accuracy and Rouge-L are not alike."""
+    rows = []
+    for metric in sorted({m for tree in runs.values() for m in tree.by_metric}):
+        # An evaluation without this metric has no cells here.
+        parts = {
+            name: dataclasses.replace(tree, cells=tree.by_metric.get(metric, {}))
+            for name, tree in runs.items()
+        }
+        for key in [*_keys(parts, 1), Key(MEAN)]:
+            first = (metric, level_name(key.level) or AVERAGE)
+            count = str(_num_tasks(parts, key))
+            rows.append((*first, count, *_values(parts, key, _shots(runs))))
+    columns = ("metric", "level", "tasks", *_value_columns(runs))
+    return Table("Levels by metric", columns, tuple(rows), 2, _notes(runs, Key(MEAN)))
+
+
+def cells_table(runs: Mapping[str, Rollup]) -> Table:
+    """Every cell of every run in long form, for other programs (CSV)."""
+    columns = (
+        *("run", "level", "category", "task", "benchmark", "subtask", "shots"),
+        *("score", "best_constant", "num_tasks", "missing"),
+    )
+    rows = []
+    for name, tree in runs.items():
+        for key in sorted(tree.cells, key=lambda k: (*_order(k), str(k.shots))):
+            cell = tree.cells[key]
+            numbers = ("" if v is None else f"{v:.4f}" for v in (cell.value, cell.constant))
+            names = (key.level, key.category, key.task, key.benchmark, key.subtask)
+            missing = "; ".join(cell.missing)
+            rows.append((name, *names, str(key.shots), *numbers, str(len(cell.tasks)), missing))
+    return Table("Cells", columns, tuple(rows), len(columns))
+
+
+# --- how sure it is -------------------------------------------------------------------------------
+
+
+def interval_table(tree: Rollup, values: Mapping[Key, Estimate]) -> Table:
+    """Levels and the average of one run with their intervals."""
+    rows = []
+    for key in _level_keys(tree):
+        if key in values:
+            e = values[key]
+            rows.append(
+                (
+                    level_name(key.level) or AVERAGE,
+                    shots_name(key.shots),
+                    str(e.n_tasks),
+                    str(e.n_clusters),
+                    number(tree.cells[key].constant),
+                    marked(tree.cells[key]),
+                    interval_text(e.fixed_tasks, sign=False),
+                    interval_text(e.new_tasks, sign=False),
+                )
+            )
+    columns = (
+        *("level", "shots", "tasks", "examples", "constant", "score", "95 % CI", "new tasks"),
+    )
+    return Table("Levels with intervals", columns, tuple(rows), 2, _interval_notes())
+
+
+def gain_table(
+    baseline: Rollup, differences: Mapping[Key, Difference], before: str, after: str
+) -> Table:
+    """Levels and the average: a run against a baseline, paired by example."""
+    rows, missing = [], []
+    keys = [key for key in differences if len(key.path) <= 1]
+    for key in sorted(keys, key=lambda k: (not k.path, level_order(k.level), str(k.shots))):
+        d = differences[key]
+        missing += d.missing
+        constant = baseline.cells[key].constant if key in baseline.cells else None
+        rows.append(
+            (
+                level_name(key.level) or AVERAGE,
+                shots_name(key.shots),
+                str(d.n_tasks),
+                str(d.n_clusters),
+                number(constant),
+                number(d.baseline),
+                number(d.value),
+                f"{d.delta:+.1f}{MARK if d.missing else ''}",
+                interval_text(d.fixed_tasks),
+                interval_text(d.new_tasks),
+                p_text(d.p),
+                p_text(d.p_tasks),
+                f"{d.wins}/{d.ties}/{d.losses}",
+            )
+        )
+    columns = (
+        *("level", "shots", "tasks", "examples", "constant", before, after, "gain"),
+        *("95 % CI", "new tasks", "p", "p tasks", "w/t/l"),
+    )
+    notes = (
+        *_interval_notes(),
+        "p: paired bootstrap over examples; p tasks: sign flips of the tasks' differences; "
+        "w/t/l: tasks won, tied, lost",
+        *missing_notes(missing),
+    )
+    return Table(f"Gain of {after} over {before}", columns, tuple(rows), 2, notes)
+
+
+def _interval_notes() -> tuple[str, ...]:
+    return (
+        "95 % CI: bootstrap over source examples of these tasks; new tasks: over the tasks of each "
+        "category as well; 1 seed",
+        "constant: the one answer per task that scores best without reading any input",
+    )
+
+
+# --- pieces ---------------------------------------------------------------------------------------
+
+
+def _keys(runs: Mapping[str, Rollup], depth: int) -> list[Key]:
+    """The cells of all runs with `depth` names, shots combined, in table order."""
+    found = {k for tree in runs.values() for k in tree.keys(depth, MEAN)}
+    return sorted(found, key=_order)
+
+
+def _order(key: Key) -> tuple:
+    return (not key.path, level_order(key.level), key.path)
+
+
+def _level_keys(tree: Rollup) -> list[Key]:
+    keys = [k for k in tree.cells if len(k.path) <= 1]
+    return sorted(keys, key=lambda k: (*_order(k), str(k.shots)))
+
+
+def _shots(runs: Mapping[str, Rollup]) -> list[int | str]:
+    """The numbers of shots of all runs, then their mean where there are several."""
+    shots: list[int | str] = sorted({k for tree in runs.values() for k in tree.shots})
+    return [*shots, MEAN] if len(shots) > 1 else shots
+
+
+def shots_name(shots: int | str) -> str:
+    return "mean" if shots == MEAN else f"{shots}-shot"
+
+
+def _value_columns(runs: Mapping[str, Rollup]) -> tuple[str, ...]:
+    shots = _shots(runs)
+    names = [f"{name} " if len(runs) > 1 else "" for name in runs]
+    return ("constant", *(f"{name}{shots_name(k)}" for name in names for k in shots))
+
+
+def _values(
+    runs: Mapping[str, Rollup], key: Key, shots: Sequence[int | str] | None = None
+) -> tuple[str, ...]:
+    """The best constant answer, then the cell of every run and number of shots."""
+    shots = _shots(runs) if shots is None else shots
+    cells = [
+        tree.cells.get(dataclasses.replace(key, shots=k)) for tree in runs.values() for k in shots
+    ]
+    constants = [c.constant for c in cells if c is not None and c.constant is not None]
+    constant = number(constants[0] if constants else None)
+    return (constant, *("-" if c is None else marked(c) for c in cells))
+
+
+def _num_tasks(runs: Mapping[str, Rollup], key: Key) -> int:
+    return max(len(tree.cells[key].tasks) for tree in runs.values() if key in tree.cells)
+
+
+def marked(cell: Cell) -> str:
+    if cell.value is None:
+        return "missing" if all("not evaluated yet" in m for m in cell.missing) else "failed"
+    return number(cell.value) + (MARK if cell.missing else "")
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def interval_text(interval: Interval, sign: bool = True) -> str:
+    form = "+.1f" if sign else ".1f"
+    return f"[{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def p_text(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def level_name(level: str) -> str:
+    return _LEVEL_NAMES.get(level, level.replace("_", " "))
+
+
+def _notes(runs: Mapping[str, Rollup], key: Key) -> tuple[str, ...]:
+    """What is missing from the cells below `key`, run by run."""
+    missing = [
+        f"{name}: {m}" if len(runs) > 1 else m
+        for name, tree in runs.items()
+        if key in tree.cells
+        for m in tree.cells[key].missing
+    ]
+    return missing_notes(missing)
+
+
+def missing_notes(missing: Iterable[str]) -> tuple[str, ...]:
+    lines = [f"{MARK} without {m}" for m in dict.fromkeys(missing)]
+    more = len(lines) - _MAX_NOTES
+    if more > 0:
+        lines = [
+            *lines[:_MAX_NOTES],
+            f"{MARK} and without {more} more; see the cells in report.csv",
+        ]
+    return tuple(lines)
+
+
+def _selection(runs: Mapping[str, Rollup]) -> tuple[str, ...]:
+    """The ways to combine all shots and levels into one number."""
+    notes = []
+    for name, tree in runs.items():
+        values = {k: number(cell.value) for k, cell in tree.selection.items()}
+        notes.append(
+            f"{name}: all in one number: {values['A']} (A: mean of the averages over shots), "
+            f"{values['B']} (B: mean of all category x shots cells), "
+            f"{values['levels']} (mean of the level means)"
+        )
+    return tuple(notes)

@@ -1,0 +1,96 @@
+"""Choosing one of several runs or checkpoints, as section 4.1 of the paper does, and how surely.
+
+All shots and categories are combined into one number in three ways; the paper's wording fits the
+first two. Runs are ranked by the first, on what all of them have: a task that failed in one run
+must not move its rank.
+"""
+
+from collections.abc import Mapping
+
+from optiml_jax.evaluate.rollup import MEAN, Key, Rollup, regroup
+from optiml_jax.evaluate.statistics import NUM_REPLICATES, Difference, compare
+from optiml_jax.report.run_tables import interval_text, missing_notes, number, p_text
+from optiml_jax.report.tables import MARK, Table
+
+WAYS = {"A": "A", "B": "B", "levels": "level means"}
+NOISE, HERE, BEHIND = "within noise", "behind on these tasks", "behind"
+
+
+def selection_table(runs: Mapping[str, Rollup], replicates: int = NUM_REPLICATES) -> Table:
+    """The runs, best first, with the paired difference of each to the best one.
+
+    Args:
+      runs: name -> evaluation.
+      replicates: of the bootstrap.
+    """
+    trees, left_out = on_common_tasks(runs)
+    columns = ("rank", "run", *WAYS.values(), "gain", "95 % CI", "new tasks", "p", "verdict")
+    if not trees:
+        return Table("Model selection", columns, (), 2, ("no task is in all runs",))
+    ranked = {
+        way: sorted(trees, key=lambda name: -trees[name].selection[way].value) for way in WAYS
+    }
+    best, rows = ranked["A"][0], []
+    verdicts = {}
+    for i, name in enumerate(ranked["A"], 1):
+        scores = [
+            f"{number(trees[name].selection[way].value)}{MARK * bool(left_out)} "
+            f"({ranked[way].index(name) + 1})"
+            for way in WAYS
+        ]
+        compared = ("", "", "", "", "best")
+        if name != best:
+            d = compare(trees[name], trees[best], replicates)[Key(MEAN)]
+            verdicts[name] = verdict(d)
+            intervals = (interval_text(d.fixed_tasks), interval_text(d.new_tasks))
+            compared = (f"{d.delta:+.1f}", *intervals, p_text(d.p), verdicts[name])
+        rows.append((str(i), name, *scores, *compared))
+    notes = (
+        _conclusion(best, ranked, verdicts),
+        "A: mean of the averages over shots; B: mean of all category x shots cells; level means: "
+        "mean of the levels; in brackets the rank by each",
+        "gain: of A over the best run, paired by example; within noise: the 95 % CI over the "
+        "examples of these tasks holds 0; behind on these tasks: that over new tasks holds 0",
+        *missing_notes(left_out),
+    )
+    return Table("Model selection", columns, tuple(rows), 2, notes)
+
+
+def on_common_tasks(runs: Mapping[str, Rollup]) -> tuple[dict[str, Rollup], list[str]]:
+    """The runs cut down to the (task, shots) that all of them have, and what that leaves out."""
+    keys = {name: {leaf.key for leaf in tree.leaves} for name, tree in runs.items()}
+    common = set.intersection(*keys.values())
+    known = {k for tree in runs.values() for k in tree.cells if len(k.path) == 5}
+    left_out = [
+        f"{key.subtask} at {key.shots} shots: {name}: "
+        f"{tree.failures.get((key.subtask, key.shots), 'not in this evaluation')}"
+        for key in sorted(known - common, key=lambda k: (k.path, str(k.shots)))
+        for name, tree in runs.items()
+        if key.shots != MEAN and key not in keys[name]
+    ]
+    if not common:
+        return {}, left_out
+
+    def place(key: Key) -> tuple[str, str] | None:
+        return (key.level, key.category) if key in common else None
+
+    return {name: regroup(tree, place) for name, tree in runs.items()}, left_out
+
+
+def verdict(difference: Difference) -> str:
+    """What a paired difference to the best run allows to say."""
+    fixed, new = difference.fixed_tasks, difference.new_tasks
+    if fixed.low <= 0 <= fixed.high:
+        return NOISE
+    return HERE if new.low <= 0 <= new.high else BEHIND
+
+
+def _conclusion(best: str, ranked: Mapping[str, list[str]], verdicts: Mapping[str, str]) -> str:
+    agreeing = [label for way, label in WAYS.items() if ranked[way][0] == best]
+    text = f"{best} is first under {', '.join(agreeing)}"
+    if len(agreeing) < len(WAYS):
+        text += f", not under {', '.join(x for x in WAYS.values() if x not in agreeing)}"
+    noisy = [name for name in ranked["A"] if verdicts.get(name) == NOISE]
+    if noisy:
+        return f"{text}; its margin over {', '.join(noisy)} is within noise"
+    return f"{text}; its margin over every other run is more than noise" if verdicts else text
