@@ -110,5 +110,5 @@ def test_the_quickstart_names_every_folder_and_mixes_by_its_shares(bench, source
     shares = collections.Counter()
     for task, rate in rates.items():
         shares[task.split("/")[0]] += rate
-    assert shares["demo_superni"] == pytest.approx(0.935 * 0.3)
-    assert shares["demo_reasoning"] == pytest.approx(0.06)
+    assert shares["demo_superni"] == pytest.approx(0.965 * 0.3)
+    assert shares["demo_reasoning"] == pytest.approx(0.03)
