@@ -60,6 +60,7 @@ class Leaf:
       clusters: the source example of each instance.
       scores: float64[n] in percent.
       constant: score of the best constant answer in percent.
+      rule: by which the candidates were ranked; "" for generated answers.
     """
 
     key: Key
@@ -69,6 +70,7 @@ class Leaf:
     clusters: tuple[str, ...]
     scores: np.ndarray
     constant: float
+    rule: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +170,10 @@ def rollup(
                 failures[info.task, shots] = reason
                 continue
             records, summary = folder.read(info.task, shots)
-            records = [rescore(r, rule or info.protocol.rule) for r in records]
-            records = units(info.metric, records)
+            by_rule = rule or info.protocol.rule
+            records = units(info.metric, [rescore(r, by_rule) for r in records])
             summaries[info.task, shots] = summary
-            leaves += _leaves(info, key, records, summary)
+            leaves += _leaves(info, key, records, summary, by_rule)
     return _assemble(run, leaves, holes, metrics, summaries, failures)
 
 
@@ -270,7 +272,7 @@ def _leaf_key(info: TaskInfo, shots: int, by: str) -> Key:
 
 
 def _leaves(
-    info: TaskInfo, key: Key, records: Sequence[Record], summary: Mapping[str, Any]
+    info: TaskInfo, key: Key, records: Sequence[Record], summary: Mapping[str, Any], rule: str
 ) -> Iterable[Leaf]:
     groups: dict[str, list[Record]] = collections.defaultdict(list)
     for record in records:
@@ -289,6 +291,7 @@ def _leaves(
             clusters=tuple(r.cluster for r in members),
             scores=100.0 * np.array([r.score for r in members]),
             constant=100.0 * summary["best_constant"]["score"],
+            rule=rule if members[0].candidates else "",
         )
 
 

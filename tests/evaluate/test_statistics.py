@@ -30,8 +30,9 @@ def run_of(path, tasks, clusters=None, metric="rougeL", category="C"):
                 )
                 for i, s in enumerate(scores)
             ]
-            constant = {"metric": metric, "best_constant": {"answer": "r", "score": 0.0}}
-            folder.write(task, shots, records, constant)
+            summary = {"metric": metric, "best_constant": {"answer": "r", "score": 0.0}}
+            summary["effective_shots"] = {"mean": 0.5 * shots, "min": 0}
+            folder.write(task, shots, records, summary)
     return rollup(path)
 
 
@@ -126,6 +127,23 @@ def test_a_single_accuracy_task_is_compared_by_mcnemar(tmp_path):
     before = run_of(tmp_path / "b", {"b/t": {0: [0] * 10 + [1] * 2 + [1] * 3}}, metric="acc_rank")
     row = statistics.compare(after, before, n=500)[Key(0, LEVEL, "C", "b/t")]
     assert row.p == pytest.approx(0.03857, abs=1e-5)
+
+
+def test_a_difference_says_what_it_was_measured_with(tmp_path):
+    scores = {"b/a": {0: [1, 0, 0, 1], 4: [1, 1, 0, 1]}, "b/c": {0: [0, 0, 1, 1]}}
+    run, baseline = run_of(tmp_path / "a", scores), run_of(tmp_path / "b", scores)
+    result = statistics.compare(run, baseline, n=300)
+    assert [result[Key(k)].effective_shots for k in (0, 4, MEAN)] == [0, 2, pytest.approx(2 / 3)]
+    assert [result[Key(k)].n_prompts for k in (0, 4, MEAN)] == [2, 1, 2]
+    assert result[Key(MEAN)].rules == ("rougeL",)
+    assert [result[Key(k)].p_least for k in (0, 4)] == [0.5, 1.0]
+
+
+def test_few_examples_are_never_significant(tmp_path):
+    """Every replicate of three gains is a gain; the signs of three cannot say less than 1/4."""
+    after = run_of(tmp_path / "a", {"b/t": {0: [0.9, 0.8, 0.7]}})
+    before = run_of(tmp_path / "b", {"b/t": {0: [0.1, 0.3, 0.2]}})
+    assert statistics.compare(after, before, n=500)[Key(0, LEVEL)].p == 0.25
 
 
 def test_an_evaluation_against_itself_shows_nothing(tmp_path):
