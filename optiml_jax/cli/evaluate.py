@@ -52,7 +52,7 @@ def main() -> int:
     mesh_config = MeshConfig()
     mesh = make_mesh(mesh_config)
     name, model, graphdef, params, metadata = load_model(run, settings, mesh, mesh_config.preset)
-    folder = run.evaluation_dir / (settings.name or name)
+    folder = run.evaluation_dir / settings.name.replace("{checkpoint}", name)
     num_cells = sum(len(t.info.shots) for t in tasks)
     print(f"checkpoint {name}: {len(tasks)} tasks, {num_cells} cells (task x shots): {folder}")
     failed = evaluate(

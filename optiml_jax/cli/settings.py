@@ -84,7 +84,7 @@ class Prepare:
 class Evaluate:
     """Attributes:
     checkpoint: "latest", "init" (the untrained model of the same seed), a step, or a folder.
-    name: folder name under <run_dir>/evaluation; None takes the step, or "init".
+    name: folder name under <run_dir>/evaluation; "{checkpoint}" in it is the step, or "init".
     tasks: globs over task names.
     roles: an evaluated task has one of these in the split manifest: "test" and "dev" are the
       paper's sets, "test_max" is for OPT-IML-Max too, "test_extra" is not in the paper.
@@ -92,7 +92,7 @@ class Evaluate:
     """
 
     checkpoint: str | int = "latest"
-    name: str | None = None
+    name: str = "{checkpoint}"
     tasks: tuple[str, ...] = ("*",)
     roles: tuple[str, ...] = ("test",)
     shots: tuple[int, ...] = (0, 2)
