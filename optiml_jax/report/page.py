@@ -5,6 +5,7 @@ script, and the page shows it as text: nothing of a data set can become markup.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from optiml_jax.report.composition import Composition
 from optiml_jax.report.inspect_prompts import PromptView, TaskFacts
 from optiml_jax.report.tables import Table
 
-TEMPLATE = pathlib.Path(__file__).parent / "inspect.html"
+FOLDER = pathlib.Path(__file__).parent
 MOST_CHARACTERS = 1500  # of one span; longer ones lose their middle
 MOST_EXAMPLES = 6000  # rendered in one page: about 10 MB
 
@@ -72,9 +73,18 @@ def write_page(
         "tasks": tasks,
         "composition": composition.page_data() if known else None,
         "no_composition": "" if known else composition,
-        "table1": table1 and _table_data(table1),
+        "table1": table1 and table_data(table1),
     }
-    page = TEMPLATE.read_text("utf-8").replace("@DATA@", _embedded(data))
+    write_filled(path, "inspect.html", data)
+
+
+def write_filled(path: str | os.PathLike, template: str, data: Mapping[str, Any]) -> None:
+    """Writes a template of this folder with the pages' common style, program and its data."""
+    parts = {"@STYLE@": "page.css", "@SCRIPT@": "page.js"}
+    page = (FOLDER / template).read_text("utf-8")
+    for mark, name in parts.items():
+        page = page.replace(mark, (FOLDER / name).read_text("utf-8"))
+    page = page.replace("@DATA@", _embedded(data))
     with disk_errors(path, "the page"), atomic_path(path) as temporary:
         temporary.write_text(page, "utf-8")
 
@@ -103,7 +113,7 @@ def _view_data(view: PromptView) -> dict[str, Any]:
     }
 
 
-def _table_data(table: Table) -> dict[str, Any]:
+def table_data(table: Table) -> dict[str, Any]:
     return {
         "title": table.title,
         "columns": table.columns,

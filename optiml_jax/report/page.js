@@ -1,0 +1,66 @@
+"use strict";
+// What the pages share: elements, tables, tabs, the theme. The page puts its data into #data.
+const data = JSON.parse(document.getElementById("data").textContent);
+const at = id => document.getElementById(id);
+const number = n => n.toLocaleString("en-US");
+const words = text => text.replaceAll("_", " ");
+
+// An element; all text of the data goes through textContent, never through HTML.
+function element(tag, attributes = {}, ...children) {
+  const svg = ["svg", "g", "rect", "line", "circle", "path", "text", "title"].includes(tag);
+  const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+function table(columns, rows) {
+  return element("div", {class: "scroll"}, element("table", {},
+    element("thead", {}, element("tr", {}, ...columns.map(c => element("th", {scope: "col"}, c)))),
+    element("tbody", {}, ...rows.map(row => element("tr", {}, ...row.map(cell => element("td", {}, cell)))))));
+}
+
+function notes(lines) {
+  return element("ul", {class: "notes"}, ...lines.map(line => element("li", {}, line)));
+}
+
+// --- tabs: one section view-X for each button tab-X; the address says which is shown ---------------
+
+const VIEWS = [...document.querySelectorAll("[role=tab]")].map(tab => tab.id.slice("tab-".length));
+
+function go(view, more = "") { location.hash = view + (more ? "/" + encodeURIComponent(more) : ""); }
+
+// Shows the view of the address, else the first; returns its name and what stands behind it.
+function showTab() {
+  const [view, more] = location.hash.slice(1).split(/\/(.*)/);
+  const wanted = VIEWS.includes(view) && !at("tab-" + view).hidden ? view : VIEWS[0];
+  for (const v of VIEWS) {
+    at("view-" + v).hidden = v !== wanted;
+    at("tab-" + v).setAttribute("aria-selected", v === wanted);
+  }
+  return [wanted, more];
+}
+
+for (const view of VIEWS) at("tab-" + view).addEventListener("click", () => go(view));
+document.querySelector("[role=tablist]").addEventListener("keydown", event => {
+  const step = {ArrowRight: 1, ArrowLeft: -1}[event.key], shown = VIEWS.filter(v => !at("tab-" + v).hidden);
+  if (!step) return;
+  const now = shown.findIndex(v => at("tab-" + v) === document.activeElement);
+  const next = shown[(now + step + shown.length) % shown.length];
+  at("tab-" + next).focus();
+  go(next);
+});
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  at("theme").textContent = theme === "dark" ? "Light" : "Dark";
+}
+
+at("theme").addEventListener("click", () =>
+  setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
+setTheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+document.title = document.querySelector("h1").textContent = data.title;
+at("summary").textContent = data.summary;
