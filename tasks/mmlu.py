@@ -1,8 +1,8 @@
 """Reader of MMLU: `data/{dev,val,test}/<subject>_<split>.csv` of hendrycks/test.
 
-A task per subject, `<benchmark>/<subject>` on the test files and `<benchmark>/val/<subject>` on the
-validation files; the five rows of the dev file are the demonstrations. The prompt is upstream's
-(evaluate.py), the two spaces in its first line too; the letters of the answers are ranked.
+A task per subject. Benchmark `mmlu` has the test files, `mmlu_val` the validation files; the five
+rows of the dev file are the demonstrations of both. The prompt is upstream's (evaluate.py), the two
+spaces in its first line too; the letters of the answers are ranked.
 """
 
 import dataclasses
@@ -19,7 +19,6 @@ UPSTREAM = "https://github.com/hendrycks/test (data.tar)"
 READER_VERSION = 1  # raise it when the same files give other Examples: caches are then redone
 
 _LETTERS = ("A", "B", "C", "D")
-_FOLDERS = {"": "test", "val/": "val"}  # what stands before the subject -> upstream's folder
 
 
 def find_tasks(
@@ -28,27 +27,27 @@ def find_tasks(
     """The tasks of a folder, or of the folder `data` in it, sorted by name. Opens no file.
 
     Raises:
-      UserError: there is no folder test or val, or no subject in them.
+      UserError: there is no folder of the split, or no subject in it.
     """
     what = f"give the folder that holds dev, val and test, from {UPSTREAM}"
     folder = data_folder(root, benchmark, what)
     if (folder / "data").is_dir():
         folder = folder / "data"
+    split = "val" if benchmark.endswith("_val") else "test"
     sources = [
-        _source(f"{benchmark}/{prefix}{path.stem.removesuffix(f'_{split}')}", path, manifest)
-        for prefix, split in _FOLDERS.items()
+        _source(f"{benchmark}/{path.stem.removesuffix(f'_{split}')}", path, manifest)
         for path in sorted((folder / split).glob(f"*_{split}.csv"))
     ]
     if not sources:
         raise UserError(
-            f"no task of benchmark {benchmark!r}: no test/<subject>_test.csv and no "
-            f"val/<subject>_val.csv in {folder}; {what}"
+            f"no task of benchmark {benchmark!r}: no {split}/<subject>_{split}.csv in {folder}; "
+            f"{what}"
         )
     return sources
 
 
 def _source(name: str, path: pathlib.Path, manifest: Manifest) -> TaskSource:
-    subject = name.rpartition("/")[2]
+    subject = name.split("/", 1)[1]
     dev = path.parents[1] / "dev" / f"{subject}_dev.csv"
     files = {"test": str(path)} | ({"train": str(dev)} if dev.is_file() else {})
     task = Subject(name, manifest.lookup(name, None).category or "MMLU", files)
@@ -68,7 +67,7 @@ class Subject:
     """One subject.
 
     Attributes:
-      name: `<benchmark>/[val/]<subject>`.
+      name: `<benchmark>/<subject>`.
       category: of every Example.
       files: "train" (the dev file), "test" -> file.
     """
@@ -84,7 +83,7 @@ class Subject:
           UserError: the file is missing, damaged or empty, or a row is not question, four answers
             and a letter.
         """
-        subject, path = self.name.rpartition("/")[2], self.files[split]
+        subject, path = self.name.split("/", 1)[1], self.files[split]
         count = 0
         for number, cells in csv_rows(path):
             letter = cells[-1].strip()

@@ -54,6 +54,7 @@ SUITES = {
     "mgsm": mgsm,
     "mgsm_sc": mgsm,
     "mmlu": mmlu,
+    "mmlu_val": mmlu,
     "opt14": opt_suite,
     "raft": raft,
     "tydiqa_goldp": tydiqa,

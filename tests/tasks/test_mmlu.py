@@ -54,23 +54,23 @@ def test_the_prompt_is_upstreams(folder):
 
 
 def test_validation_and_test_are_two_evaluations(folder):
-    sources = {s.name: s for s in find_tasks(folder / "data", MANIFEST)}
+    test, val = (find_tasks(folder / "data", MANIFEST, b) for b in ("mmlu", "mmlu_val"))
+    sources = {s.name: s for s in (*test, *val)}
     rows = {name: MANIFEST.row(source) for name, source in sources.items()}
-    assert {name: row.role for name, row in rows.items()} == {
-        "mmlu/anatomy": ("test_max",),
-        "mmlu/us_foreign_policy": ("test_max",),
-        "mmlu/val/anatomy": ("dev",),
-        "mmlu/val/us_foreign_policy": ("dev",),
+    assert {name: (row.role, row.aggregate_as) for name, row in rows.items()} == {
+        "mmlu/anatomy": (("test_max",), "mmlu"),
+        "mmlu/us_foreign_policy": (("test_max",), "mmlu"),
+        "mmlu_val/anatomy": (("dev",), "mmlu_val"),
+        "mmlu_val/us_foreign_policy": (("dev",), "mmlu_val"),
     }
-    assert {row.aggregate_as for row in rows.values()} == {"mmlu", "mmlu_val"}
     assert {category(source) for source in sources.values()} == {"MMLU"}
     assert {row.shots for row in rows.values()} == {(0, 5)}
-    (only,) = sources["mmlu/val/anatomy"].read("test", Drops())
+    (only,) = sources["mmlu_val/anatomy"].read("test", Drops())
     assert only.references == ("B",)
     assert only.instruction.endswith("about  anatomy.")
-    assert len(sources["mmlu/val/anatomy"].demonstrations()) == 5
-    names = [n for n in MANIFEST.evaluation_tasks() if n.startswith("mmlu/") and "val" not in n]
-    assert len(names) == 57
+    assert len(sources["mmlu_val/anatomy"].demonstrations()) == 5
+    names = [n.split("/")[0] for n in MANIFEST.evaluation_tasks() if n.startswith("mmlu")]
+    assert (names.count("mmlu"), names.count("mmlu_val")) == (57, 57)
 
 
 def test_subjects_weigh_the_same_whatever_their_size(tmp_path):
@@ -110,7 +110,7 @@ def test_damaged_files(folder, content, message):
 
 
 def test_missing_files(tmp_path, folder):
-    with pytest.raises(UserError, match=r"no test/<subject>_test.csv .* in .*hendrycks/test"):
+    with pytest.raises(UserError, match=r"no test/<subject>_test.csv in .*hendrycks/test"):
         find_tasks(folder / "data" / "dev", MANIFEST)
     (folder / "data" / "dev" / "anatomy_dev.csv").unlink()
     assert find_tasks(folder, MANIFEST)[0].demonstrations() == []

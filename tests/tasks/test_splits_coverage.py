@@ -188,7 +188,7 @@ def test_the_rows_of_tables_9_to_14_are_there_at_their_levels(rows):
     assert MANIFEST.lookup("bbh/snarks", None).shots == (3,)
     assert MANIFEST.lookup("raft/overruling", None).role == ("test_max",)
     assert MANIFEST.lookup("mmlu/virology", None).role == ("test_max",)
-    assert MANIFEST.lookup("mmlu/val/virology", None).role == ("dev",)
+    assert MANIFEST.lookup("mmlu_val/virology", None).role == ("dev",)
 
 
 def test_the_numbers_of_prompts_are_those_of_upstreams_templates(rows, real_data):
