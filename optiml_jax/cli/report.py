@@ -15,6 +15,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.evaluate.rollup import Rollup, rollup
 from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.report import paper_tables, published, run_tables, tables
+from optiml_jax.report.report_page import write_page
 from optiml_jax.report.selection import selection_table
 from tasks import splits
 from tasks.taxonomy import category
@@ -26,12 +27,15 @@ PUBLISHED = splits.DEFAULT_MANIFEST.parent / "published_results.yaml"
 def main() -> None:
     run, settings = configured(Run), Report()
     runs = evaluations(run, settings)
-    made = run_tables.report(runs, settings.replicates)
+    found = run_tables.evidence(runs, settings.replicates)
+    made = run_tables.report(runs, found)
     if len(runs) > 1:
         made.append(selection_table(runs, settings.replicates))
-    papers = published.load(PUBLISHED)
-    made += paper_tables.paper_tables(papers, runs, wanted_tasks(splits.Manifest.load()))
+    wanted = wanted_tasks(splits.Manifest.load())
+    paper = paper_tables.paper_tables(published.load(PUBLISHED), runs, wanted)
     folder = pathlib.Path(settings.output or pathlib.Path(run.run_dir) / "report")
+    write_page(folder / "report.html", runs, found, made, paper, settings.axis, settings.positions)
+    made += paper
     write(folder / "report.md", "\n".join(tables.render(t, "markdown") for t in made))
     write(folder / "report.tex", tables.latex(made))
     write(folder / "report.csv", tables.render(run_tables.cells_table(runs), "csv"))
@@ -40,7 +44,7 @@ def main() -> None:
             print(tables.render(table, "terminal"))
         else:
             print(f"{table.title}: {len(table.rows)} rows, see {folder}/report.md\n")
-    print(f"written: {folder}/report.md and .tex (all tables), report.csv (every cell)")
+    print(f"written: {folder}/report.html (plots), .md and .tex (all tables), .csv (every cell)")
 
 
 def evaluations(run: Run, settings: Report) -> dict[str, Rollup]:

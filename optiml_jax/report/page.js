@@ -17,10 +17,12 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-function table(columns, rows) {
+// The first columns are text, the others numbers.
+function table(columns, rows, text = 1) {
+  const look = i => i < text ? {class: "text"} : {};
   return element("div", {class: "scroll"}, element("table", {},
-    element("thead", {}, element("tr", {}, ...columns.map(c => element("th", {scope: "col"}, c)))),
-    element("tbody", {}, ...rows.map(row => element("tr", {}, ...row.map(cell => element("td", {}, cell)))))));
+    element("thead", {}, element("tr", {}, ...columns.map((c, i) => element("th", {scope: "col", ...look(i)}, c)))),
+    element("tbody", {}, ...rows.map(row => element("tr", {}, ...row.map((cell, i) => element("td", look(i), cell)))))));
 }
 
 function notes(lines) {

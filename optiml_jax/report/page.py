@@ -117,6 +117,7 @@ def table_data(table: Table) -> dict[str, Any]:
     return {
         "title": table.title,
         "columns": table.columns,
+        "text_columns": table.text_columns,
         "rows": table.rows,
         "notes": table.notes,
     }

@@ -4,10 +4,12 @@ Numbers are made in `optiml_jax/evaluate/{rollup,statistics}.py`; here they are 
 cell from which something is missing is marked, and a note says what.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from optiml_jax.errors import UserError
 from optiml_jax.evaluate.rollup import MEAN, Cell, Key, Rollup, level_order
 from optiml_jax.evaluate.statistics import (
     NUM_REPLICATES,
@@ -16,6 +18,7 @@ from optiml_jax.evaluate.statistics import (
     Interval,
     compare,
     estimates,
+    holm,
 )
 from optiml_jax.report.tables import MARK, Table
 
@@ -25,28 +28,56 @@ _LEVEL_NAMES = {
     "fully_held_out": "fully held-out",
     "partially_held_out": "partially held-out",
     "fully_supervised": "fully supervised",
+    "held_out_unspecified": "held-out, level not said",
 }
 
 
-def report(runs: Mapping[str, Rollup], replicates: int = NUM_REPLICATES) -> list[Table]:
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """How sure the numbers of some runs are: of each its intervals, and the others' gains.
+
+    Attributes:
+      estimates: run -> cell -> score with intervals.
+      gains: run -> cell -> paired comparison with the first run, which has none.
+    """
+
+    estimates: Mapping[str, Mapping[Key, Estimate]]
+    gains: Mapping[str, Mapping[Key, Difference]]
+
+
+def evidence(runs: Mapping[str, Rollup], replicates: int = NUM_REPLICATES) -> Evidence:
+    """Bootstraps every run, and every other one against the first."""
+    first, *others = runs
+    gains = {}
+    for name in others:
+        with contextlib.suppress(UserError):  # no example in common: the table says so
+            gains[name] = compare(runs[name], runs[first], replicates)
+    return Evidence({n: estimates(tree, replicates) for n, tree in runs.items()}, gains)
+
+
+def report(runs: Mapping[str, Rollup], found: Evidence) -> list[Table]:
     """All tables of one or several evaluations side by side.
 
     Args:
       runs: name -> evaluation; each is compared with the first one.
-      replicates: of the bootstrap.
+      found: from `evidence`.
     """
-    names = list(runs)
     tables = [details_table(runs), task_table(runs), column_table(runs, depth=2)]
     if any(tree.failures for tree in runs.values()):
         tables.insert(0, failure_table(runs))
     if any(len(tree.by_metric) > 1 for tree in runs.values()):
         tables.append(metric_table(runs))
     tables.append(column_table(runs, depth=1))
-    if len(names) == 1:
-        tables.append(interval_table(runs[names[0]], estimates(runs[names[0]], replicates)))
-    for name in names[1:]:
-        differences = compare(runs[name], runs[names[0]], replicates)
-        tables.append(gain_table(runs[names[0]], differences, names[0], name))
+    first, *others = runs
+    if not others:
+        tables.append(interval_table(runs[first], found.estimates[first]))
+    for name in others:
+        title = f"Gain of {name} over {first}"
+        if name not in found.gains:
+            tables.append(Table(title, ("level",), (), 1, ("they have no example in common",)))
+            continue
+        for depth in (1, 2):
+            tables.append(gain_table(runs[first], found.gains[name], first, name, depth))
     return tables
 
 
@@ -68,8 +99,8 @@ def task_table(runs: Mapping[str, Rollup]) -> Table:
     """One row per task, and below it one per sub-task or benchmark version where it has several."""
     metrics = {leaf.key.subtask: leaf.metric for tree in runs.values() for leaf in tree.leaves}
     rows = []
-    for key in _keys(runs, 3):
-        below = [k for k in _keys(runs, 5) if k.path[:3] == key.path]
+    for key in cell_keys(runs, 3):
+        below = [k for k in cell_keys(runs, 5) if k.path[:3] == key.path]
         metric = "/".join(dict.fromkeys(metrics.get(k.subtask, "") for k in below))
         first = (level_name(key.level), key.category, key.task, metric)
         rows.append(first + _values(runs, key))
@@ -115,7 +146,7 @@ def details_table(runs: Mapping[str, Rollup]) -> Table:
 def column_table(runs: Mapping[str, Rollup], depth: Literal[1, 2]) -> Table:
     """One row per category (depth 2) or level (depth 1), and the averages over all categories."""
     rows = []
-    for key in _keys(runs, depth):
+    for key in cell_keys(runs, depth):
         names = (level_name(key.level), key.category)[:depth]
         rows.append((*names, str(_num_tasks(runs, key)), *_values(runs, key)))
     average = (AVERAGE, "")[:depth]
@@ -136,10 +167,10 @@ def metric_table(runs: Mapping[str, Rollup]) -> Table:
             name: dataclasses.replace(tree, cells=tree.by_metric.get(metric, {}))
             for name, tree in runs.items()
         }
-        for key in [*_keys(parts, 1), Key(MEAN)]:
+        for key in [*cell_keys(parts, 1), Key(MEAN)]:
             first = (metric, level_name(key.level) or AVERAGE)
             count = str(_num_tasks(parts, key))
-            rows.append((*first, count, *_values(parts, key, _shots(runs))))
+            rows.append((*first, count, *_values(parts, key, all_shots(runs))))
     columns = ("metric", "level", "tasks", *_value_columns(runs))
     return Table("Levels by metric", columns, tuple(rows), 2, _notes(runs, Key(MEAN)))
 
@@ -189,43 +220,67 @@ def interval_table(tree: Rollup, values: Mapping[Key, Estimate]) -> Table:
 
 
 def gain_table(
-    baseline: Rollup, differences: Mapping[Key, Difference], before: str, after: str
+    baseline: Rollup,
+    differences: Mapping[Key, Difference],
+    before: str,
+    after: str,
+    depth: Literal[1, 2] = 1,
 ) -> Table:
-    """Levels and the average: a run against a baseline, paired by example."""
+    """A run against a baseline, paired by example.
+
+    Levels and the average for each number of shots (depth 1), or categories over all (depth 2).
+    """
+    keys = sorted(
+        (k for k in differences if len(k.path) <= 1 or k.shots == MEAN),
+        key=lambda k: (*_order(k), str(k.shots)),
+    )
+    keys = [k for k in keys if (len(k.path) <= 1 if depth == 1 else len(k.path) == 2)]
+    adjusted = holm([differences[key].p for key in keys])
     rows, missing = [], []
-    keys = [key for key in differences if len(key.path) <= 1]
-    for key in sorted(keys, key=lambda k: (not k.path, level_order(k.level), str(k.shots))):
+    for key, p_holm in zip(keys, adjusted, strict=True):
         d = differences[key]
         missing += d.missing
         constant = baseline.cells[key].constant if key in baseline.cells else None
+        second = shots_name(key.shots) if depth == 1 else key.category
         rows.append(
             (
-                level_name(key.level) or AVERAGE,
-                shots_name(key.shots),
-                str(d.n_tasks),
-                str(d.n_clusters),
-                number(constant),
-                number(d.baseline),
-                number(d.value),
+                *(level_name(key.level) or AVERAGE, second, str(d.n_tasks), str(d.n_clusters)),
+                *(number(constant), number(d.baseline), number(d.value)),
                 f"{d.delta:+.1f}{MARK if d.missing else ''}",
-                interval_text(d.fixed_tasks),
-                interval_text(d.new_tasks),
-                p_text(d.p),
-                p_text(d.p_tasks),
+                *(interval_text(d.fixed_tasks), interval_text(d.new_tasks)),
+                *(number(d.detectable), number(d.detectable_new)),
+                *(p_text(d.p), p_text(p_holm), p_text(d.p_tasks), p_text(d.p_wilcoxon)),
                 f"{d.wins}/{d.ties}/{d.losses}",
             )
         )
     columns = (
-        *("level", "shots", "tasks", "examples", "constant", before, after, "gain"),
-        *("95 % CI", "new tasks", "p", "p tasks", "w/t/l"),
+        *("level", "shots" if depth == 1 else "category", "tasks", "examples", "constant"),
+        *(before, after, "gain", "95 % CI", "new tasks", "detectable", "on new"),
+        *("p", "p Holm", "p tasks", "p ranks", "w/t/l"),
     )
     notes = (
         *_interval_notes(),
-        "p: paired bootstrap over examples; p tasks: sign flips of the tasks' differences; "
+        "detectable: the smallest true difference that is found in 8 of 10 such comparisons, on "
+        "these and on new tasks",
+        "p: over examples (McNemar for one task of right-or-wrong answers, else the paired "
+        "bootstrap); p Holm: adjusted for the rows of this table; p tasks, p ranks: sign flips of "
+        "the tasks' differences and of their ranks (Wilcoxon), never below 2^(1 - tasks); "
         "w/t/l: tasks won, tied, lost",
+        *_measured_with(differences),
         *missing_notes(missing),
     )
-    return Table(f"Gain of {after} over {before}", columns, tuple(rows), 2, notes)
+    what = "" if depth == 1 else " by category"
+    return Table(f"Gain of {after} over {before}{what}", columns, tuple(rows), 2, notes)
+
+
+def _measured_with(differences: Mapping[Key, Difference]) -> tuple[str, ...]:
+    whole = differences.get(Key(MEAN))
+    if whole is None:
+        return ()
+    return (
+        f"measured with {whole.n_prompts} prompts of {whole.n_tasks} tasks, "
+        f"{whole.effective_shots:.1f} demonstrations in them on average, {', '.join(whole.rules)}",
+    )
 
 
 def _interval_notes() -> tuple[str, ...]:
@@ -239,7 +294,7 @@ def _interval_notes() -> tuple[str, ...]:
 # --- pieces ---------------------------------------------------------------------------------------
 
 
-def _keys(runs: Mapping[str, Rollup], depth: int) -> list[Key]:
+def cell_keys(runs: Mapping[str, Rollup], depth: int) -> list[Key]:
     """The cells of all runs with `depth` names, shots combined, in table order."""
     found = {k for tree in runs.values() for k in tree.keys(depth, MEAN)}
     return sorted(found, key=_order)
@@ -254,7 +309,7 @@ def _level_keys(tree: Rollup) -> list[Key]:
     return sorted(keys, key=lambda k: (*_order(k), str(k.shots)))
 
 
-def _shots(runs: Mapping[str, Rollup]) -> list[int | str]:
+def all_shots(runs: Mapping[str, Rollup]) -> list[int | str]:
     """The numbers of shots of all runs, then their mean where there are several."""
     shots: list[int | str] = sorted({k for tree in runs.values() for k in tree.shots})
     return [*shots, MEAN] if len(shots) > 1 else shots
@@ -265,7 +320,7 @@ def shots_name(shots: int | str) -> str:
 
 
 def _value_columns(runs: Mapping[str, Rollup]) -> tuple[str, ...]:
-    shots = _shots(runs)
+    shots = all_shots(runs)
     names = [f"{name} " if len(runs) > 1 else "" for name in runs]
     return ("constant", *(f"{name}{shots_name(k)}" for name in names for k in shots))
 
@@ -274,7 +329,7 @@ def _values(
     runs: Mapping[str, Rollup], key: Key, shots: Sequence[int | str] | None = None
 ) -> tuple[str, ...]:
     """The best constant answer, then the cell of every run and number of shots."""
-    shots = _shots(runs) if shots is None else shots
+    shots = all_shots(runs) if shots is None else shots
     cells = [
         tree.cells.get(dataclasses.replace(key, shots=k)) for tree in runs.values() for k in shots
     ]

@@ -9,7 +9,7 @@ import pytest
 
 from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import rollup
-from optiml_jax.report.run_tables import cells_table, report
+from optiml_jax.report.run_tables import cells_table, evidence, report
 from optiml_jax.report.tables import MARK, Table, latex, render
 
 FH, FS = "fully_held_out", "fully_supervised"
@@ -60,6 +60,10 @@ def after(tmp_path):
     return write_run(tmp_path / "after", gain=0.25, fail=[("b/odd|name", 2)])
 
 
+def report_of(runs, replicates):
+    return report(runs, evidence(runs, replicates))
+
+
 def by_title(tables):
     return {t.title: t for t in tables}
 
@@ -70,7 +74,7 @@ def row(table, *start):
 
 
 def test_a_report_of_two_runs_shows_scores_gains_and_the_best_constant(before, after):
-    tables = by_title(report({"before": before, "after": after}, replicates=300))
+    tables = by_title(report_of({"before": before, "after": after}, 300))
     levels = row(tables["Levels"], "fully supervised")
     assert levels["constant"] == "30.0"
     assert (levels["before 0-shot"], levels["after mean"]) == ("22.5", "47.5")
@@ -82,7 +86,7 @@ def test_a_report_of_two_runs_shows_scores_gains_and_the_best_constant(before, a
 
 
 def test_a_failed_task_is_marked_in_its_row_and_in_every_average(before, after):
-    tables = by_title(report({"before": before, "after": after}, replicates=300))
+    tables = by_title(report_of({"before": before, "after": after}, 300))
     task = row(tables["Tasks"], "fully held-out", "Word Games", "b/odd|name")
     assert (task["after 0-shot"], task["after 2-shot"]) == ("47.5", "failed")
     for title, start in (
@@ -101,14 +105,14 @@ def test_a_failed_task_is_marked_in_its_row_and_in_every_average(before, after):
 
 
 def test_sub_tasks_stand_below_their_task(before):
-    table = by_title(report({"run": before}, replicates=300))["Tasks"]
+    table = by_title(report_of({"run": before}, 300))["Tasks"]
     names = [r[2] for r in table.rows]
     start = names.index("sides")
     assert names[start : start + 3] == ["sides", "  b/left", "  b/right"]
 
 
 def test_one_run_gets_intervals(before):
-    table = by_title(report({"run": before}, replicates=300))["Levels with intervals"]
+    table = by_title(report_of({"run": before}, 300))["Levels with intervals"]
     found = row(table, "fully held-out", "0-shot")
     low, high = (float(x) for x in found["95 % CI"].strip("[]").split(", "))
     assert low < 22.5 < high
@@ -116,7 +120,7 @@ def test_one_run_gets_intervals(before):
 
 
 def test_metrics_are_shown_apart_when_they_are_mixed(before):
-    table = by_title(report({"run": before}, replicates=300))["Levels by metric"]
+    table = by_title(report_of({"run": before}, 300))["Levels by metric"]
     assert row(table, "rougeL", "fully held-out")["tasks"] == "1"
     assert row(table, "acc_rank", "all categories")["0-shot"] == "22.5"
 
@@ -130,7 +134,7 @@ def test_what_was_cut_tied_or_left_unfinished_is_shown(tmp_path):
         num_unfinished=7,
         metrics={"num_empty_references": 4.0},
     )
-    table = by_title(report({"run": tree}, replicates=300))["What was run"]
+    table = by_title(report_of({"run": tree}, 300))["What was run"]
     assert len(table.rows) == 8
     found = row(table, "run", "b/taught", "acc_rank", "a", "2")
     assert found["demonstrations"] == "1.5 (least 1)"
@@ -141,7 +145,7 @@ def test_what_was_cut_tied_or_left_unfinished_is_shown(tmp_path):
 
 
 def test_markdown_keeps_its_columns_when_a_name_holds_a_bar(before):
-    table = by_title(report({"run": before}, replicates=300))["Tasks"]
+    table = by_title(report_of({"run": before}, 300))["Tasks"]
     lines = [x for x in render(table, "markdown").splitlines() if x.startswith("|")]
     bars = {line.replace("\\|", "").count("|") for line in lines}
     assert bars == {len(table.columns) + 1}
@@ -149,7 +153,7 @@ def test_markdown_keeps_its_columns_when_a_name_holds_a_bar(before):
 
 
 def test_terminal_output_aligns_every_row(before):
-    text = render(by_title(report({"run": before}, replicates=300))["Levels"], "terminal")
+    text = render(by_title(report_of({"run": before}, 300))["Levels"], "terminal")
     body = text.splitlines()[2:]
     header, rule = body[0], body[1]
     assert set(rule) == {"-", " "}
@@ -205,7 +209,7 @@ def test_latex_compiles(tmp_path, before, after):
     if shutil.which("pdflatex") is None:
         pytest.skip("no pdflatex in PATH")
     tables = [HOSTILE, Table("Empty", ("a", "b"), ())]
-    tables += report({"before": before, "after": after}, replicates=100)
+    tables += report_of({"before": before, "after": after}, 100)
     (tmp_path / "report.tex").write_text(latex(tables), "utf-8")
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "report.tex"]
     made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -214,10 +218,10 @@ def test_latex_compiles(tmp_path, before, after):
 
 
 def test_what_failed_stands_in_a_table_of_its_own_and_marks_every_format(before, after):
-    tables = report({"before": before, "after": after}, replicates=100)
+    tables = report_of({"before": before, "after": after}, 100)
     assert tables[0].title == "Failed or missing"
     assert tables[0].rows == (("after", "b/odd|name", "2", "file cut in half"),)
-    assert "Failed or missing" not in by_title(report({"before": before}, replicates=100))
+    assert "Failed or missing" not in by_title(report_of({"before": before}, 100))
     levels = by_title(tables)["Levels"]
     for form in ("terminal", "markdown", "csv"):
         assert MARK in render(levels, form)
