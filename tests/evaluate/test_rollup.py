@@ -6,7 +6,7 @@ import pytest
 
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.records import Candidate, Record, RunFolder, TaskInfo
-from optiml_jax.evaluate.rollup import MEAN, Key, difference, rollup
+from optiml_jax.evaluate.rollup import MEAN, Key, difference, from_columns, regroup, rollup
 
 FH, PS, FS = "fully_held_out", "partially_held_out", "fully_supervised"
 
@@ -194,3 +194,38 @@ def test_a_task_without_a_category_is_refused(tmp_path):
     write_run(tmp_path, {dataclasses.replace(info, category=""): {0: [1.0]}})
     with pytest.raises(UserError, match="b/t"):
         rollup(tmp_path)
+
+
+def test_printed_columns_are_combined_like_evaluated_ones(tmp_path):
+    write_run(tmp_path, worked_example())
+    evaluated = rollup(tmp_path)
+    columns = {
+        k: c.value for k, c in evaluated.cells.items() if len(k.path) == 2 and k.shots != MEAN
+    }
+    assert len(columns) == 9
+    printed = from_columns(columns)
+    for key, cell in printed.cells.items():
+        assert cell.value == pytest.approx(evaluated.cells[key].value), key
+    for way, value in (("A", 57.125), ("B", 507 / 9), ("levels", 58.1667)):
+        assert printed.selection[way].value == pytest.approx(value, abs=5e-4)
+
+
+def test_regrouping_moves_instances_and_what_is_missing(tmp_path):
+    tasks = worked_example()
+    folder = write_run(tmp_path, tasks)
+    (failing,) = (info for info in tasks if info.task == "ps/c")
+    folder.fail("ps/c", 5, "no file")
+
+    def by_benchmark(key):
+        return None if key.category == "MMLU" else (key.level, key.benchmark)
+
+    result = regroup(rollup(tmp_path), by_benchmark, {Key(0, PS, "new", "t", "new", "t"): "absent"})
+    assert failing.level == FS
+    expected = rollup(tmp_path, by="benchmark").cells
+    for key in (Key(0, FH, "flan"), Key(0, FH, "ps"), Key(5, FS, "ps"), Key(0, FS)):
+        assert result.cells[key].value == pytest.approx(expected[key].value)
+    assert Key(0, PS, "mmlu") not in result.cells
+    assert "ps/c at 5 shots: no file" in result.cells[Key(5, FS, "ps")].missing
+    assert result.cells[Key(0, PS, "new")].value is None
+    assert result.cells[Key(0, PS)].missing == ("absent",)
+    assert result.cells[Key(0, PS)].value == pytest.approx(20)
