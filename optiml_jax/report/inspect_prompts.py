@@ -169,11 +169,13 @@ def _spans(
     """The spans of source and target, with the first `demonstrations` and `</s>`."""
     spans = [Span("instruction", prompt.head)] if prompt.head else []
     for text, demonstration in zip(prompt.demonstrations, demonstrations, strict=False):
-        answer = target_text(text, demonstration.target)
+        answer = demonstration.target
+        if level != "verbatim":
+            answer = target_text(text, answer)
         spans += [Span("separator", prompt.separator)] * bool(spans)
         spans += [Span("demonstration", text.removesuffix(answer)), Span("answer", answer)]
     if spans:
-        spans.append(Span("separator", prompt.separator if demonstrations else "\n"))
+        spans.append(Span("separator", prompt.separator if demonstrations else prompt.head_end))
     plain = render(example, [], level, dataclasses.replace(config, delimiter="")).query
     body, delimiter = prompt.query[: len(plain)], prompt.query[len(plain) :]
     if level == "instance" and example.instruction and body.startswith(example.instruction):

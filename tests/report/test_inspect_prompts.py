@@ -68,7 +68,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("level", ["task", "instance"])
+@pytest.mark.parametrize("level", ["task", "instance", "verbatim"])
 @pytest.mark.parametrize("length", [2000, 110, 60])
 def test_spans_together_are_the_text_that_training_reads(config, level, length):
     examples = [example(i) for i in range(4)]
@@ -99,6 +99,20 @@ def test_every_part_has_its_kind():
         ("delimiter", "\nA:", False),
         ("target", f" yes{END}", True),
     ]
+
+
+def test_prompts_that_upstream_wrote_are_shown_as_they_are():
+    examples = [example(0, input="Q: 2?\nA:"), example(1, input="Q: 1?\nA:", target="\nIt is 1.")]
+    make = renderer(separator="##", delimiter="\nOutput:")
+    few, none = make.views(source(examples, "verbatim"), examples[:1], [1, 0])
+    assert [(s.kind, s.text) for s in few.spans[:-2]] == [
+        ("instruction", "Pick one."),
+        ("separator", "##"),
+        ("demonstration", "Q: 1?\nA:"),
+        ("answer", "\nIt is 1."),
+        ("separator", "##"),
+    ]
+    assert joined(none.spans) == f"Pick one.##Q: 2?\nA: yes{END}"
 
 
 def test_suffix_loss_starts_at_the_first_demonstrations_answer():
