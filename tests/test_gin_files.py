@@ -1,12 +1,14 @@
 """Every gin file of the project parses, names settings that exist, and says what the paper says."""
 
+import collections
+import fnmatch
 import pathlib
 
 import gin
 import pytest
 
 from optiml_jax.cli.main import parse_gin
-from optiml_jax.cli.settings import Run, configured
+from optiml_jax.cli.settings import Evaluate, Run, configured
 from optiml_jax.data.mixture import Mixture, mixing_rates
 from optiml_jax.data.plan import PlanConfig
 from optiml_jax.data.prompts import PromptConfig
@@ -15,6 +17,7 @@ from optiml_jax.model.config import model_config
 from optiml_jax.sharding.mesh import MeshConfig
 from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.optimizer import OptimizerConfig
+from tasks.splits import Manifest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "gin").rglob("*.gin"))
@@ -159,3 +162,29 @@ def test_the_published_hyper_parameters(name, size, steps, batch, monkeypatch):
     assert PlanConfig(num_rows=1).sequence_length == 2048
     wanted = {b.split("/")[0] for b in Mixture().tasks}
     assert wanted == set(configured(Run).data)
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [  # numbers of (task, shots) of the tables; MMLU and RAFT by subject and subset
+        ("opt14", {"opt14": 2 * 14}),
+        (
+            "bench_test",  # table 10; 11, where WSC has no 5 shots; 12; 13
+            {"promptsource": 2 * 12, "flan": 2 * 15 - 1, "superni": 3 * 44, "unifiedskg": 2 * 3},
+        ),
+        ("mmlu", {"mmlu": 2 * 57}),
+        ("table_14", {"bbh": 27, "mmlu": 2 * 57, "raft": 11}),
+        ("tydiqa", {"tydiqa_goldp": 9}),
+    ],
+)
+def test_an_evaluation_has_the_tasks_of_its_tables(name, tasks, monkeypatch):
+    monkeypatch.setenv("OPTIML_DATA", "/data")
+    parse("gin/runs/optiml_max_30b.gin", f"gin/eval/{name}.gin")
+    run, settings = configured(Run), Evaluate()
+    found = collections.Counter()
+    for task, row in Manifest.load().evaluation_tasks().items():
+        asked = any(fnmatch.fnmatchcase(task, glob) for glob in settings.tasks)
+        if task.split("/")[0] in run.data and asked and {*settings.roles} & {*row.role}:
+            found[task.split("/")[0]] += len({*settings.shots} & {*row.shots})
+    assert found == tasks
+    assert settings.name.startswith("{checkpoint}_")  # no other evaluation's folder
