@@ -139,7 +139,7 @@ class _Decoder:
 
     def __init__(self, engine: Engine, capacity: int, temperature: float, num_requests: int):
         self.engine, self.temperature = engine, temperature
-        rows = round_up_power(num_requests, 2, engine.row_parts)
+        rows = round_up_power(num_requests, 8, engine.row_parts)
         self.num_slots = min(engine.num_rows(capacity), rows)
         self.requests: list[_Request | None] = [None] * self.num_slots
         with engine.activations():
@@ -184,7 +184,7 @@ class _Decoder:
         engine = self.engine
         start = 0 if prefix is None else int(prefix.index[0])
         rows = [request.row[start:] for request in batch]
-        num_rows = min(self.num_slots, round_up_power(len(rows), 4, engine.row_parts))
+        num_rows = min(self.num_slots, round_up_power(len(rows), 8, engine.row_parts))
         length = engine.bucket(max(map(len, rows)))
         lengths = np.ones(num_rows, np.int32)
         lengths[: len(rows)] = [len(row) for row in rows]
@@ -194,15 +194,18 @@ class _Decoder:
         into[: len(rows)] = free
         tokens = pad_rows(rows, num_rows, length, engine.config.pad_id)
         with engine.activations():
-            self.slots, first, logprobs = _jit_fill(
+            lengths, seeds = engine.put(lengths), engine.put(seeds)
+            cache, first, logprobs = _jit_read(
                 engine.graphdef,
                 engine.params,
                 engine.config,
                 self.temperature,
-                self.slots,
                 prefix,
-                *map(engine.put, (into, tokens, lengths, seeds)),
+                engine.put(tokens),
+                lengths,
+                seeds,
             )
+            self.slots = _jit_put(self.slots, engine.put(into), cache, prefix, first, seeds)
         first, logprobs = np.asarray(first), np.asarray(logprobs)
         for i, slot in enumerate(free):
             self.requests[slot] = batch[i]
@@ -236,9 +239,19 @@ def _jit_empty(config: OPTConfig, num_slots: int, capacity: int) -> Slots:
     return Slots(cache, zeros, zeros.astype(jnp.uint32))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3), donate_argnums=4)
-def _jit_fill(graphdef, params, config, temperature, *arrays):
-    return fill(nnx.merge(graphdef, params), config, temperature, *arrays)
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _jit_read(graphdef, params, config, temperature, *arrays):
+    return read(nnx.merge(graphdef, params), config, temperature, *arrays)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _jit_put(slots, into, cache, prefix, token, seed):
+    """Puts R rows that were read into slots; apart from reading, so that it compiles in no time."""
+    return Slots(
+        cache=slots.cache.with_rows(into, cache, prefix),
+        token=slots.token.at[into].set(token, mode="drop"),
+        seed=slots.seed.at[into].set(seed, mode="drop"),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3), donate_argnums=4)
@@ -246,29 +259,27 @@ def _jit_step(graphdef, params, config, temperature, *arrays):
     return step(nnx.merge(graphdef, params), config, temperature, *arrays)
 
 
-def fill(
+def read(
     model: Any,
     config: OPTConfig,
     temperature: float,
-    slots: Slots,
     prefix: KVCache | None,
-    into: jax.Array,
     tokens: jax.Array,
     lengths: jax.Array,
     seeds: jax.Array,
-) -> tuple[Slots, jax.Array, jax.Array]:
-    """Runs R prompts and puts them into slots.
+) -> tuple[KVCache, jax.Array, jax.Array]:
+    """Runs R prompts.
 
     Args:
       model: the contract of `optiml_jax.model.opt.OPT`.
       prefix: what all of the prompts begin with, or None.
-      into: int32[R], the slot of each prompt; `num_slots` is none.
       tokens: int32[R, L], the rest of the prompts, padded on the right.
       lengths: int32[R], at least 1.
       seeds: uint32[R].
 
     Returns:
-      The slots, and int32[R] and float32[R], the first new tokens and their log-probabilities.
+      The cache of the rest of the prompts, and int32[R] and float32[R], the first new tokens and
+      their log-probabilities.
     """
     rows, length = tokens.shape
     start = 0 if prefix is None else prefix.index[0]
@@ -277,13 +288,7 @@ def fill(
     cache = KVCache.empty(config, rows, length)
     hidden, cache = model.hidden(tokens, start + index, mask, cache, prefix=prefix)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    token, logprob = _choose(model, last, temperature, seeds, start + lengths)
-    slots = Slots(
-        cache=slots.cache.with_rows(into, cache, prefix),
-        token=slots.token.at[into].set(token, mode="drop"),
-        seed=slots.seed.at[into].set(seeds, mode="drop"),
-    )
-    return slots, token, logprob
+    return cache, *_choose(model, last, temperature, seeds, start + lengths)
 
 
 def step(

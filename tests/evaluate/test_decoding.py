@@ -12,7 +12,7 @@ import tiny_models
 
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate import decoding
-from optiml_jax.evaluate.decoding import Prompt, Slots, fill, generate, step
+from optiml_jax.evaluate.decoding import Prompt, Slots, generate, step
 from optiml_jax.model.kv_cache import KVCache
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 
@@ -34,15 +34,15 @@ class Script:
 
 
 def run_script(script, left, **more):
-    """What `fill` and one call of `step` give two rows of unequal length."""
+    """What `read` and one call of `step` give two rows of unequal length."""
     tokens, lengths = jnp.array([[2, 5, 1, 1], [2, 5, 6, 8]]), [2, 4]
     model, config = Script(script, lengths, **more), tiny_models.PRE_NORM
     zeros = jnp.zeros((2,), jnp.int32)
     cache = KVCache.empty(config, 2, 64).replace(fresh=False)
     slots = Slots(cache, zeros, zeros.astype(jnp.uint32))
-    slots, first, _ = fill(
-        model, config, 0.0, slots, None, jnp.arange(2), tokens, jnp.array(lengths), slots.seed
-    )
+    seeds = jnp.ones((2,), jnp.uint32)
+    prompts, first, _ = decoding.read(model, config, 0.0, None, tokens, jnp.array(lengths), seeds)
+    slots = decoding._jit_put(slots, jnp.arange(2), prompts, None, first, seeds)
     slots, new, _, counts = step(model, config, 0.0, slots, jnp.array(left))
     assert slots.cache.index.tolist() == [n + c for n, c in zip(lengths, counts, strict=True)]
     return [[int(f), *row[:n].tolist()] for f, row, n in zip(first, new, counts, strict=True)]
