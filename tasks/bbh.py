@@ -80,19 +80,18 @@ def read_prompt(path: str, chain_of_thought: bool) -> Prompt:
     """
     text = _NOTICE.sub("", read_text(path))
     instruction, *demonstrations = text.split("\n\nQ: ")
-    pairs = []
-    for demonstration in demonstrations:
-        question, cue, reasoning = demonstration.partition(_ANSWER + _TRIGGER)
-        answer = bbh_answer(reasoning)
-        if not cue or not answer:
-            demonstrations = []
-            break
-        asked = f"Q: {question}{_ANSWER}"
-        pairs.append((asked + _TRIGGER, reasoning) if chain_of_thought else (asked, f" {answer}"))
-    if not demonstrations:
+    parts = [d.partition(_ANSWER + _TRIGGER) for d in demonstrations]
+    answers = [bbh_answer(reasoning) for _, _, reasoning in parts]
+    if not answers or not all(answers):
         raise UserError(
             f"{path} is not a whole prompt (a description, then `Q:`, `A:{_TRIGGER}` and `So the "
             "answer is` of each demonstration); download it again"
         )
-    after = _ANSWER + (_TRIGGER if chain_of_thought else "")
-    return Prompt(instruction, "Q: ", after, tuple(pairs))
+    if chain_of_thought:
+        pairs = [(f"Q: {asked}{cue}", reasoning) for asked, cue, reasoning in parts]
+        return Prompt(instruction, "Q: ", _ANSWER + _TRIGGER, tuple(pairs))
+    pairs = [
+        (f"Q: {asked}{_ANSWER}", f" {answer}")
+        for (asked, _, _), answer in zip(parts, answers, strict=True)
+    ]
+    return Prompt(instruction, "Q: ", _ANSWER, tuple(pairs))
