@@ -1,78 +1,128 @@
-"""`optiml evaluate`: scores the evaluation tasks with one checkpoint; resumes itself."""
+"""`optiml evaluate`: scores the evaluation tasks with one checkpoint or many; resumes itself."""
 
 import fnmatch
 import functools
+import logging
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-from optiml_jax.checkpoint.manager import find_checkpoint, load_metadata, load_params
 from optiml_jax.cli import main as command_line
+from optiml_jax.cli.checkpoints import Model, checkpoints_dir, find_places, load_model
 from optiml_jax.cli.settings import Evaluate, Run, configured
 from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.data.prompts import PromptConfig
-from optiml_jax.data.vocabulary import (
-    load_vocabulary,
-    padded_size,
-    vocabulary_fingerprint,
-)
+from optiml_jax.data.vocabulary import load_vocabulary
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import EvalTask, evaluate
 from optiml_jax.evaluate.instances import subsample
 from optiml_jax.evaluate.metrics import METRIC_FNS
-from optiml_jax.evaluate.records import TaskInfo
+from optiml_jax.evaluate.records import RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import rollup
-from optiml_jax.model.config import OPTConfig, model_config
-from optiml_jax.model.opt import abstract_model, init_params
+from optiml_jax.model.config import OPTConfig
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
-from optiml_jax.sharding.rules import abstract_params, param_shardings
-from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.loop import EvaluationHook
 from optiml_jax.train.metrics import SummaryWriter
 from tasks.registry import find_sources, register
 from tasks.splits import Manifest, Row, category
 
+_log = logging.getLogger(__name__)
 NUM_DEV = 250  # (example, prompt) pairs of a task that is for validation only; paper, section 4.1
 
 
 def main() -> int:
     run, settings = configured(Run), Evaluate()
-    manifest, vocabulary = Manifest.load(), load_vocabulary(run.vocabulary)
-    sources = find_sources(run.data, manifest)
-    tasks = [evaluation_task(s, manifest.row(s), settings, vocabulary) for s in sources]
-    tasks = [t for t in tasks if t is not None and t.info.shots]
-    if not tasks:
+    evaluation = Evaluation(run, settings)
+    places = find_places(run, settings)
+    if len(places) > 1 and "{checkpoint}" not in settings.name:
         raise UserError(
-            f"nothing to evaluate: no task of {', '.join(run.data)} with the role "
-            f"{' or '.join(settings.roles)} "
-            f"matches Evaluate.tasks={settings.tasks} and Evaluate.shots={settings.shots}"
+            f"Evaluate.name = {settings.name!r} is one folder for {len(places)} checkpoints; "
+            "put {checkpoint} into it"
         )
-    mesh_config = MeshConfig()
-    mesh = make_mesh(mesh_config)
-    name, model, graphdef, params, metadata = load_model(run, settings, mesh, mesh_config.preset)
-    folder = run.evaluation_dir / settings.name.replace("{checkpoint}", name)
-    num_cells = sum(len(t.info.shots) for t in tasks)
-    print(f"checkpoint {name}: {len(tasks)} tasks, {num_cells} cells (task x shots): {folder}")
-    failed = evaluate(
-        tasks,
-        graphdef,
-        params,
-        model,
-        vocabulary,
-        EvalConfig(),
-        str(folder),
-        prompts=PromptConfig(),
-        metadata=metadata,
-        mesh=mesh,
-        preset=mesh_config.preset,
-        run={"checkpoint": metadata.get("checkpoint", name)},
-    )
+    failures = []
+    for place in places:
+        try:
+            failures += evaluation.of_checkpoint(place)
+        except UserError as e:
+            if len(places) == 1:
+                raise
+            failures.append(f"checkpoint {place}: {e}")
     write_scalars(run)
-    for task, shots, reason in failed:
-        print(f"failed: {task} at {shots} shots: {reason}", file=sys.stderr)
-    return 1 if failed else 0
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+class Evaluation:
+    """The evaluation tasks of a run, for one model after the other.
+
+    Raises:
+      UserError: no task matches the settings.
+    """
+
+    def __init__(self, run: Run, settings: Evaluate):
+        self._run, self._settings = run, settings
+        manifest, self._vocabulary = Manifest.load(), load_vocabulary(run.vocabulary)
+        sources = find_sources(run.data, manifest)
+        tasks = [evaluation_task(s, manifest.row(s), settings, self._vocabulary) for s in sources]
+        self._tasks = [t for t in tasks if t is not None and t.info.shots]
+        if not self._tasks:
+            raise UserError(
+                f"nothing to evaluate: no task of {', '.join(run.data)} with the role "
+                f"{' or '.join(settings.roles)} "
+                f"matches Evaluate.tasks={settings.tasks} and Evaluate.shots={settings.shots}"
+            )
+        self._mesh_config = MeshConfig()
+        self._mesh = make_mesh(self._mesh_config)
+
+    def of_checkpoint(self, place: str) -> list[str]:
+        """Evaluates one of `find_places`; returns what failed, in words."""
+        return self.of_model(load_model(self._run, place, self._mesh, self._mesh_config.preset))
+
+    def of_model(self, model: Model) -> list[str]:
+        """Evaluates a model, or what its folder does not hold yet."""
+        name, num_tasks = model.name, len(self._tasks)
+        folder = self._run.evaluation_dir / self._settings.name.replace("{checkpoint}", name)
+        num_cells = sum(len(t.info.shots) for t in self._tasks)
+        print(f"checkpoint {name}: {num_tasks} tasks, {num_cells} cells (task x shots): {folder}")
+        failed = evaluate(
+            self._tasks,
+            model.graphdef,
+            model.params,
+            model.config,
+            self._vocabulary,
+            EvalConfig(),
+            str(folder),
+            prompts=PromptConfig(),
+            metadata=model.metadata,
+            mesh=self._mesh,
+            preset=self._mesh_config.preset,
+            run={"checkpoint": model.metadata.get("checkpoint", name)},
+        )
+        return [f"{name}: {task} at {shots} shots: {why}" for task, shots, why in failed]
+
+
+def evaluation_hook(config: OPTConfig, metadata: Mapping[str, Any]) -> EvaluationHook:
+    """What `optiml train` calls to evaluate its parameters as `optiml evaluate` would.
+
+    Args:
+      config: of the model.
+      metadata: of the run's checkpoints, without their step.
+    """
+    run = configured(Run)
+    evaluation = Evaluation(run, Evaluate())
+
+    def hook(step: int, graphdef: Any, params: Any) -> None:
+        own = {**metadata, "step": step, "checkpoint": str(checkpoints_dir(run) / str(step))}
+        try:
+            evaluation.of_model(Model(f"step_{step}", config, graphdef, params, own))
+            write_scalars(run, since=step)
+        except UserError as e:
+            _log.warning("evaluation after step %d failed, training goes on: %s", step, e)
+
+    return hook
 
 
 def evaluation_task(
@@ -119,54 +169,20 @@ def read_test_split(source: TaskSource, limit: int | None) -> list:
     return subsample(examples, limit, EvalConfig().seed)
 
 
-def load_model(
-    run: Run, settings: Evaluate, mesh: jax.sharding.Mesh, preset: str
-) -> tuple[str, OPTConfig, Any, Any, dict[str, Any]]:
-    """The checkpoint that `settings` names: (name, config, graphdef, params, metadata)."""
-    if settings.checkpoint == "init":
-        return "init", *untrained_model(run, mesh, preset)
-    folder = pathlib.Path(run.run_dir) / "checkpoints"
-    if settings.checkpoint != "latest":
-        place = str(settings.checkpoint)
-        folder = folder / place if place.isdigit() else pathlib.Path(place)
-    step_folder = find_checkpoint(folder)
-    metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
-    model = OPTConfig.from_dict(metadata["model"])
-    params = load_params(step_folder, abstract_params(model, mesh, preset))
-    return f"step_{step_folder.name}", model, abstract_model(model)[0], params, metadata
-
-
-def untrained_model(
-    run: Run, mesh: jax.sharding.Mesh, preset: str
-) -> tuple[OPTConfig, Any, Any, dict[str, Any]]:
-    """The weights that `optiml train` of this run starts from, before its first step."""
-    vocabulary = load_vocabulary(run.vocabulary)
-    model = model_config(vocab_size=padded_size(vocabulary))
-    train = configured(TrainConfig, plan_dir="", run_dir="")
-    metadata = {"vocabulary": {"fingerprint": vocabulary_fingerprint(vocabulary)}, "step": 0}
-    if train.init_from:
-        step_folder = find_checkpoint(train.init_from)
-        params = load_params(step_folder, abstract_params(model, mesh, preset))
-        metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
-        return model, abstract_model(model)[0], params, metadata
-    shardings = param_shardings(abstract_model(model)[1], mesh, preset)
-    graphdef, params = init_params(model, train.seed, shardings)
-    return model, graphdef, params, metadata
-
-
-def write_scalars(run: Run) -> None:
-    """Every evaluation of the run as TensorBoard scalars by step; written anew each time."""
-    evaluations = {}
-    for tasks_file in run.evaluation_dir.glob("*/tasks.json"):
-        tree = rollup(tasks_file.parent)
-        evaluations[tree.run["step"] or 0, tasks_file.parent.name] = tree.scalars()
+def write_scalars(run: Run, since: int = 0) -> None:
+    """The evaluations of step `since` and later as TensorBoard scalars, in place of older ones."""
+    steps = {
+        p.parent: RunFolder(p.parent).load()[0]["step"] or 0
+        for p in run.evaluation_dir.glob("*/tasks.json")
+    }
     folder = pathlib.Path(run.run_dir) / "tensorboard" / "evaluation"
     old = list(folder.glob("events.out.*"))
-    writer = SummaryWriter(folder, first_step=0)
-    for (step, _), scalars in sorted(evaluations.items()):
-        writer.scalars(step, scalars)
+    writer = SummaryWriter(folder, first_step=since)
+    for path, step in sorted(steps.items(), key=lambda item: (item[1], item[0].name)):
+        if step >= since:
+            writer.scalars(step, rollup(path).scalars())
     writer.close()
-    for path in old:
+    for path in old if since == 0 else ():
         path.unlink()
 
 

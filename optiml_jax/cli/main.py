@@ -104,7 +104,7 @@ def _binding(argument: str) -> str:
     try:
         ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        if not value.startswith(("@", "%", "[", "(", "{")):
+        if not value.startswith(("@", "%", "[", "(", "{'", '{"')):  # but "{checkpoint}" is text
             value = repr(value)
     return f"{name} = {value}"
 

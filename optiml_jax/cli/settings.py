@@ -12,6 +12,7 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 import gin
 
@@ -83,7 +84,10 @@ class Prepare:
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Attributes:
-    checkpoint: "latest", "init" (the untrained model of the same seed), a step, or a folder.
+    checkpoint: "latest", "init" (the untrained model of the same seed), a step, a folder, "all"
+      that the run keeps, a glob over steps ("*000") or over folders, or several of these.
+    during_training: `optiml train` evaluates after these updates, in its own process and with the
+      same results; a number N: after every N-th and the last; 0: never.
     name: folder name under <run_dir>/evaluation; "{checkpoint}" in it is the step, or "init".
     tasks: globs over task names.
     roles: an evaluated task has one of these in the split manifest: "test" and "dev" are the
@@ -91,7 +95,8 @@ class Evaluate:
     shots: numbers of demonstrations; the ones that the manifest also lists for a task are run.
     """
 
-    checkpoint: str | int = "latest"
+    checkpoint: str | int | Sequence[str | int] = "latest"
+    during_training: int | Sequence[int] = 0
     name: str = "{checkpoint}"
     tasks: tuple[str, ...] = ("*",)
     roles: tuple[str, ...] = ("test",)

@@ -3,19 +3,21 @@
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import gin
 import jax
 
 from optiml_jax.cli import main as command_line
-from optiml_jax.cli.settings import Run, configured
+from optiml_jax.cli.settings import Evaluate, Run, configured
 from optiml_jax.data.plan import Plan
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors
-from optiml_jax.model.config import model_config
+from optiml_jax.model.config import OPTConfig, model_config
 from optiml_jax.sharding.mesh import MeshConfig
-from optiml_jax.train.config import TrainConfig
-from optiml_jax.train.loop import train
+from optiml_jax.train.config import TrainConfig, run_metadata
+from optiml_jax.train.loop import EvaluationHook, train
 from optiml_jax.train.optimizer import OptimizerConfig
 
 
@@ -33,9 +35,35 @@ def main() -> int:
     )
     model = model_config(vocab_size=plan.meta["vocabulary"]["padded_size"])
     mesh, optimizer = MeshConfig(), OptimizerConfig()
+    steps = evaluation_steps(Evaluate().during_training, config.num_steps)
+    hook = evaluation_hook(model, run_metadata(config, model, optimizer, plan)) if steps else None
     if jax.process_index() == 0:
         save_config(pathlib.Path(run.run_dir) / "config.gin")
-    return train(config, model, mesh, optimizer)
+    return train(config, model, mesh, optimizer, hook, steps)
+
+
+def evaluation_steps(wanted: int | Sequence[int], num_steps: int) -> set[int]:
+    """The steps that `Evaluate.during_training` means."""
+    if isinstance(wanted, int):
+        return {*range(wanted, num_steps, wanted), num_steps} if wanted > 0 else set()
+    if beyond := [step for step in wanted if not 1 <= step <= num_steps]:
+        raise UserError(
+            f"Evaluate.during_training: step {beyond[0]} is not one of 1 ... {num_steps}; the "
+            "untrained model: optiml evaluate --gin.Evaluate.checkpoint=init"
+        )
+    return set(wanted)
+
+
+def evaluation_hook(model: OPTConfig, metadata: dict[str, Any]) -> EvaluationHook:
+    """What evaluates the parameters; imported only when asked for, since it needs TensorFlow."""
+    if jax.process_count() > 1:
+        raise UserError(
+            "Evaluate.during_training: not with several processes; leave it at 0 and run "
+            "optiml evaluate --gin.Evaluate.checkpoint=all"
+        )
+    from optiml_jax.cli.evaluate import evaluation_hook as make
+
+    return make(model, metadata)
 
 
 def join_processes() -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -46,7 +46,7 @@ from optiml_jax.train.step import make_train_step, make_validation_step
 
 logger = logging.getLogger(__name__)
 
-EvaluationHook = Callable[[int, nnx.GraphDef, dict[str, Any]], Mapping[str, float]]
+EvaluationHook = Callable[[int, nnx.GraphDef, dict[str, Any]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,7 @@ class _Run:
     abstract: TrainState
     metadata: dict[str, Any]
     evaluation_hook: EvaluationHook | None
+    evaluation_steps: Collection[int]
 
 
 def train(
@@ -71,6 +72,7 @@ def train(
     mesh: MeshConfig,
     optimizer: OptimizerConfig,
     evaluation_hook: EvaluationHook | None = None,
+    evaluation_steps: Collection[int] = (),
 ) -> int:
     """Trains, or resumes the run that lies in `config.run_dir`.
 
@@ -79,8 +81,10 @@ def train(
       model: what is trained.
       mesh: the arrangement of the devices; another one may be used after a restart.
       optimizer: how it is trained.
-      evaluation_hook: called as (step, graphdef, params) whenever the validation loss is due; the
-        numbers it returns are reported under their names. The params are only lent.
+      evaluation_hook: called as (step, graphdef, params) after each of `evaluation_steps`, and
+        again when the run is resumed at one of them. The params are only lent. Ctrl-C and SIGTERM
+        raise in it, so that the state is saved at once.
+      evaluation_steps: see `evaluation_hook`.
 
     Returns:
       0: the run is complete, or SIGTERM came and the state is saved.
@@ -89,18 +93,21 @@ def train(
       UserError: something does not fit, the disk is full, or the loss is no longer finite.
       KeyboardInterrupt: Ctrl-C came; the state is saved.
     """
-    run = _prepare(config, model, mesh, optimizer, evaluation_hook)
+    run = _prepare(config, model, mesh, optimizer, evaluation_hook, evaluation_steps)
     checkpoints = CheckpointManager(pathlib.Path(config.run_dir) / "checkpoints", config.keep)
     stop = StopRequest()
     with contextlib.closing(checkpoints), stop.listening(), use_mesh(run.mesh, mesh.preset):
         state, start = _start(run, checkpoints)
+        if start:
+            _evaluate(run, state, start, stop)  # the last stop may have come in the middle of it
         if start >= config.num_steps:
             logger.info("%s is complete: all %d steps are done", config.run_dir, start)
-            return 0
-        with _loader(run.plan, config.global_batch_size, start, config.num_steps) as batches:
-            functions = _compile(run)
-            with _reporter(run, start).open() as reporter:
-                end = _loop(run, state, start, batches, functions, checkpoints, reporter, stop)
+            end = start
+        else:
+            with _loader(run.plan, config.global_batch_size, start, config.num_steps) as batches:
+                functions = _compile(run)
+                with _reporter(run, start).open() as reporter:
+                    end = _loop(run, state, start, batches, functions, checkpoints, reporter, stop)
     if stop.interrupted:
         raise KeyboardInterrupt(f"step {end} of {config.num_steps} is saved in {config.run_dir}")
     logger.info("step %d of %d is saved in %s", end, config.num_steps, config.run_dir)
@@ -116,6 +123,7 @@ def _prepare(
     mesh: MeshConfig,
     optimizer: OptimizerConfig,
     evaluation_hook: EvaluationHook | None,
+    evaluation_steps: Collection[int],
 ) -> _Run:
     """Everything that can be found wrong before anything is computed or written."""
     optimizer.check(config.num_steps)
@@ -138,6 +146,7 @@ def _prepare(
         abstract=abstract_state(model, devices, mesh.preset),
         metadata=run_metadata(config, model, optimizer, plan),
         evaluation_hook=evaluation_hook,
+        evaluation_steps=evaluation_steps,
     )
 
 
@@ -270,29 +279,33 @@ def _loop(
         if due(config.log_every):
             reporter.flush()
             checkpoints.check()
-        if due(config.validate_every):
+        if validate is not None and due(config.validate_every):
             reporter.flush()
             with reporter.paused():
-                _measure(run, state, step, validate, reporter)
+                _report_validation(*validate(state.params), reporter)
         if due(config.checkpoint_every):
             save()
             saved = step
+        if step in run.evaluation_steps:
+            reporter.flush()  # nothing that is not finite is evaluated
+            with reporter.paused():
+                _evaluate(run, state, step, stop)
     if saved != step:
         save()
     checkpoints.wait()
     return step
 
 
-def _measure(
-    run: _Run, state: TrainState, step: int, validate: Callable | None, reporter: Reporter
-) -> None:
-    """Reports the validation loss, and what the hook measures."""
-    if validate is not None:
-        total, weight = validate(state.params)
-        loss = total / max(weight, 1)
-        reporter.scalars({"validation/loss": loss, "validation/perplexity": perplexity(loss)})
-    if run.evaluation_hook is not None:
-        reporter.scalars(run.evaluation_hook(step, run.graphdef, state.params))
+def _report_validation(total: float, weight: float, reporter: Reporter) -> None:
+    loss = total / max(weight, 1)
+    reporter.scalars({"validation/loss": loss, "validation/perplexity": perplexity(loss)})
+
+
+def _evaluate(run: _Run, state: TrainState, step: int, stop: StopRequest) -> None:
+    """Calls the hook if it is due after `step`, unless the run is to stop."""
+    if step in run.evaluation_steps and not stop.reached(step):
+        with stop.at_once():
+            run.evaluation_hook(step, run.graphdef, state.params)
 
 
 # ---------------------------------------------------------------- batches

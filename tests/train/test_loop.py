@@ -21,12 +21,12 @@ PURE_DATA = {"data": 8, "fsdp": 1}
 
 @pytest.fixture
 def run(plan_dir, compiled_once, caplog):
-    """run(run_dir, evaluation_hook=None, **options of tiny_run.configs) -> log text."""
+    """run(run_dir, *evaluation, **options of tiny_run.configs) -> log text."""
     caplog.set_level(logging.INFO)
 
-    def run(run_dir, evaluation_hook=None, plan=plan_dir, mesh=PURE_DATA, **options):
+    def run(run_dir, *evaluation, plan=plan_dir, mesh=PURE_DATA, **options):
         caplog.clear()
-        assert train(*tiny_run.configs(plan, run_dir, mesh=mesh, **options), evaluation_hook) == 0
+        assert train(*tiny_run.configs(plan, run_dir, mesh=mesh, **options), *evaluation) == 0
         return caplog.text
 
     return run
@@ -89,20 +89,6 @@ def test_validation_is_the_same_however_its_rows_are_cut(run, plan_dir, tmp_path
         run(tmp_path / name, train=options, model={"dropout": 0.0})
         losses.append([v for _, v in tiny_run.read_scalars(tmp_path / name)["validation/loss"]])
     np.testing.assert_allclose(*losses, rtol=1e-4)
-
-
-def test_the_evaluation_hook_sees_the_params_of_the_step(run, plan_dir, tmp_path):
-    seen = {}
-
-    def hook(step, graphdef, params):
-        seen[step] = jax.device_get(params["token_embedding"])
-        return {"evaluation/accuracy": step / 100}
-
-    run(tmp_path, hook, train={"validate_every": 8})
-    assert list(seen) == [8, 12]
-    np.testing.assert_array_equal(seen[12], params_of(tmp_path)["token_embedding"])
-    points = tiny_run.read_scalars(tmp_path)["evaluation/accuracy"]
-    assert points == [(8, pytest.approx(0.08)), (12, pytest.approx(0.12))]
 
 
 def test_checkpoints_say_what_they_belong_to(finished, plan_dir):

@@ -1,0 +1,102 @@
+"""The checkpoints that `optiml evaluate` is asked for, and their weights."""
+
+import dataclasses
+import glob
+import pathlib
+from typing import Any
+
+import jax
+
+from optiml_jax.checkpoint.manager import find_checkpoint, load_metadata, load_params
+from optiml_jax.cli.settings import Evaluate, Run, configured, expand
+from optiml_jax.data.vocabulary import load_vocabulary, padded_size, vocabulary_fingerprint
+from optiml_jax.errors import UserError
+from optiml_jax.model.config import OPTConfig, model_config
+from optiml_jax.model.opt import abstract_model, init_params
+from optiml_jax.sharding.rules import abstract_params, param_shardings
+from optiml_jax.train.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model to evaluate.
+
+    Attributes:
+      name: "step_<n>" for a checkpoint of the run itself, "<its run>_step_<n>" for another, "init".
+      config, graphdef, params: what it computes.
+      metadata: of the checkpoint, and as `checkpoint` its folder.
+    """
+
+    name: str
+    config: OPTConfig
+    graphdef: Any
+    params: Any
+    metadata: dict[str, Any]
+
+
+def checkpoints_dir(run: Run) -> pathlib.Path:
+    return pathlib.Path(run.run_dir).absolute() / "checkpoints"
+
+
+def find_places(run: Run, settings: Evaluate) -> list[str]:
+    """What `Evaluate.checkpoint` means: "init", "latest" and folders, each once."""
+    asked = settings.checkpoint
+    asked = [asked] if isinstance(asked, str | int) else asked
+    return list(dict.fromkeys(place for one in asked for place in _places(run, str(one))))
+
+
+def _places(run: Run, one: str) -> list[str]:
+    if one.isdigit():
+        return [str(checkpoints_dir(run) / one)]
+    one = expand(one, "Evaluate.checkpoint")
+    if one != "all" and not glob.has_magic(one):
+        return [one]
+    if "/" in one:
+        found = [path for name in glob.glob(one) if (path := pathlib.Path(name)).is_dir()]
+    else:  # steps of this run
+        steps = checkpoints_dir(run).glob("*" if one == "all" else one)
+        found = [path for path in steps if path.name.isdigit()]
+    if not found:
+        raise UserError(
+            f"Evaluate.checkpoint = {one!r}: no such checkpoint; those of this run are in "
+            f"{checkpoints_dir(run)}"
+        )
+    return [str(path) for path in sorted(found, key=_by_step)]
+
+
+def _by_step(folder: pathlib.Path) -> tuple[str, int, str]:
+    return str(folder.parent), int(folder.name) if folder.name.isdigit() else 0, folder.name
+
+
+def load_model(run: Run, place: str, mesh: jax.sharding.Mesh, preset: str) -> Model:
+    """The model of one of the places."""
+    if place == "init":
+        return _untrained(run, mesh, preset)
+    step_folder = find_checkpoint(checkpoints_dir(run) if place == "latest" else place)
+    metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
+    config = OPTConfig.from_dict(metadata["model"])
+    params = load_params(step_folder, abstract_params(config, mesh, preset))
+    return Model(_name(run, step_folder), config, abstract_model(config)[0], params, metadata)
+
+
+def _name(run: Run, step_folder: pathlib.Path) -> str:
+    name, parent = f"step_{step_folder.name}", step_folder.parent
+    if parent.resolve() == checkpoints_dir(run).resolve():
+        return name
+    owner = parent.parent if parent.name == "checkpoints" else parent
+    return f"{owner.name}_{name}"
+
+
+def _untrained(run: Run, mesh: jax.sharding.Mesh, preset: str) -> Model:
+    """The weights that `optiml train` of this run starts from, before its first step."""
+    vocabulary = load_vocabulary(run.vocabulary)
+    config = model_config(vocab_size=padded_size(vocabulary))
+    train = configured(TrainConfig, plan_dir="", run_dir="")
+    if train.init_from:
+        step_folder = find_checkpoint(train.init_from)
+        params = load_params(step_folder, abstract_params(config, mesh, preset))
+        metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
+        return Model("init", config, abstract_model(config)[0], params, metadata)
+    shardings = param_shardings(abstract_model(config)[1], mesh, preset)
+    metadata = {"vocabulary": {"fingerprint": vocabulary_fingerprint(vocabulary)}, "step": 0}
+    return Model("init", config, *init_params(config, train.seed, shardings), metadata)
