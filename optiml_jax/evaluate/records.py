@@ -196,6 +196,9 @@ class RunFolder:
     def open(self, run: dict[str, Any], infos: Sequence[TaskInfo]) -> None:
         """Starts or continues an evaluation: writes tasks.json.
 
+        Tasks and numbers of shots of earlier calls stay, so that suites may be evaluated one after
+        the other.
+
         Args:
           run: settings that must not change between start and continuation (JSON-able).
 
@@ -204,8 +207,14 @@ class RunFolder:
         """
         file = self.path / "tasks.json"
         run = json.loads(json.dumps(run))
+        tasks = {info.task: info for info in infos}
         if file.exists():
-            old = read_json(file, "the evaluation's tasks.json")["run"]
+            old, known = self.load()
+            for info in known:
+                shots = {*info.shots, *tasks.get(info.task, info).shots}
+                tasks[info.task] = dataclasses.replace(
+                    tasks.get(info.task, info), shots=tuple(sorted(shots))
+                )
             changed = sorted(k for k in old.keys() | run.keys() if old.get(k) != run.get(k))
             if changed:
                 key = changed[0]
@@ -213,7 +222,8 @@ class RunFolder:
                     f"{self.path} holds an evaluation with {key}={old.get(key)!r}, this one has "
                     f"{run.get(key)!r}; choose another output folder or delete that one"
                 )
-        write_json(file, {"run": run, "tasks": [dataclasses.asdict(i) for i in infos]})
+        rows = [dataclasses.asdict(info) for info in tasks.values()]
+        write_json(file, {"run": run, "tasks": rows})
 
     def load(self) -> tuple[dict[str, Any], list[TaskInfo]]:
         """The settings of the run and its tasks."""

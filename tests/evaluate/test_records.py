@@ -145,3 +145,16 @@ def test_every_rule_has_its_arithmetic():
 def test_a_protocol_that_makes_no_sense_is_refused(fields):
     with pytest.raises(UserError):
         Protocol(**fields)
+
+
+def test_suites_evaluated_one_after_the_other_stay_together(tmp_path):
+    folder = RunFolder(tmp_path)
+    other = dataclasses.replace(INFO, task="b/u", shots=(0, 5))
+    folder.open({}, [dataclasses.replace(INFO, shots=(0, 2))])
+    folder.open({}, [other])
+    folder.open({}, [dataclasses.replace(INFO, shots=(5,), category="D")])
+    _, infos = folder.load()
+    assert {i.task: (i.category, i.shots) for i in infos} == {
+        INFO.task: ("D", (0, 2, 5)),
+        "b/u": ("C", (0, 5)),
+    }
