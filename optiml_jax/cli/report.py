@@ -3,7 +3,9 @@
 Writes the same tables as Markdown, LaTeX, CSV and a page with plots.
 """
 
+import collections
 import glob
+import itertools
 import os
 import pathlib
 import re
@@ -12,6 +14,7 @@ import sys
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Report, Run, configured
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.records import RunFolder
 from optiml_jax.evaluate.rollup import Rollup, rollup
 from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.report import paper_tables, published, run_tables, tables
@@ -25,15 +28,15 @@ PUBLISHED = splits.DEFAULT_MANIFEST.parent / "published_results.yaml"
 
 
 def main() -> None:
-    run, settings = configured(Run), Report()
-    runs = evaluations(run, settings)
+    settings = Report()
+    runs = evaluations(settings)
     found = run_tables.evidence(runs, settings.replicates)
     made = run_tables.report(runs, found)
     if len(runs) > 1:
         made.append(selection_table(runs, settings.replicates))
     wanted = wanted_tasks(splits.Manifest.load())
     paper = paper_tables.paper_tables(published.load(PUBLISHED), runs, wanted)
-    folder = pathlib.Path(settings.output or pathlib.Path(run.run_dir) / "report")
+    folder = pathlib.Path(settings.output or pathlib.Path(configured(Run).run_dir, "report"))
     write_page(folder / "report.html", runs, found, made, paper, settings.axis, settings.positions)
     made += paper
     write(folder / "report.md", "\n".join(tables.render(t, "markdown") for t in made))
@@ -47,42 +50,73 @@ def main() -> None:
     print(f"written: {folder}/report.html (plots), .md and .tex (all tables), .csv (every cell)")
 
 
-def evaluations(run: Run, settings: Report) -> dict[str, Rollup]:
+def evaluations(settings: Report) -> dict[str, Rollup]:
     """Name -> evaluation: those that `settings` names, else all of the run by step."""
     if settings.runs:
         folders = [f for p in settings.runs for f in sorted(glob.glob(p), key=by_number) or [p]]
-        names = settings.names or short_names(folders)
-        for given in (names, settings.positions):
-            if given and len(given) != len(folders):
-                raise UserError(
-                    f"Report.runs are {len(folders)} folders, but {given!r} has {len(given)} parts"
-                )
-        if len({*names}) < len(folders):
-            raise UserError(f"two evaluations have the same name: {', '.join(names)}")
-        return {n: rollup(folder) for n, folder in zip(names, folders, strict=True)}
-    trees = {p.parent.name: rollup(p.parent) for p in run.evaluation_dir.glob("*/tasks.json")}
-    if not trees:
-        raise UserError(
-            f"no evaluation in {run.evaluation_dir}; run `optiml evaluate` first, or name "
-            "evaluation folders: --gin.Report.runs='(\"FOLDER\",)'"
-        )
-    # The untrained model is step 0 as well, and comes before a checkpoint of that step.
-    by_step = sorted(trees, key=lambda name: (trees[name].run["step"] or 0, name))
-    return {name: trees[name] for name in by_step}
+        groups = by_checkpoint([pathlib.Path(f) for f in folders])
+    else:
+        place = configured(Run).evaluation_dir
+        groups = by_checkpoint([p.parent for p in place.glob("*/tasks.json")])
+        # The untrained model is step 0 as well, and comes before a checkpoint of that step.
+        groups.sort(key=lambda g: (RunFolder(g[0]).load()[0].get("step") or 0, short_name(g)))
+        if not groups:
+            raise UserError(
+                f"no evaluation in {place}; run `optiml evaluate` first, or name "
+                "evaluation folders: --gin.Report.runs='(\"FOLDER\",)'"
+            )
+    names = list(settings.names) or distinct_names(groups)
+    for given in (names, settings.positions):
+        if given and len(given) != len(groups):
+            raise UserError(
+                f"{given!r} has {len(given)} parts for {len(groups)} evaluations: "
+                f"{', '.join(map(short_name, groups))}"
+            )
+    if len({*names}) < len(groups):
+        raise UserError(f"two evaluations have the same name: {', '.join(names)}")
+    return {name: rollup(group) for name, group in zip(names, groups, strict=True)}
+
+
+def by_checkpoint(folders: list[pathlib.Path]) -> list[list[pathlib.Path]]:
+    """The folders that are one evaluation: side by side, of one checkpoint, no task twice."""
+    groups = collections.defaultdict(list)
+    for folder in folders:
+        run, infos = RunFolder(folder).load()
+        groups[folder.parent, str(run.get("checkpoint", folder))].append((folder, infos))
+    found = []
+    for members in groups.values():
+        cells = [
+            (info.task, shots) for _, infos in members for info in infos for shots in info.shots
+        ]
+        apart = len({*cells}) < len(cells)
+        names = [folder for folder, _ in members]
+        found += [[name] for name in names] if apart else [names]
+    return found
+
+
+def short_name(group: list[pathlib.Path]) -> str:
+    """What the names of the folders start with: "step_4" of "step_4_mmlu" and "step_4_opt14"."""
+    parts = zip(*(folder.name.split("_") for folder in group), strict=False)
+    alike = itertools.takewhile(lambda part: len({*part}) == 1, parts)
+    return "_".join(part[0] for part in alike) or group[0].name
+
+
+def distinct_names(groups: list[list[pathlib.Path]]) -> list[str]:
+    """The names of the folders; where they repeat, with what their paths differ in before them."""
+    names = [short_name(group) for group in groups]
+    if len({*names}) == len(names):
+        return names
+    paths = [pathlib.Path(os.path.abspath(group[0].parent)).parts for group in groups]
+    alike = {part for part in paths[0] if all(part in path for path in paths)}
+    return [
+        "/".join((*(part for part in path if part not in alike), name))
+        for path, name in zip(paths, names, strict=True)
+    ]
 
 
 def by_number(path: str) -> list:
     """Sort key: step_500 before step_2000."""
     return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path)]
-
-
-def short_names(folders: list[str]) -> list[str]:
-    """The parts of the paths in which they differ."""
-    parts = [pathlib.Path(os.path.abspath(folder)).parts for folder in folders]
-    if len(folders) == 1:
-        return [parts[0][-1]]
-    alike = {p for p in parts[0] if all(p in other for other in parts)}
-    return ["/".join(p for p in path if p not in alike) or path[-1] for path in parts]
 
 
 def wanted_tasks(manifest: splits.Manifest) -> list[published.Wanted]:

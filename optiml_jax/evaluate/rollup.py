@@ -11,7 +11,7 @@ optiml_jax/report.
 
 import collections
 import dataclasses
-import pathlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -140,41 +140,59 @@ def level_order(level: str) -> tuple[int, str]:
 
 
 def rollup(
-    out_dir: str | pathlib.Path,
+    out_dir: str | os.PathLike | Sequence[str | os.PathLike],
     by: Literal["category", "benchmark"] = "category",
     rule: str | None = None,
 ) -> Rollup:
-    """Aggregates the records of `out_dir`.
+    """Aggregates the records of a folder, or of several that are one evaluation.
 
     Args:
+      out_dir: the folder or folders.
       by: what the columns are within a level. By benchmark, the versions that a task has in several
         benchmarks are not averaged (paper, table 5).
       rule: scores candidates by this rule instead of each task's own.
 
     Raises:
-      UserError: the folder is no evaluation, or a record file is damaged.
+      UserError: a folder is no evaluation, a record file is damaged, or two folders have the same
+        task at the same number of shots.
     """
-    folder = RunFolder(out_dir)
-    run, infos = folder.load()
+    paths = [out_dir] if isinstance(out_dir, str | os.PathLike) else list(out_dir)
+    loaded = [(RunFolder(path), *RunFolder(path).load()) for path in paths]
     leaves: list[Leaf] = []
     holes: dict[Key, str] = {}
     metrics: dict[Key, str] = {}
     summaries, failures = {}, {}
-    for info in infos:
-        for shots in info.shots:
-            key = _leaf_key(info, shots, by)
-            metrics[key] = info.metric
-            status, reason = folder.status(info, shots)
-            if status != "done":
-                holes[key] = f"{info.task} at {shots} shots: {reason}"
-                failures[info.task, shots] = reason
-                continue
-            records, summary = folder.read(info.task, shots)
-            by_rule = rule or info.protocol.rule
-            records = units(info.metric, [rescore(r, by_rule) for r in records])
-            summaries[info.task, shots] = summary
-            leaves += _leaves(info, key, records, summary, by_rule)
-    return _assemble(run, leaves, holes, metrics, summaries, failures)
+    cells = [(f, info, shots) for f, _, infos in loaded for info in infos for shots in info.shots]
+    for folder, info, shots in cells:
+        key = _leaf_key(info, shots, by)
+        if key in metrics:
+            raise UserError(
+                f"{info.task} at {shots} shots is in two of {', '.join(map(str, paths))}"
+            )
+        metrics[key] = info.metric
+        status, reason = folder.status(info, shots)
+        if status != "done":
+            holes[key] = f"{info.task} at {shots} shots: {reason}"
+            failures[info.task, shots] = reason
+            continue
+        records, summary = folder.read(info.task, shots)
+        by_rule = rule or info.protocol.rule
+        records = units(info.metric, [rescore(r, by_rule) for r in records])
+        summaries[info.task, shots] = summary
+        leaves += _leaves(info, key, records, summary, by_rule)
+    return _assemble(
+        _common(run for _, run, _ in loaded), leaves, holes, metrics, summaries, failures
+    )
+
+
+def _common(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The settings of several folders; where they differ, all values."""
+    values: dict[str, list] = collections.defaultdict(list)
+    for run in runs:
+        for name, value in run.items():
+            if value not in values[name]:
+                values[name].append(value)
+    return {name: v[0] if len(v) == 1 else v for name, v in values.items()}
 
 
 def difference(a: Rollup, b: Rollup) -> Rollup:

@@ -1,21 +1,13 @@
-"""The page of `optiml inspect`: puts its data into `inspect.html`, which draws itself in a browser.
+"""The page of `optiml inspect`: the data that `inspect.html` draws itself from in a browser."""
 
-One file without external resources. All text travels as JSON inside a script element that is no
-script, and the page shows it as text: nothing of a data set can become markup.
-"""
-
-import json
-import os
-import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.report.composition import Composition
+from optiml_jax.report.html_page import table_data, write_filled
 from optiml_jax.report.inspect_prompts import PromptView, TaskFacts
 from optiml_jax.report.tables import Table
 
-FOLDER = pathlib.Path(__file__).parent
 MOST_CHARACTERS = 1500  # of one span; longer ones lose their middle
 MOST_EXAMPLES = 6000  # rendered in one page: about 10 MB
 
@@ -78,23 +70,6 @@ def write_page(
     write_filled(path, "inspect.html", data)
 
 
-def write_filled(path: str | os.PathLike, template: str, data: Mapping[str, Any]) -> None:
-    """Writes a template of this folder with the pages' common style, program and its data."""
-    parts = {"@STYLE@": "page.css", "@SCRIPT@": "page.js"}
-    page = (FOLDER / template).read_text("utf-8")
-    for mark, name in parts.items():
-        page = page.replace(mark, (FOLDER / name).read_text("utf-8"))
-    page = page.replace("@DATA@", _embedded(data))
-    with disk_errors(path, "the page"), atomic_path(path) as temporary:
-        temporary.write_text(page, "utf-8")
-
-
-def _embedded(data: Mapping[str, Any]) -> str:
-    """JSON that may stand in a script element: no `</script>`, no `<!--`."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
 def _view_data(view: PromptView) -> dict[str, Any]:
     e = view.example
     return {
@@ -110,16 +85,6 @@ def _view_data(view: PromptView) -> dict[str, Any]:
         "meta": {k: v for k, v in e.meta.items() if isinstance(v, str) and v},
         "options": None if e.options is None else [_shortened(o) for o in e.options],
         "references": [_shortened(r) for r in e.references],
-    }
-
-
-def table_data(table: Table) -> dict[str, Any]:
-    return {
-        "title": table.title,
-        "columns": table.columns,
-        "text_columns": table.text_columns,
-        "rows": table.rows,
-        "notes": table.notes,
     }
 
 

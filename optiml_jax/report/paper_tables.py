@@ -91,14 +91,10 @@ def _holes(
     def cell(task: str, aggregate: str | None) -> Key:
         return Key(shots, *column.place, aggregate or task, task.split("/", 1)[0], task)
 
-    here = [key for key in known if key.shots == shots]
     members = [w for w in members if shots in w.shots]
-    found = set()
     for w in members:
-        own = [key for key in here if _is(key.subtask, w)]
-        found |= {key.subtask for key in own}
-        # Without a number nothing says how many tasks a glob stands for: one at least.
-        if not own and column.number is None:
+        own = [key for key in known if key.shots == shots and _is(key.subtask, w)]
+        if not own:
             yield cell(w.task, w.aggregate_as), ABSENT
         for key in own:
             seen = len(prompts[key.subtask, shots])
@@ -106,9 +102,6 @@ def _holes(
                 yield cell(key.subtask, key.task), f"{seen} of {w.prompts} prompts"
     if not members:
         yield cell(column.name, None), "the split manifest has no such task"
-    elif column.number is not None and len(found) < column.number:
-        rest = f"{column.number - len(found)} of {column.number} tasks"
-        yield cell(rest, members[0].aggregate_as), ABSENT
 
 
 def coverage_table(
@@ -125,7 +118,10 @@ def coverage_table(
             found.append(f"{len(known)} of {len(cells)}, {whole} whole" if known else _NONE)
         rows.append((f"table {table.number}", table.title, *found))
     columns = ("paper", "what", *(next(iter(views.values())) if views else ()))
-    notes = ("numbers that a run has; whole: nothing of the user's data or prompts is missing",)
+    notes = (
+        "how many numbers of each table a run has; whole: none of its data or prompts is missing",
+        *dict.fromkeys(f"printed numbers: {table.source}" for table in published),
+    )
     return Table("The paper's tables", columns, tuple(rows), 2, notes)
 
 
@@ -186,14 +182,16 @@ def _notes(table: PublishedTable, views: Mapping[str, Rollup]) -> tuple[str, ...
                 for reason in cell.missing:
                     place = (key.level, key.category, key.subtask, _reason(reason, key))
                     lacking[place].append(key.shots)
-        alike: dict[tuple, list[str]] = collections.defaultdict(list)
+        alike: dict[tuple, dict[str, None]] = collections.defaultdict(dict)
         for (level, column, task, reason), shots in lacking.items():
-            alike[level, column, tuple(sorted(shots)), reason].append(task)
-        for (level, column, shots, reason), tasks in alike.items():
             place = column if level.startswith("table ") else f"{level_name(level)} {column}"
-            more = len(tasks) - _MAX_NAMES
-            named = ", ".join(tasks[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
-            notes.append(f"{MARK} {name}: {place} at {_listed(shots)} shots: {named}: {reason}")
+            empty_column = all(tree.cells[Key(k, level, column)].value is None for k in shots)
+            where, what = ("nothing of", place) if empty_column else (f"{place} without", task)
+            alike[where, tuple(sorted(shots)), reason][what] = None
+        for (where, shots, reason), names in alike.items():
+            more = len(names) - _MAX_NAMES
+            named = ", ".join([*names][:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+            notes.append(f"{MARK} {name}: {where} {named} at {_listed(shots)} shots: {reason}")
     return tuple(notes)
 
 

@@ -17,7 +17,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.evaluate.rollup import Key, Rollup, from_columns
 
 _TABLE = ("table", "title", "roles", "shots", "columns", "rows", "average", "selection", "note")
-_COLUMN = ("name", "level", "category", "benchmark", "tasks", "number", "shots")
+_COLUMN = ("name", "level", "category", "benchmark", "tasks", "shots")
 _ROW = ("model", "setting", "cells", "average")
 _NOT_PRINTED = "-"
 
@@ -50,7 +50,6 @@ class Column:
     Attributes:
       place: (level, name), by which cells of it are found in a `Rollup`.
       shots: those that the table prints for it.
-      number: how many tasks there are, where globs do not tell.
     """
 
     name: str
@@ -60,7 +59,6 @@ class Column:
     category: str | None = None
     benchmark: str | None = None
     tasks: str = "*"
-    number: int | None = None
 
     def chooses(self, wanted: Wanted) -> bool:
         fields = ("level", "category", "benchmark")
@@ -88,6 +86,7 @@ class PublishedTable:
 
     number: int
     title: str
+    source: str
     roles: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: tuple[PublishedRow, ...]
@@ -112,10 +111,13 @@ def load(path: str | pathlib.Path) -> list[PublishedTable]:
         raise UserError(f"cannot read the published results {path}: {e}") from e
     if not isinstance(content, dict) or not isinstance(content.get("tables"), list):
         raise UserError(f"{path} has no list of tables")
-    return [_table(value, f"{path}, table {i}") for i, value in enumerate(content["tables"], 1)]
+    source = str(content.get("source", path))
+    return [
+        _table(value, source, f"{path}, table {i}") for i, value in enumerate(content["tables"], 1)
+    ]
 
 
-def _table(value: Any, where: str) -> PublishedTable:
+def _table(value: Any, source: str, where: str) -> PublishedTable:
     _check(value, _TABLE, ("table", "title", "roles", "shots", "columns", "rows"), where)
     where = f"{where} ({value['table']})"
     drafts = []
@@ -144,6 +146,7 @@ def _table(value: Any, where: str) -> PublishedTable:
     return PublishedTable(
         number=value["table"],
         title=title,
+        source=source,
         roles=tuple(value["roles"]),
         columns=columns,
         rows=rows,

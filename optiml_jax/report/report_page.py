@@ -6,7 +6,7 @@ from typing import Any
 
 from optiml_jax.evaluate.rollup import MEAN, Cell, Key, Rollup
 from optiml_jax.evaluate.statistics import Difference, Estimate
-from optiml_jax.report.page import table_data, write_filled
+from optiml_jax.report.html_page import table_data, write_filled
 from optiml_jax.report.run_tables import (
     AVERAGE,
     Evidence,

@@ -1,0 +1,113 @@
+"""`optiml report`: which folders it puts together, what it writes, what it refuses."""
+
+import csv
+import pathlib
+
+import gin
+import pytest
+
+from optiml_jax.cli.main import main
+from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo
+
+SUMMARY = {
+    "metric": "rougeL",
+    "num_instances": 5,
+    "best_constant": {"answer": "a", "score": 0.1},
+    "effective_shots": {"mean": 0.0, "min": 0},
+    "num_truncated": 0,
+    "num_ties": 0,
+    "num_unfinished": 0,
+    "metrics": {},
+}
+
+
+def write(folder: pathlib.Path, step: int, tasks: dict[str, float]) -> None:
+    infos = [
+        TaskInfo(task, task.split("/")[0], "Textual Entailment", "fully_held_out", "rougeL")
+        for task in tasks
+    ]
+    run = RunFolder(folder)
+    run.open({"step": step, "checkpoint": f"{folder.parent}/{step}"}, infos)
+    for task, score in tasks.items():
+        records = [
+            Record(f"e{i}", f"p{i}", f"{task}:{i}", ("a",), "a", score + i / 100) for i in range(5)
+        ]
+        run.write(task, 0, records, SUMMARY)
+
+
+@pytest.fixture
+def report(tmp_path, capsys):
+    """Runs the verb without plots' long bootstrap; gives its exit status, text and files."""
+
+    def run(*bindings: str):
+        gin.clear_config()  # for the second call of a test
+        more = ["--gin.Report.replicates=50", f"--gin.Report.output='{tmp_path}/out'", *bindings]
+        status = main(["report", *more])
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    run.out = tmp_path / "out"
+    return run
+
+
+def columns(report) -> list[str]:
+    with open(report.out / "report.csv", encoding="utf-8") as file:
+        return list(dict.fromkeys(row["run"] for row in csv.DictReader(file)))
+
+
+def test_suites_of_one_checkpoint_are_one_evaluation(tmp_path, report):
+    for step in (500, 2000):
+        write(tmp_path / "ev" / f"step_{step}_one", step, {"b/t": 0.5})
+        write(tmp_path / "ev" / f"step_{step}_opt14", step, {"opt14/cb": 0.5 + step / 10000})
+    status, text = report(f"--gin.Report.runs='{tmp_path}/ev/*'")
+    assert status == 0
+    assert columns(report) == ["step_500", "step_2000"]  # by number
+    files = {path.name for path in report.out.iterdir()}
+    assert files == {"report.md", "report.html", "report.tex", "report.csv"}
+    markdown = (report.out / "report.md").read_text("utf-8")
+    assert "### Table 9: OPT's 14 tasks, accuracy (0-shot/32-shot)" in markdown
+    assert " 57.0/–† |" in markdown  # CB of step_500, beside the paper's
+    assert "Gain of step_2000 over step_500" in text
+    assert "step_2000 is first under A, B, level means" in text
+
+
+def test_repeated_tasks_keep_folders_apart(tmp_path, report):
+    write(tmp_path / "ev" / "step_4", 4, {"b/t": 0.5})
+    write(tmp_path / "ev" / "step_4_again", 4, {"b/t": 0.6})
+    assert report(f"--gin.Report.runs='{tmp_path}/ev/*'")[0] == 0
+    assert columns(report) == ["step_4", "step_4_again"]
+
+
+def test_runs_of_other_folders_get_names_that_tell_them_apart(tmp_path, report):
+    for name in ("eps_512", "eps_4096"):
+        write(tmp_path / name / "evaluation" / "step_4", 4, {"b/t": 0.5})
+    pattern = f"--gin.Report.runs='{tmp_path}/eps_*/evaluation/*'"
+    assert report(pattern)[0] == 0
+    assert columns(report) == ["eps_512/step_4", "eps_4096/step_4"]
+    assert report(pattern, "--gin.Report.names=('small','large')")[0] == 0
+    assert columns(report) == ["small", "large"]
+
+
+@pytest.mark.parametrize(
+    ("binding", "expected"),
+    [
+        ("--gin.Report.positions=(16, 64)", ["(16, 64) has 2 parts for 1 evaluations: step_4"]),
+        ("--gin.Report.names=('a', 'b')", ["2 parts for 1"]),
+        ("--gin.Report.runs=('{root}/nothing',)", ["nothing", "tasks.json"]),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, report, binding, expected):
+    write(tmp_path / "ev" / "step_4", 4, {"b/t": 0.5})
+    bindings = [f"--gin.Report.runs='{tmp_path}/ev/*'", binding.format(root=tmp_path)]
+    status, text = report(*bindings)
+    assert status != 0
+    assert all(part in text for part in expected), text
+
+
+def test_evaluations_without_a_common_task_are_shown_but_not_compared(tmp_path, report):
+    write(tmp_path / "ev" / "step_4", 4, {"b/t": 0.5})
+    write(tmp_path / "ev" / "step_8", 8, {"b/u": 0.5})
+    status, text = report(f"--gin.Report.runs='{tmp_path}/ev/*'")
+    assert status == 0
+    assert "they have no example in common" in text
+    assert "no task is in all runs" in text
