@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.rollup import MEAN, Cell, Key, Rollup, level_order
 from optiml_jax.evaluate.statistics import (
@@ -96,7 +98,11 @@ def failure_table(runs: Mapping[str, Rollup]) -> Table:
 
 
 def task_table(runs: Mapping[str, Rollup]) -> Table:
-    """One row per task, and below it one per sub-task or benchmark version where it has several."""
+    """One row per task, and below it one per sub-task or benchmark version where it has several.
+
+    Sub-tasks weigh the same (MMLU's subjects, whatever their size). Other harnesses print the mean
+    over all instances, so it stands there too where it differs.
+    """
     metrics = {leaf.key.subtask: leaf.metric for tree in runs.values() for leaf in tree.leaves}
     rows = []
     for key in cell_keys(runs, 3):
@@ -108,8 +114,28 @@ def task_table(runs: Mapping[str, Rollup]) -> Table:
             for k in below:
                 name = f"  {k.subtask}"
                 rows.append(("", "", name, metrics.get(k.subtask, ""), *_values(runs, k)))
+        if len(below) > 1 and len({k.benchmark for k in below}) == 1 and _sizes(runs, key) > 1:
+            rows.append(("", "", "  (mean over instances)", metric, "-", *_pooled(runs, key)))
     columns = ("level", "category", "task", "metric", *_value_columns(runs))
     return Table("Tasks", columns, tuple(rows), 4, _notes(runs, Key(MEAN)))
+
+
+def _sizes(runs: Mapping[str, Rollup], key: Key) -> int:
+    """How many different sizes the sub-tasks of a task have."""
+    leaves = (leaf for tree in runs.values() for leaf in tree.leaves)
+    return len({len(leaf.ids) for leaf in leaves if leaf.key.path[:3] == key.path})
+
+
+def _pooled(runs: Mapping[str, Rollup], key: Key) -> Iterable[str]:
+    """The mean over the instances of a task's sub-tasks, for every run and number of shots."""
+    for tree in runs.values():
+        for shots in all_shots(runs):
+            scores = [
+                leaf.scores
+                for leaf in tree.leaves
+                if leaf.key.path[:3] == key.path and shots in (leaf.key.shots, MEAN)
+            ]
+            yield number(float(np.concatenate(scores).mean()) if scores else None)
 
 
 def details_table(runs: Mapping[str, Rollup]) -> Table:
