@@ -21,11 +21,17 @@ from tasks import taxonomy
 from tasks.instructions import read_mapping
 from tasks.rows import Row, Split, find_splits
 from tasks.splits import Manifest
-from tasks.text_files import RecordFilter, clean, csv_records, data_folder, hashed_id
+from tasks.text_files import (
+    NUM_DEMONSTRATIONS,
+    RecordFilter,
+    clean,
+    csv_records,
+    data_folder,
+    hashed_id,
+)
 
 FACTS_FILE = pathlib.Path(__file__).parent / "data" / "opt_suite.yaml"
 READER_VERSION = 1  # raise it when the same rows give other Examples: caches are then redone
-NUM_DEMONSTRATIONS = 1000
 
 _DETERMINERS = ("a", "an", "the", "my", "his", "her", "our", "their")
 _POSSESSIVE = ("my", "your", "his", "its", "our", "their")

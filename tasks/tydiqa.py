@@ -6,7 +6,6 @@ the question, and `Answer:`.
 """
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,11 +14,10 @@ from optiml_jax.data.example import Drops, Example, TaskSource
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.splits import Manifest
-from tasks.text_files import RecordFilter, data_folder, json_items
+from tasks.text_files import RecordFilter, data_folder, demonstration_pool, json_items
 
 UPSTREAM = "https://github.com/google-research-datasets/tydiqa (gold passage task)"
 READER_VERSION = 1  # raise it when the same files give other Examples: caches are then redone
-NUM_DEMONSTRATIONS = 100
 
 _LANGUAGES = (
     *("arabic", "bengali", "english", "finnish", "indonesian", "korean", "russian", "swahili"),
@@ -113,7 +111,7 @@ class Language:
     def demonstrations(self) -> list[Example]:
         if "train" not in self.files:
             return []
-        return list(itertools.islice(self.read("train", Drops()), NUM_DEMONSTRATIONS))
+        return demonstration_pool(self.read("train", Drops()))
 
 
 def _questions(path: str, drops: Drops) -> Iterator[Question]:
