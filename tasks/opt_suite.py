@@ -238,7 +238,7 @@ def _pronoun(row: Row, _: dict[str, Any]) -> Item:
 
 
 def _span(row: Row, _: dict[str, Any]) -> Item:
-    words, pronoun = row["text"].split(" "), row["span2_text"]
+    words, pronoun = row["text"].split(), row["span2_text"]
     place = row["span2_index"]
     size = len(pronoun.split(" "))
     # The word may carry a punctuation mark behind the pronoun.

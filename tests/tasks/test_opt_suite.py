@@ -18,7 +18,7 @@ ARC = {
     "choices": {"text": ["ice", "fire", "snow"], "label": ["1", "2", "3"]},
     "answerKey": "2",
 }
-WSC = {"text": "The dog bit Ann's cat because it was angry.", "span2_text": "it", "span2_index": 6}
+WSC = {"text": "The dog bit  Ann's cat because it was angry.", "span2_text": "it", "span2_index": 6}
 ROWS = {  # data set -> rows as Hugging Face has them
     "ai2_arc/ARC-Challenge": [ARC],
     "ai2_arc/ARC-Easy": [ARC | {"choices": {"text": ["ice", "fire"], "label": ["A", "2"]}}],
