@@ -30,24 +30,38 @@ PUBLISHED = splits.DEFAULT_MANIFEST.parent / "published_results.yaml"
 def main() -> None:
     settings = Report()
     runs = evaluations(settings)
-    found = run_tables.evidence(runs, settings.replicates)
-    made = run_tables.report(runs, found)
-    if len(runs) > 1:
-        made.append(selection_table(runs, settings.replicates))
-    wanted = wanted_tasks(splits.Manifest.load())
-    paper = paper_tables.paper_tables(published.load(PUBLISHED), runs, wanted)
     folder = pathlib.Path(settings.output or pathlib.Path(configured(Run).run_dir, "report"))
-    write_page(folder / "report.html", runs, found, made, paper, settings.axis, settings.positions)
-    made += paper
-    write(folder / "report.md", "\n".join(tables.render(t, "markdown") for t in made))
-    write(folder / "report.tex", tables.latex(made))
-    write(folder / "report.csv", tables.render(run_tables.cells_table(runs), "csv"))
-    for table in made:
+    for table in write_report(folder, runs, settings):
         if len(table.rows) <= MOST_ROWS_PRINTED:
             print(tables.render(table, "terminal"))
         else:
             print(f"{table.title}: {len(table.rows)} rows, see {folder}/report.md\n")
-    print(f"written: {folder}/report.html (plots), .md and .tex (all tables), .csv (every cell)")
+    print(f"written: {folder}/report.html (plots), .md and .tex (all tables), .csv (every cell),")
+    print("paper_tables.csv (the paper's numbers and these)")
+
+
+def write_report(
+    folder: pathlib.Path, runs: dict[str, Rollup], settings: Report
+) -> list[tables.Table]:
+    """Writes all files of the report; gives its tables."""
+    found = run_tables.evidence(runs, settings.replicates)
+    made = run_tables.report(runs, found)
+    if len(runs) > 1:
+        made.append(selection_table(runs, settings.replicates))
+    printed = published.load(PUBLISHED)
+    views = paper_tables.views_of(printed, runs, wanted_tasks(splits.Manifest.load()))
+    paper = paper_tables.paper_tables(printed, views)
+    write_page(folder / "report.html", runs, found, made, paper, settings.axis, settings.positions)
+    files = {
+        "report.md": "\n".join(tables.render(t, "markdown") for t in made + paper),
+        "report.tex": tables.latex(made + paper),
+        "report.csv": tables.render(run_tables.cells_table(runs), "csv"),
+        "paper_tables.csv": tables.render(paper_tables.numbers_table(printed, views), "csv"),
+    }
+    for name, text in files.items():
+        with disk_errors(folder / name, "the report"), atomic_path(folder / name) as temporary:
+            temporary.write_text(text, "utf-8")
+    return made + paper
 
 
 def evaluations(settings: Report) -> dict[str, Rollup]:
@@ -133,12 +147,6 @@ def wanted_tasks(manifest: splits.Manifest) -> list[published.Wanted]:
         )
         for task, row in manifest.evaluation_tasks().items()
     ]
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    """Writes a text file, atomically."""
-    with disk_errors(path, "the report"), atomic_path(path) as temporary:
-        temporary.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

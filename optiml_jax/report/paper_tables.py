@@ -20,20 +20,27 @@ _MAX_NAMES = 4
 _WAYS = {"A": "A: mean of the averages", "B": "B: mean of all cells", "levels": "mean of levels"}
 
 
-def paper_tables(
-    published: Sequence[PublishedTable], runs: Mapping[str, Rollup], wanted: Sequence[Wanted]
-) -> list[Table]:
-    """How far the runs cover each table, then every table of which they have a number.
+Views = Mapping[int, Mapping[str, Rollup]]  # number of a printed table -> run -> its columns
+
+
+def views_of(
+    published: Iterable[PublishedTable], runs: Mapping[str, Rollup], wanted: Sequence[Wanted]
+) -> Views:
+    """The runs under the columns of every printed table.
 
     Args:
       published: the printed tables.
       runs: name -> evaluation.
       wanted: the evaluation tasks of the split manifest.
     """
-    views = {
+    return {
         table.number: {name: view(table, tree, wanted) for name, tree in runs.items()}
         for table in published
     }
+
+
+def paper_tables(published: Sequence[PublishedTable], views: Views) -> list[Table]:
+    """How far the runs cover each table, then every table of which they have a number."""
     shown = [t for t in published if any(v.leaves for v in views[t.number].values())]
     return [
         coverage_table(published, views),
@@ -104,9 +111,7 @@ def _holes(
         yield cell(column.name, None), "the split manifest has no such task"
 
 
-def coverage_table(
-    published: Sequence[PublishedTable], views: Mapping[int, Mapping[str, Rollup]]
-) -> Table:
+def coverage_table(published: Sequence[PublishedTable], views: Views) -> Table:
     """How many numbers of each table every run has, and how many of them lack nothing."""
     rows = []
     for table in published:
@@ -158,6 +163,24 @@ def paper_table(table: PublishedTable, views: Mapping[str, Rollup]) -> Table:
     first = ("level", "column") if any(level for level, _ in lines) else ("column",)
     rows = tuple((*key[-len(first) :], *values) for key, values in lines.items())
     return Table(title, (*first, *trees), rows, len(first), notes)
+
+
+def numbers_table(published: Sequence[PublishedTable], views: Views) -> Table:
+    """Every number of every table and run in long form, for other programs (CSV)."""
+    rows = []
+    for table in published:
+        trees = {row.name: row.rolled_up() for row in table.rows} | views[table.number]
+        for name, tree in trees.items():
+            kind = "evaluation" if name in views[table.number] else "printed"
+            for column in table.columns:
+                for k in column.shots:
+                    if cell := tree.cells.get(Key(k, *column.place)):
+                        value = "" if cell.value is None else f"{cell.value:.4f}"
+                        place = (column.level or "", column.name, str(k))
+                        missing = "; ".join(cell.missing)
+                        rows.append((str(table.number), kind, name, *place, value, missing))
+    columns = ("table", "kind", "name", "level", "column", "shots", "score", "missing")
+    return Table("Numbers of the paper's tables", columns, tuple(rows), len(columns))
 
 
 def _pair(cells: Iterable[Cell | None]) -> str:

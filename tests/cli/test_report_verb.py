@@ -63,7 +63,7 @@ def test_suites_of_one_checkpoint_are_one_evaluation(tmp_path, report):
     assert status == 0
     assert columns(report) == ["step_500", "step_2000"]  # by number
     files = {path.name for path in report.out.iterdir()}
-    assert files == {"report.md", "report.html", "report.tex", "report.csv"}
+    assert files == {*("report.md", "report.html", "report.tex", "report.csv", "paper_tables.csv")}
     markdown = (report.out / "report.md").read_text("utf-8")
     assert "### Table 9: OPT's 14 tasks, accuracy (0-shot/32-shot)" in markdown
     assert " 57.0/–† |" in markdown  # CB of step_500, beside the paper's

@@ -28,8 +28,12 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tables(published_tables, whole):
-    made = paper_tables.paper_tables(published_tables, {"ours": whole}, paper_run.wanted())
+    made = made_of(published_tables, {"ours": whole}, paper_run.wanted())
     return {t.title.split(":")[0]: t for t in made}
+
+
+def made_of(tables, runs, wanted):
+    return paper_tables.paper_tables(tables, paper_tables.views_of(tables, runs, wanted))
 
 
 def cells(table, column):
@@ -105,7 +109,7 @@ def test_what_is_missing_failed_or_short_of_prompts_is_marked(tmp_path, publishe
         prompts=lambda task: 6 if task == "flan/cb" else 15,
         fail=[("flan/rte", 5)],
     )
-    made = paper_tables.paper_tables(published_tables, {"ours": tree}, paper_run.wanted())
+    made = made_of(published_tables, {"ours": tree}, paper_run.wanted())
     by_title = {t.title.split(":")[0]: t for t in made}
     ours = cells(by_title["Table 11"], "ours")
     assert ours["ANLI R1",] == f"–{MARK}/–{MARK}"
@@ -127,9 +131,7 @@ def test_what_is_missing_failed_or_short_of_prompts_is_marked(tmp_path, publishe
 def test_a_number_of_shots_that_was_not_run_is_said_once(tmp_path, published_tables):
     infos = paper_run.infos(lambda w: w.benchmark == "flan" and w.role == ("test",))
     zero = [TaskInfo(**(vars(i) | {"shots": (0,)})) for i in infos]
-    made = paper_tables.paper_tables(
-        published_tables, {"ours": write_run(tmp_path, zero)}, paper_run.wanted()
-    )
+    made = made_of(published_tables, {"ours": write_run(tmp_path, zero)}, paper_run.wanted())
     table = next(t for t in made if t.title.startswith("Table 11"))
     assert [n for n in table.notes if "ours" in n] == [f"{MARK} ours: nothing at 5 shots"]
 
@@ -151,7 +153,7 @@ def small_table(tmp_path, **column):
 
 def test_a_table_without_any_task_is_only_named_in_the_coverage(tmp_path, whole):
     tables = small_table(tmp_path, benchmark="nowhere")
-    (coverage,) = paper_tables.paper_tables(tables, {"ours": whole}, paper_run.wanted())
+    (coverage,) = made_of(tables, {"ours": whole}, paper_run.wanted())
     assert coverage.rows == (("table 99", "T", "–"),)
 
 
@@ -163,5 +165,16 @@ def test_levels_of_a_column_come_from_the_manifest_not_from_other_tasks(tmp_path
     tree = write_run(tmp_path / "run", infos)
     wanted = [Wanted(i.task, "C", i.level, ("test",), (0,)) for i in infos]
     tables = small_table(tmp_path, category="C", level=TAUGHT)
-    _, table = paper_tables.paper_tables(tables, {"ours": tree}, wanted)
+    _, table = made_of(tables, {"ours": tree}, wanted)
     assert cells(table, "one")["ours",] == f"{100 * score('b/taught', 0):.1f}"
+
+
+def test_the_long_form_has_printed_and_evaluated_numbers(published_tables, whole):
+    views = paper_tables.views_of(published_tables, {"ours": whole}, paper_run.wanted())
+    table = paper_tables.numbers_table(published_tables, views)
+    rows = {row[:6]: row[6] for row in table.rows}
+    assert len(rows) == len(table.rows)
+    assert rows["9", "printed", "OPT-IML 30B", "", "CB", "32"] == "78.6000"
+    ours = rows["4", "evaluation", "ours", "partially_held_out", "Summ.", "0"]
+    assert float(ours) == pytest.approx(100 * score("flan/wiki_lingua_english_en", 0))
+    assert ("14", "printed", "T5 11B", "", "MMLU", "0") not in rows
