@@ -36,11 +36,8 @@ def main() -> int:
     run, settings = configured(Run), Evaluate()
     evaluation = Evaluation(run, settings)
     places = find_places(run, settings)
-    if len(places) > 1 and "{checkpoint}" not in settings.name:
-        raise UserError(
-            f"Evaluate.name = {settings.name!r} is one folder for {len(places)} checkpoints; "
-            "put {checkpoint} into it"
-        )
+    if len(places) > 1:
+        check_name(settings)
     failures = []
     for place in places:
         try:
@@ -49,10 +46,20 @@ def main() -> int:
             if len(places) == 1:
                 raise
             failures.append(f"checkpoint {place}: {e}")
+            _log.warning("%s", failures[-1])
     write_scalars(run)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def check_name(settings: Evaluate) -> None:
+    """UserError when several checkpoints would share a folder."""
+    if "{checkpoint}" not in settings.name:
+        raise UserError(
+            f"Evaluate.name = {settings.name!r} is one folder for several checkpoints; "
+            "put {checkpoint} into it"
+        )
 
 
 class Evaluation:
@@ -63,7 +70,7 @@ class Evaluation:
     """
 
     def __init__(self, run: Run, settings: Evaluate):
-        self._run, self._settings = run, settings
+        self._run, self._settings, self._config = run, settings, EvalConfig()
         manifest, self._vocabulary = Manifest.load(), load_vocabulary(run.vocabulary)
         sources = find_sources(run.data, manifest)
         tasks = [evaluation_task(s, manifest.row(s), settings, self._vocabulary) for s in sources]
@@ -93,7 +100,7 @@ class Evaluation:
             model.params,
             model.config,
             self._vocabulary,
-            EvalConfig(),
+            self._config,
             str(folder),
             prompts=PromptConfig(),
             metadata=model.metadata,
@@ -111,8 +118,9 @@ def evaluation_hook(config: OPTConfig, metadata: Mapping[str, Any]) -> Evaluatio
       config: of the model.
       metadata: of the run's checkpoints, without their step.
     """
-    run = configured(Run)
-    evaluation = Evaluation(run, Evaluate())
+    run, settings = configured(Run), Evaluate()
+    check_name(settings)
+    evaluation = Evaluation(run, settings)
 
     def hook(step: int, graphdef: Any, params: Any) -> None:
         own = {**metadata, "step": step, "checkpoint": str(checkpoints_dir(run) / str(step))}

@@ -49,9 +49,8 @@ class Difference:
     Attributes:
       p: two-sided; the exact McNemar test for a single task of right-or-wrong instances at one
         number of shots, the fixed-tasks bootstrap otherwise.
-      p_tasks: two-sided sign-flip test over the tasks' differences.
+      p_tasks: two-sided sign-flip test over the tasks' differences; `smallest_p(n_tasks)` at least.
       p_wilcoxon: the same over their signed ranks (Wilcoxon).
-      p_least: what neither of these two can go below, with so many tasks.
       detectable, detectable_new: the smallest true difference that a comparison like this one finds
         in 8 of 10 cases at the 5 % level, on these and on new tasks; None: no variance is seen.
       wins, ties, losses: tasks on which `value` is higher, equal, lower.
@@ -69,7 +68,6 @@ class Difference:
     p: float
     p_tasks: float
     p_wilcoxon: float
-    p_least: float
     detectable: float | None
     detectable_new: float | None
     n_tasks: int
@@ -344,7 +342,6 @@ def _difference(
         p=p,
         p_tasks=sign_flip(deltas),
         p_wilcoxon=wilcoxon(deltas),
-        p_least=smallest_p(len(deltas)),
         detectable=detectable(replicates),
         detectable_new=detectable(new_replicates),
         n_tasks=len(deltas),

@@ -139,9 +139,11 @@ def test_a_damaged_checkpoint_is_reported_and_the_others_are_evaluated(copy, tra
 
 
 def test_one_folder_for_two_checkpoints_is_refused(copy, trained, capsys):
-    asked = ["--gin.Evaluate.checkpoint=(2, 4)", "--gin.Evaluate.name=one"]
-    assert optiml("evaluate", trained, copy, *asked) == 2
-    assert "put {checkpoint} into it" in capsys.readouterr().err
+    several = {"evaluate": "checkpoint=(2, 4)", "train": "during_training=1"}
+    for verb, asked in several.items():
+        more = [f"--gin.Evaluate.{asked}", "--gin.Evaluate.name=one"]
+        assert optiml(verb, trained, copy, *more) == 2
+        assert "put {checkpoint} into it" in capsys.readouterr().err
 
 
 def test_an_interrupted_evaluation_goes_on_with_the_next_task(copy, trained, monkeypatch, capsys):
