@@ -6,8 +6,9 @@ demonstrations, prompts - marks every cell and average above it, and is named be
 """
 
 import collections
+import dataclasses
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from optiml_jax.evaluate.rollup import MEAN, Cell, Key, Rollup, regroup
 from optiml_jax.report.published import Column, PublishedTable, Wanted
@@ -132,46 +133,38 @@ def coverage_table(published: Sequence[PublishedTable], views: Views) -> Table:
 
 def paper_table(table: PublishedTable, views: Mapping[str, Rollup]) -> Table:
     """The printed rows, then the runs; the longer side of the printed table runs downwards."""
-    trees = {row.name: row.rolled_up() for row in table.rows} | views
-    printed = {row.name: row.average for row in table.rows}
+    models = _models(table, views)
+    names = [name for _, name, _ in models]
     # The paper's cells are 0-shot/5-shot where nothing else is said.
     alike = all(c.shots == table.shots[: len(c.shots)] for c in table.columns)
-    lines: dict[tuple[str, str], list[str]] = {}
+    cells: dict[tuple[str, str], Callable[[Rollup], list[Cell | None]]] = {}
     for column in table.columns:
         level = level_name(column.level) if column.level else ""
         shots = "" if alike else f" ({'/'.join(map(str, column.shots))}-shot)"
-        lines[level, column.name + shots] = [
-            _pair([tree.cells.get(Key(k, *column.place)) for k in column.shots])
-            for tree in trees.values()
-        ]
+        keys = [Key(k, *column.place) for k in column.shots]
+        cells[level, column.name + shots] = lambda tree, keys=keys: [*map(tree.cells.get, keys)]
     if table.averaged:
-        lines["", "average"] = [
-            "/".join(number(printed[name].get(k)) for k in table.shots)
-            if name in printed
-            else _pair([tree.cells.get(Key(k)) for k in table.shots])
-            for name, tree in trees.items()
-        ]
+        cells["", "average"] = lambda tree: [tree.cells.get(Key(k)) for k in table.shots]
     for way, label in _WAYS.items() if table.selection else ():
-        lines["", label] = [_pair([tree.selection[way]]) for tree in trees.values()]
+        cells["", label] = lambda tree, way=way: [tree.selection[way]]
+    lines = {place: [_pair(of(tree)) for _, _, tree in models] for place, of in cells.items()}
     form = "/".join(f"{k}-shot" for k in table.shots)
     title = f"Table {table.number}: {table.title}" + (f" ({form})" if alike else "")
     notes = _notes(table, views)
-    if len(lines) <= len(trees):
+    if len(lines) <= len(names):
         columns = ("model", *(name for _, name in lines))
-        rows = tuple((n, *(v[i] for v in lines.values())) for i, n in enumerate(trees))
+        rows = tuple((n, *(v[i] for v in lines.values())) for i, n in enumerate(names))
         return Table(title, columns, rows, 1, notes)
     first = ("level", "column") if any(level for level, _ in lines) else ("column",)
-    rows = tuple((*key[-len(first) :], *values) for key, values in lines.items())
-    return Table(title, (*first, *trees), rows, len(first), notes)
+    rows = tuple((*place[-len(first) :], *values) for place, values in lines.items())
+    return Table(title, (*first, *names), rows, len(first), notes)
 
 
 def numbers_table(published: Sequence[PublishedTable], views: Views) -> Table:
     """Every number of every table and run in long form, for other programs (CSV)."""
     rows = []
     for table in published:
-        trees = {row.name: row.rolled_up() for row in table.rows} | views[table.number]
-        for name, tree in trees.items():
-            kind = "evaluation" if name in views[table.number] else "printed"
+        for kind, name, tree in _models(table, views[table.number]):
             for column in table.columns:
                 for k in column.shots:
                     if cell := tree.cells.get(Key(k, *column.place)):
@@ -181,6 +174,31 @@ def numbers_table(published: Sequence[PublishedTable], views: Views) -> Table:
                         rows.append((str(table.number), kind, name, *place, value, missing))
     columns = ("table", "kind", "name", "level", "column", "shots", "score", "missing")
     return Table("Numbers of the paper's tables", columns, tuple(rows), len(columns))
+
+
+def _models(table: PublishedTable, views: Mapping[str, Rollup]) -> list[tuple[str, str, Rollup]]:
+    """(kind, name, numbers): the printed rows, the runs, and the best constant answers."""
+    printed = {}
+    for row in table.rows:
+        tree = row.rolled_up()
+        averages = {Key(k): Cell(value, None) for k, value in row.average.items()}
+        printed[row.name] = dataclasses.replace(tree, cells=tree.cells | averages)
+    models = [("printed", name, tree) for name, tree in printed.items()]
+    for name, tree in views.items():
+        models.append(("evaluation", f"{name} (evaluated)" if name in printed else name, tree))
+    evaluated = next((tree for tree in views.values() if tree.leaves), None)
+    if evaluated:
+        models.append(("constant", "best constant answer", _constants(evaluated)))
+    return models
+
+
+def _constants(tree: Rollup) -> Rollup:
+    """The scores of the best constant answers in the place of the model's."""
+
+    def swapped(cells: Mapping) -> dict:
+        return {k: dataclasses.replace(c, value=c.constant) for k, c in cells.items()}
+
+    return dataclasses.replace(tree, cells=swapped(tree.cells), selection=swapped(tree.selection))
 
 
 def _pair(cells: Iterable[Cell | None]) -> str:

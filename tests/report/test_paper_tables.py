@@ -85,7 +85,8 @@ def test_a_table_of_few_columns_has_the_models_in_its_rows(tables):
     table = tables["Table 14"]
     assert table.columns == ("model", "BBH (3-shot)", "MMLU (0/5-shot)", "RAFT (5-shot)")
     assert table.rows[3] == ("T5 11B", "29.5", "–/25.9", "–")
-    assert table.rows[-1][0] == "ours"
+    assert table.rows[-2][0] == "ours"
+    assert table.rows[-1] == ("best constant answer", "30.0", "30.0/30.0", "30.0")
 
 
 def test_selection_scores_stand_below_tables_4_and_5(tables):
@@ -178,3 +179,12 @@ def test_the_long_form_has_printed_and_evaluated_numbers(published_tables, whole
     ours = rows["4", "evaluation", "ours", "partially_held_out", "Summ.", "0"]
     assert float(ours) == pytest.approx(100 * score("flan/wiki_lingua_english_en", 0))
     assert ("14", "printed", "T5 11B", "", "MMLU", "0") not in rows
+
+
+def test_a_run_with_the_name_of_a_printed_row_hides_nothing(published_tables, whole):
+    made = made_of(published_tables, {"OPT 30B": whole}, paper_run.wanted())
+    table = next(t for t in made if t.title.startswith("Table 13"))
+    names = [row[0] for row in table.rows]
+    assert names.count("OPT 30B") == 1
+    assert "OPT 30B (evaluated)" in names
+    assert dict(zip(names, table.rows, strict=True))["OPT 30B"][1] == "14.4/40.6"
