@@ -209,7 +209,7 @@ def cells_table(runs: Mapping[str, Rollup]) -> Table:
     )
     rows = []
     for name, tree in runs.items():
-        for key in sorted(tree.cells, key=lambda k: (*_order(k), str(k.shots))):
+        for key in sorted(tree.cells, key=lambda k: (*_order(k), *_shots_order(k))):
             cell = tree.cells[key]
             numbers = ("" if v is None else f"{v:.4f}" for v in (cell.value, cell.constant))
             names = (key.level, key.category, key.task, key.benchmark, key.subtask)
@@ -258,7 +258,7 @@ def gain_table(
     """
     keys = sorted(
         (k for k in differences if len(k.path) <= 1 or k.shots == MEAN),
-        key=lambda k: (*_order(k), str(k.shots)),
+        key=lambda k: (*_order(k), *_shots_order(k)),
     )
     keys = [k for k in keys if (len(k.path) <= 1 if depth == 1 else len(k.path) == 2)]
     adjusted = holm([differences[key].p for key in keys])
@@ -330,9 +330,13 @@ def _order(key: Key) -> tuple:
     return (not key.path, level_order(key.level), key.path)
 
 
+def _shots_order(key: Key) -> tuple:
+    return (key.shots == MEAN, key.shots)
+
+
 def _level_keys(tree: Rollup) -> list[Key]:
     keys = [k for k in tree.cells if len(k.path) <= 1]
-    return sorted(keys, key=lambda k: (*_order(k), str(k.shots)))
+    return sorted(keys, key=lambda k: (*_order(k), *_shots_order(k)))
 
 
 def all_shots(runs: Mapping[str, Rollup]) -> list[int | str]:

@@ -60,13 +60,13 @@ def on_common_tasks(runs: Mapping[str, Rollup]) -> tuple[dict[str, Rollup], list
     """The runs cut down to the (task, shots) that all of them have, and what that leaves out."""
     keys = {name: {leaf.key for leaf in tree.leaves} for name, tree in runs.items()}
     common = set.intersection(*keys.values())
-    known = {k for tree in runs.values() for k in tree.cells if len(k.path) == 5}
+    known = {k for t in runs.values() for k in t.cells if len(k.path) == 5 and k.shots != MEAN}
     left_out = [
         f"{key.subtask} at {key.shots} shots: {name}: "
         f"{tree.failures.get((key.subtask, key.shots), 'not in this evaluation')}"
-        for key in sorted(known - common, key=lambda k: (k.path, str(k.shots)))
+        for key in sorted(known - common, key=lambda k: (k.path, k.shots))
         for name, tree in runs.items()
-        if key.shots != MEAN and key not in keys[name]
+        if key not in keys[name]
     ]
     if not common:
         return {}, left_out

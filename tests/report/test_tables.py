@@ -81,6 +81,11 @@ def test_a_report_of_two_runs_shows_scores_gains_and_the_best_constant(before, a
     gain = row(tables["Gain of after over before"], "fully supervised", "mean")
     assert (gain["before"], gain["after"], gain["gain"]) == ("22.5", "47.5", "+25.0")
     assert gain["95 % CI"] == "[+25.0, +25.0]"
+    shown = [r[1] for r in tables["Gain of after over before"].rows if r[0] == "fully supervised"]
+    assert shown == ["0-shot", "2-shot", "mean"]
+    by_category = tables["Gain of after over before by category"]
+    assert row(by_category, "fully supervised", "Arithmetic")["gain"] == "+25.0"
+    assert any("demonstrations in them on average, acc_rank" in n for n in by_category.notes)
     assert gain["constant"] == "30.0"
     assert (gain["tasks"], gain["examples"], gain["w/t/l"]) == ("1", "10", "1/0/0")
 
