@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown verb {verb!r}; the verbs are {', '.join(VERBS)}")
         _logging()
         parse_gin(verb, arguments[1:])
-        with _held_stderr():
+        with held_stderr():
             module = importlib.import_module(f"optiml_jax.cli.{verb}")
         return module.main() or 0
     except UserError as e:
@@ -110,7 +110,7 @@ def _binding(argument: str) -> str:
 
 
 @contextlib.contextmanager
-def _held_stderr() -> Iterator[None]:
+def held_stderr() -> Iterator[None]:
     """Keeps back what is written to stderr, and shows it if the block fails.
 
     TensorFlow's libraries print notes at import that no variable of theirs turns off.

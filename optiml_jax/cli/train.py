@@ -61,7 +61,8 @@ def evaluation_hook(model: OPTConfig, metadata: dict[str, Any]) -> EvaluationHoo
             "Evaluate.during_training: not with several processes; leave it at 0 and run "
             "optiml evaluate --gin.Evaluate.checkpoint=all"
         )
-    from optiml_jax.cli.evaluate import evaluation_hook as make
+    with command_line.held_stderr():
+        from optiml_jax.cli.evaluate import evaluation_hook as make
 
     return make(model, metadata)
 
