@@ -5,10 +5,12 @@ first two. Runs are ranked by the first, on what all of them have: a task that f
 must not move its rank.
 """
 
+import collections
 from collections.abc import Mapping
 
 from optiml_jax.evaluate.rollup import MEAN, Key, Rollup, regroup
 from optiml_jax.evaluate.statistics import NUM_REPLICATES, Difference, compare
+from optiml_jax.report.paper_tables import ABSENT
 from optiml_jax.report.run_tables import interval_text, missing_notes, number, p_text
 from optiml_jax.report.tables import MARK, Table
 
@@ -26,7 +28,9 @@ def selection_table(runs: Mapping[str, Rollup], replicates: int = NUM_REPLICATES
     trees, left_out = on_common_tasks(runs)
     columns = ("rank", "run", *WAYS.values(), "gain", "95 % CI", "new tasks", "p", "verdict")
     if not trees:
-        return Table("Model selection", columns, (), 2, ("no task is in all runs",))
+        return Table(
+            "Model selection", columns, (), 2, ("no task is in all runs with the same examples",)
+        )
     ranked = {
         way: sorted(trees, key=lambda name: -trees[name].selection[way].value) for way in WAYS
     }
@@ -57,17 +61,23 @@ def selection_table(runs: Mapping[str, Rollup], replicates: int = NUM_REPLICATES
 
 
 def on_common_tasks(runs: Mapping[str, Rollup]) -> tuple[dict[str, Rollup], list[str]]:
-    """The runs cut down to the (task, shots) that all of them have, and what that leaves out."""
-    keys = {name: {leaf.key for leaf in tree.leaves} for name, tree in runs.items()}
-    common = set.intersection(*keys.values())
+    """The runs cut down to the (task, shots) of which all have the same examples; and the rest."""
+    ids: dict[Key, dict[str, set]] = collections.defaultdict(dict)  # sub-task -> run -> its ids
+    for name, tree in runs.items():
+        for leaf in tree.leaves:
+            ids[leaf.key].setdefault(name, set()).update(leaf.ids)
+    common = {
+        key
+        for key, own in ids.items()
+        if len(own) == len(runs) and len({*map(frozenset, own.values())}) == 1
+    }
     known = {k for t in runs.values() for k in t.cells if len(k.path) == 5 and k.shots != MEAN}
-    left_out = [
-        f"{key.subtask} at {key.shots} shots: {name}: "
-        f"{tree.failures.get((key.subtask, key.shots), 'not in this evaluation')}"
-        for key in sorted(known - common, key=lambda k: (k.path, k.shots))
-        for name, tree in runs.items()
-        if key not in keys[name]
-    ]
+    left_out = []
+    for key in sorted(known - common, key=lambda k: (k.path, k.shots)):
+        lacking = {n: t.failures for n, t in runs.items() if n not in ids.get(key, {})}
+        reasons = [f"{n}: {f.get((key.subtask, key.shots), ABSENT)}" for n, f in lacking.items()]
+        for reason in reasons or ["the runs have different examples"]:
+            left_out.append(f"{key.subtask} at {key.shots} shots: {reason}")
     if not common:
         return {}, left_out
 

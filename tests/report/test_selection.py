@@ -132,3 +132,13 @@ def test_runs_without_a_common_task_are_not_ranked(tmp_path):
     table = selection_table(runs)
     assert table.rows == ()
     assert "no task is in all runs" in table.notes[0]
+
+
+def test_a_task_with_other_examples_in_one_run_is_not_compared(tmp_path):
+    def short(task, shots):
+        return base(task, shots)[: 20 if task == "b/y1" else 40]
+
+    runs = {"all": write(tmp_path / "a", base), "short": write(tmp_path / "s", short)}
+    table = selection_table(runs, replicates=100)
+    assert f"{MARK} without b/y1 at 5 shots: the runs have different examples" in table.notes
+    assert by_run(table)["short"]["gain"] in ("+0.0", "")
