@@ -28,7 +28,8 @@ def main() -> None:
         if split == "validation" and not train.validate_every:
             continue
         if split == "validation":  # not every benchmark has one
-            mixture = dataclasses.replace(mixture, missing="renormalise")
+            name = f"{mixture.name}, validation"
+            mixture = dataclasses.replace(mixture, name=name, missing="renormalise")
         plan = plan_mixture(
             run.cache_dir,
             tasks_with_split(run.cache_dir, tasks, split),

@@ -228,7 +228,13 @@ class RunFolder:
     def load(self) -> tuple[dict[str, Any], list[TaskInfo]]:
         """The settings of the run and its tasks."""
         value = read_json(self.path / "tasks.json", "an evaluation (tasks.json)")
-        return value["run"], [TaskInfo.from_json(task) for task in value["tasks"]]
+        try:
+            return value["run"], [TaskInfo.from_json(task) for task in value["tasks"]]
+        except (KeyError, TypeError) as e:
+            raise UserError(
+                f"{self.path} holds an evaluation of another version of this program ({e!r}); "
+                "delete it and evaluate again"
+            ) from e
 
     def _file(self, task: str, shots: int, suffix: str) -> pathlib.Path:
         return self.path / "records" / f"{seqio_name(task)}.{shots}shot.{suffix}"

@@ -160,9 +160,7 @@ def test_a_training_mixture_may_not_hold_a_held_out_category(bench):
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"Categories": ["Textual Entailment"]}))
     sources = find_sources({"superni": str(bench)}, MANIFEST)
-    with pytest.raises(
-        UserError, match=r"'superni/task2_b' has category 'Textual Ent.*task642"
-    ):
+    with pytest.raises(UserError, match=r"'superni/task2_b' has category 'Textual Ent.*task642"):
         select(sources, Mixture(name="m"), MANIFEST)
     select(sources, Mixture(name="m", tasks=("superni/task1_*",)), MANIFEST)
     select(sources, Mixture(name="m", roles="test"), MANIFEST)
