@@ -5,7 +5,6 @@ import functools
 import logging
 import pathlib
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -186,9 +185,6 @@ def write_scalars(run: Run, since: int = 0) -> None:
     }
     folder = pathlib.Path(run.run_dir) / "tensorboard" / "evaluation"
     old = list(folder.glob("events.out.*"))
-    # TensorBoard reads files by the second in their names, those of one second in any order.
-    newest = max((int(path.name.split(".")[3]) for path in old), default=0)
-    time.sleep(max(0.0, newest + 1 - time.time()))
     writer = SummaryWriter(folder, first_step=since)
     for path, step in sorted(steps.items(), key=lambda item: (item[1], item[0].name)):
         if step >= since:

@@ -84,7 +84,8 @@ def scalars(run: pathlib.Path) -> dict[str, list[int]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard" / "evaluation")).Reload()
-    return {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    steps = {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {tag: at for tag, at in steps.items() if at}  # TensorBoard knows the names of old ones
 
 
 def test_evaluation_in_training_does_not_change_training(trained, tmp_path):
