@@ -152,7 +152,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_task(copy, trained, mon
 
     def write_and_stop(self, *arguments):
         write(self, *arguments)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # os.kill may reach another thread first
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write", write_and_stop)
