@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 # Before anything imports jax: multi-device code is tested on 8 simulated CPU devices.
 os.environ["XLA_FLAGS"] = (
@@ -11,6 +12,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
+
+# The background jobs of a shell are born deaf to Ctrl-C, which some tests press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
