@@ -139,7 +139,7 @@ class _Decoder:
 
     def __init__(self, engine: Engine, capacity: int, temperature: float, num_requests: int):
         self.engine, self.temperature = engine, temperature
-        rows = round_up_power(num_requests, 8, engine.row_parts)
+        rows = round_up_power(num_requests, 4, engine.row_parts)
         self.num_slots = min(engine.num_rows(capacity), rows)
         self.requests: list[_Request | None] = [None] * self.num_slots
         with engine.activations():
@@ -184,7 +184,7 @@ class _Decoder:
         engine = self.engine
         start = 0 if prefix is None else int(prefix.index[0])
         rows = [request.row[start:] for request in batch]
-        num_rows = min(self.num_slots, round_up_power(len(rows), 8, engine.row_parts))
+        num_rows = min(self.num_slots, round_up_power(len(rows), 4, engine.row_parts))
         length = engine.bucket(max(map(len, rows)))
         lengths = np.ones(num_rows, np.int32)
         lengths[: len(rows)] = [len(row) for row in rows]

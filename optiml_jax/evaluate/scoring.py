@@ -132,7 +132,7 @@ def _score_batch(
     width: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lays the pieces of each row out and runs them; see `score_places` for the result."""
-    num_rows = min(engine.num_rows(length), round_up_power(len(batch), 8, engine.row_parts))
+    num_rows = min(engine.num_rows(length), round_up_power(len(batch), 4, engine.row_parts))
     tokens = np.full((num_rows, length), engine.config.pad_id, np.int32)
     positions, segments, branches = (np.zeros((num_rows, length), np.int32) for _ in range(3))
     # What is not filled in scores token 0 at place 0, and nobody looks.

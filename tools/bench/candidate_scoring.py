@@ -3,7 +3,9 @@
 `python tools/bench/candidate_scoring.py`: random prompts in the shapes of the paper's evaluations,
 both ways in turn in one process on one random model. Prints tokens run through the model, wall
 time after compilation, and how many choices are equal.
-Options: --size (125m), --layers (cuts the model; fewer for a quick look), --items.
+Options: --size (125m), --layers (cuts the model; fewer for a quick look), --items, --only
+(workloads with this in their name). With few layers the output embedding, on which nothing is
+saved, weighs more than it should.
 """
 
 import argparse
@@ -127,13 +129,14 @@ def main() -> None:
     parser.add_argument("--size", default="125m")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--items", type=int, default=32)
+    parser.add_argument("--only", default="")
     args = parser.parse_args()
     config = model_config(args.size)
     if args.layers:
         config = dataclasses.replace(config, num_layers=args.layers)
     engine = Engine(*init_params(config, seed=0), config)
     print(f"{args.size}, {config.num_layers} layers, {args.items} items, {jax.devices()[0]}")
-    for workload in WORKLOADS:
+    for workload in (w for w in WORKLOADS if args.only in w.name):
         items = workload.items(args.items, config.vocab_size)
         usual, shared = tokens_of(items)
         slow, expected = seconds(one_row_per_candidate, engine, items)
