@@ -1,7 +1,7 @@
 # Sourced by the other launch scripts: makes .venv with the pinned packages once, then does nothing.
 #   PYTHON                the interpreter to use (default: the first of python3.11, python3.12, python3.13, python3, python)
 #   OPTIML_VENV           where the environment goes (default: .venv in the project)
-#   OPTIML_TEST_ORACLES   1 also installs requirements-oracles.lock (torch)
+#   OPTIML_TEST_ORACLES   1 also installs requirements-oracles.lock (torch, lm-evaluation-harness)
 
 fail() { echo "error: $*" >&2; exit 2; }
 
