@@ -1,7 +1,8 @@
 """Which benchmarks there are, finding their tasks, and registering them with SeqIO.
 
-A reader is a module of this folder with `find_tasks(root, manifest, benchmark)`. What a task is
-used for is in `splits.py`, which tasks make a mixture in `mixtures.py`.
+A reader is a module with `find_tasks(root, manifest, benchmark)`; that of a collection is the
+`reader.py` of its package. What a task is used for is in `splits.py`, which tasks make a mixture in
+`mixtures.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,26 +13,17 @@ from optiml_jax.data.example import TaskSource, check_unique_names, seqio_name
 from optiml_jax.data.preprocessors import seqio_task
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
-from tasks import (
-    bbh,
-    crossfit,
-    dialogue,
-    exmix,
-    flan,
-    mgsm,
-    mmlu,
-    opt_suite,
-    pretraining,
-    promptsource,
-    raft,
-    reasoning,
-    super_natural_instructions,
-    t5,
-    tydiqa,
-    unifiedskg,
-    word_problems,
-)
+from tasks.crossfit import reader as crossfit
+from tasks.exmix import reader as exmix
+from tasks.flan import reader as flan
+from tasks.promptsource import reader as promptsource
+from tasks.reasoning import reader as reasoning
 from tasks.splits import Manifest
+from tasks.suites import bbh, mgsm, mmlu, opt_suite, raft, tydiqa, word_problems
+from tasks.superni import reader as superni
+from tasks.t5 import reader as t5
+from tasks.text import dialogue, pretraining
+from tasks.unifiedskg import reader as unifiedskg
 
 # Collection -> its reader.
 COLLECTIONS = {
@@ -42,7 +34,7 @@ COLLECTIONS = {
     "pretrain": pretraining,
     "promptsource": promptsource,
     "reasoning": reasoning,
-    "superni": super_natural_instructions,
+    "superni": superni,
     "t5": t5,
     "unifiedskg": unifiedskg,
 }

@@ -107,6 +107,33 @@ def test_tasks_use_only_the_data_contract_and_the_metrics():
                     assert inside or name == "optiml_jax.evaluate", f"{path} imports {name}"
 
 
+TASK_FLOORS = [  # the same inside tasks/; packages of collections also know nothing of each other
+    {"demo"},
+    {"mixtures"},
+    {"registry"},
+    {
+        *("crossfit", "exmix", "flan", "promptsource", "reasoning", "suites"),
+        *("superni", "t5", "text", "unifiedskg"),
+    },
+    {"files", "templates"},
+    {"splits", "taxonomy"},
+]
+
+
+def test_collections_import_only_what_readers_share():
+    floor_of_room = {room: i for i, rooms in enumerate(TASK_FLOORS) for room in rooms}
+    for path in (REPOSITORY / "tasks").rglob("*.py"):
+        names = module_name(path).split(".")
+        if len(names) == 1:
+            continue
+        here = names[1]
+        for module in imported_modules(path):
+            parts = module.split(".")
+            if parts[0] != "tasks" or len(parts) == 1 or parts[1] == here:
+                continue
+            assert floor_of_room[parts[1]] > floor_of_room[here], f"{path} imports {module}"
+
+
 def test_no_import_cycles():
     graph = {}
     modules = {module_name(p): p for p in python_files() if "tests" not in p.parts}

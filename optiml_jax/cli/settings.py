@@ -24,8 +24,8 @@ import optiml_jax.model.config
 import optiml_jax.sharding.mesh
 import optiml_jax.train.config
 import optiml_jax.train.optimizer
-import tasks.flan_templates
-import tasks.promptsource_templates
+import tasks.flan.templates
+import tasks.promptsource.templates
 import tasks.splits
 from optiml_jax.errors import UserError
 

@@ -14,7 +14,7 @@ from optiml_jax.data.prompts import PromptConfig, render
 from optiml_jax.data.vocabulary import encode_batch, load_vocabulary
 from optiml_jax.report import table1
 from optiml_jax.report.inspect_prompts import TaskFacts
-from tasks.crossfit import find_tasks
+from tasks.crossfit.reader import find_tasks
 from tasks.splits import Manifest
 
 CONFIG = PromptConfig(delimiter="")

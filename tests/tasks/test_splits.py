@@ -4,7 +4,7 @@ import pytest
 
 from optiml_jax.errors import UserError
 from tasks.splits import Manifest
-from tasks.super_natural_instructions import find_tasks
+from tasks.superni.reader import find_tasks
 
 MANIFEST = Manifest.load()
 ENTAILMENT = "Textual Entailment"

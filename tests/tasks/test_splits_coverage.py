@@ -17,7 +17,7 @@ from optiml_jax.data.mixture import Mixture
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.mixtures import select
-from tasks.promptsource_templates import read_templates
+from tasks.promptsource.templates import read_templates
 from tasks.splits import DEFAULT_MANIFEST, Manifest, category
 
 MANIFEST = Manifest.load()

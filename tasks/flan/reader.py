@@ -1,0 +1,158 @@
+"""Reader of FLAN 2021 (google-research/FLAN): templates from the user's copy, rows of data sets.
+
+`Run.data["flan"]` is a folder F, a clone of FLAN or one like it:
+  templates: F/flan/templates.py, F/templates.py (parsed, never executed) or F/templates.json;
+  rows: F/datasets if it is there, else the folder `datasets` beside F, with Hugging Face's names,
+      <dataset>[/<subset>]/<split>.jsonl and so on (see `files/rows.py`); data sets that are not
+      there are looked for among those that TFDS prepared on this machine (`FlanConfig.tfds_dir`);
+  F/task_config.yaml adds or replaces tasks.
+Which tasks there are, and what their templates need of a row, is in `tasks.yaml`. A task
+without rows is left out. Reading a task is in `task.py`.
+"""
+
+import logging
+import os
+import pathlib
+
+from optiml_jax.data.example import TaskSource, check_unique_names
+from optiml_jax.errors import UserError
+from tasks import taxonomy
+from tasks.files.rows import Split, find_splits
+from tasks.files.text_files import data_folder
+from tasks.flan.facts import PARTS, TaskFacts, read_facts, split_name
+from tasks.flan.task import FlanTask
+from tasks.flan.templates import (
+    FlanConfig,
+    Template,
+    find_templates,
+    read_templates,
+    repair,
+    select,
+)
+from tasks.splits import Manifest, Row
+
+UPSTREAM = "https://github.com/google-research/FLAN"
+
+logger = logging.getLogger(__name__)
+
+
+def find_tasks(
+    root: str | os.PathLike, manifest: Manifest, benchmark: str = "flan"
+) -> list[TaskSource]:
+    """The tasks that have both templates and rows, sorted by name. Opens no file of rows.
+
+    Args:
+      root: see above.
+      manifest: says which tasks are trained on and which are scored.
+      benchmark: first part of the task names.
+
+    Raises:
+      UserError: the folder is missing or holds nothing, the templates are damaged or code, or
+        task_config.yaml is not well-formed; see also `rows.find_splits`.
+    """
+    folder = data_folder(root, benchmark, f"give a clone of {UPSTREAM}")
+    path = find_templates(folder)
+    if path is None:
+        raise UserError(
+            f"no templates of benchmark {benchmark!r}: {folder} holds no flan/templates.py, "
+            f"templates.py or templates.json; give a clone of {UPSTREAM}"
+        )
+    templates = read_templates(path)
+    facts, typos = read_facts(folder)
+    skipped: dict[str, list[str]] = {}
+    sources = []
+    with_templates = {name: task for name, task in facts.items() if task.pattern in templates}
+    logger.info(
+        "%d of %d tasks of FLAN have templates in %s", len(with_templates), len(facts), path
+    )
+    for name, task in sorted(with_templates.items()):
+        row = manifest.lookup(f"{benchmark}/{name}", None)
+        found = _reader(folder, benchmark, task, templates[task.pattern], typos, row)
+        if isinstance(found, str):
+            skipped.setdefault(found, []).append(name)
+            continue
+        if found.category == taxonomy.MISC:
+            logger.warning("task %s of cluster %r counts as Misc.", found.name, task.cluster)
+        row.check_prompts(found.name, len(found.templates))
+        sources.append(found.source())
+    for reason, names in skipped.items():
+        shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+        logger.warning("%d of %d %s tasks %s: %s", len(names), len(facts), benchmark, reason, shown)
+    if not sources:
+        raise UserError(
+            f"no task of benchmark {benchmark!r} in {folder} has templates and rows; put rows into "
+            f"{folder / 'datasets'} as <dataset>[/<subset>]/<split>.jsonl, .parquet or .arrow, or "
+            "set FlanConfig.tfds_dir to the folder of prepared TFDS data sets"
+        )
+    check_unique_names([s.name for s in sources])
+    return sources
+
+
+def _reader(
+    folder: pathlib.Path,
+    benchmark: str,
+    facts: TaskFacts,
+    templates: list[Template],
+    typos: list[dict],
+    row: Row,
+) -> FlanTask | str:
+    """The reader of a task, or why there is none."""
+    config = FlanConfig()
+    facts, splits = _rows(folder, facts, config)
+    if not splits:
+        return "have no rows"
+    chosen = chosen_templates(facts, templates, typos if config.fix_typos else [])
+    if not chosen:
+        return "have no template for their rows"
+    parts = _parts(facts, splits, row)
+    if not parts:
+        return "have no rows for their part"
+    return FlanTask(
+        name=f"{benchmark}/{facts.name}",
+        category=row.category or taxonomy.category("flan", facts.name, facts.cluster),
+        facts=facts,
+        templates=tuple(chosen),
+        splits=splits,
+        parts=parts,
+        pooled_test=not any(role.startswith("test") for role in row.role),
+        num_test=row.instances,
+        ranked=row.metric == "acc_rank",
+        seed=config.seed,
+    )
+
+
+def chosen_templates(
+    facts: TaskFacts, templates: list[Template], typos: list[dict]
+) -> list[Template]:
+    """The templates that a task uses: those that ask for its own target, repaired."""
+    return select(repair(templates, typos), facts.targets, facts.constants, facts.slots)
+
+
+def _rows(
+    root: pathlib.Path, facts: TaskFacts, config: FlanConfig
+) -> tuple[TaskFacts, dict[str, Split]]:
+    """The facts for rows as they are there, and the splits that they name."""
+    facts = facts.fixed() if config.fix_typos else facts
+    own, beside = root / "datasets", root.resolve().parent / "datasets"
+    splits = {}
+    if facts.files is not None:
+        splits = find_splits((own if own.is_dir() else beside) / facts.folder)
+    if splits:
+        facts = facts.for_files()
+    elif facts.tfds:
+        tfds_dir = config.tfds_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        splits = find_splits(pathlib.Path(tfds_dir).expanduser() / facts.tfds.partition(":")[0])
+    used = {split_name(rows) for rows in facts.splits.values()}
+    return facts, {name: split for name, split in splits.items() if name in used}
+
+
+def _parts(facts: TaskFacts, splits: dict[str, Split], row: Row) -> tuple[str, ...]:
+    """The parts that have rows; none if those are missing that the task is there for.
+
+    Of a task that is not trained on, "train" holds what demonstrations are taken from.
+    """
+    parts = [p for p in PARTS if p in facts.splits and split_name(facts.splits[p]) in splits]
+    scored = any(role.startswith(("dev", "test")) for role in row.role)
+    if (row.trained and "train" not in parts) or (scored and "test" not in parts):
+        return ()
+    return tuple(p for p in parts if p != "test" or scored)

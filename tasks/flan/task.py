@@ -1,0 +1,180 @@
+"""One task of FLAN: its rows, shown with its templates, as Examples.
+
+Which rows and templates a task has is decided in `reader.py`; what a row gives in `facts.py`;
+drawing templates is in `tasks/templates/pooling.py`.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from optiml_jax.data.example import Drops, Example, TaskSource
+from tasks.files.rows import Split
+from tasks.files.text_files import RecordFilter, clean, demonstration_pool, hashed_id
+from tasks.flan.facts import PARTS, Extractor, Record, TaskFacts, rows_range, split_name
+from tasks.flan.fields import UnusableError
+from tasks.flan.templates import OPTION_SLOTS, Template, fill
+from tasks.templates.pooling import pooled
+
+READER_VERSION = 1  # raise it when the same files give other Examples: caches are then redone
+NUM_VALIDATION = 250  # items of the pool; OPT-IML paper, section 4.1
+
+_ID_FIELDS = ("id", "idx", "uid", "gem_id", "question_id", "query_id")
+
+
+@dataclasses.dataclass(frozen=True)
+class FlanTask:
+    """One task and the facts that decide what is read from it.
+
+    Attributes:
+      name: `<benchmark>/<task>`.
+      category: of every Example.
+      facts: for the form in which the rows are there.
+      templates: those that are used.
+      splits: the splits of the rows by name.
+      parts: those of "train", "validation" and "test" that have rows.
+      pooled_test: "test" is a draw of at most `NUM_VALIDATION` pairs, as for the paper's validation
+        tasks; otherwise it is every row with every template.
+      num_test: "test" has the first `num_test` rows only; None: all.
+      ranked: the metric needs options.
+      seed: of the draws.
+    """
+
+    name: str
+    category: str
+    facts: TaskFacts
+    templates: tuple[Template, ...]
+    splits: dict[str, Split]
+    parts: tuple[str, ...]
+    pooled_test: bool
+    num_test: int | None
+    ranked: bool
+    seed: int
+
+    def source(self) -> TaskSource:
+        """The description of the task for everything that follows."""
+        settings = {
+            key: getattr(self, key)
+            for key in ("category", "pooled_test", "num_test", "ranked", "seed")
+        }
+        settings |= {
+            "facts": repr(self.facts),
+            "templates": [dataclasses.astuple(template) for template in self.templates],
+            "reader": READER_VERSION,
+        }
+        return TaskSource(
+            name=self.name,
+            splits=self.parts,
+            files=tuple(file for split in self.splits.values() for file in split.files),
+            read=self.read,
+            demonstrations=self.demonstrations,
+            instruction_level="instance",
+            settings=settings,
+        )
+
+    def read(self, part: str, drops: Drops) -> Iterator[Example]:
+        """Streams the Examples of a part; counts what is left out by reason.
+
+        "train" draws N of the N x P pairs of rows and templates, "validation" at most
+        `NUM_VALIDATION` of them; "test": see `pooled_test`.
+
+        Raises:
+          UserError: the rows are damaged; the message names the file.
+        """
+        extract = Extractor(self.facts, self.name)
+        keep = RecordFilter(keep_repeated=part != "train")
+        for split, row, positions in self._draws(part):
+            if not positions:
+                continue
+            try:
+                record = extract(row)
+            except UnusableError as e:
+                drops[str(e)] += 1
+                continue
+            identifier = _row_id(split, row)
+            for position in positions:
+                example = self._example(self.templates[position], record, keep, drops)
+                if example is not None:
+                    yield dataclasses.replace(example, example_id=identifier, split=part)
+
+    def demonstrations(self) -> list[Example]:
+        """The first Examples of "train", each row with the templates that were drawn for it."""
+        if "train" not in self.parts:
+            return []
+        return demonstration_pool(self.read("train", Drops()))
+
+    def _draws(self, part: str) -> Iterator[tuple[str, dict[str, Any], Sequence[int]]]:
+        """Of each row of a part its split, the row, and the templates it is shown with."""
+        split = self.splits[split_name(self.facts.splits[part])]
+        own, free = self._rows(part, split)
+        count = sum(map(free, own))
+        if part == "test":
+            count = min(count, self.num_test or count)
+        num_templates = len(self.templates)
+        if part == "test" and not self.pooled_test:
+            drawn = itertools.repeat(range(num_templates), count)
+        else:
+            items = count if part == "train" else NUM_VALIDATION
+            drawn = pooled(count, num_templates, items, f"{self.seed}\0{self.name}\0{part}")
+        rows = enumerate(itertools.islice(split.read(), own.start, own.stop), own.start)
+        rows = (row for position, row in rows if free(position))
+        for chosen, row in zip(drawn, rows, strict=False):  # rows behind `num_test` are left
+            yield split.name, row, chosen
+
+    def _rows(self, part: str, split: Split) -> tuple[range, Callable[[int], bool]]:
+        """The positions of a part's rows, and whether no later part takes the row at one."""
+        count = split.count()
+        ranges = {
+            p: rows_range(self.facts.splits[p], count)
+            for p in PARTS[PARTS.index(part) :]
+            if p in self.facts.splits and self._split_of(p) is split
+        }
+        own = ranges.pop(part)
+        return own, lambda position: not any(position in r for r in ranges.values())
+
+    def _split_of(self, part: str) -> Split | None:
+        return self.splits.get(split_name(self.facts.splits[part]))
+
+    def _example(
+        self, template: Template, record: Record, keep: RecordFilter, drops: Drops
+    ) -> Example | None:
+        block = clean("OPTIONS:\n- " + "\n- ".join(record.options)) if record.options else ""
+        slots = record.slots | dict.fromkeys(OPTION_SLOTS, block)
+        target = fill(template.target, slots)
+        fields = keep(fill(template.source, slots), (target, *record.answers), drops)
+        if fields is None:
+            return None
+        options = tuple(dict.fromkeys(o for option in record.options or () if (o := clean(option))))
+        if options and fields["target"] not in options:
+            drops["warning: target not among options"] += 1
+        if fields["target"] not in options:
+            options = ()
+            if self.ranked:
+                drops["no options"] += 1
+                return None
+        return Example(
+            benchmark=self.name.split("/", 1)[0],
+            task=self.name,
+            category=self.category,
+            prompt_id=template.id,
+            split="",
+            instruction="",
+            options=options or None,
+            options_text=block if block and fields["input"].count(block) == 1 else "",
+            source_dataset=self.facts.tfds.partition(":")[0] or self.facts.name,
+            meta={"metric": self.facts.metric},
+            **fields,
+        )
+
+
+def _row_id(split: str, row: Mapping[str, Any]) -> str:
+    """Upstream's id within the split; a hash of the row if there is none."""
+    for name in _ID_FIELDS:
+        value = row.get(name)
+        if isinstance(value, Mapping):
+            value = "-".join(f"{key}{part}" for key, part in sorted(value.items()))
+        if type(value) is int or (isinstance(value, str) and value):
+            return f"{split}-{value}"
+    return hashed_id(json.dumps(row, sort_keys=True, default=str))

@@ -1,0 +1,120 @@
+"""Reader of MMLU: `data/{dev,val,test}/<subject>_<split>.csv` of hendrycks/test.
+
+A task per subject. Benchmark `mmlu` has the test files, `mmlu_val` the validation files; the five
+rows of the dev file are the demonstrations of both. The prompt is upstream's (evaluate.py), the two
+spaces in its first line too; the letters of the answers are ranked.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator
+
+from optiml_jax.data.example import Drops, Example, TaskSource
+from optiml_jax.errors import UserError
+from tasks.files.text_files import csv_rows, data_folder
+from tasks.splits import Manifest
+
+UPSTREAM = "https://github.com/hendrycks/test (data.tar)"
+READER_VERSION = 1  # raise it when the same files give other Examples: caches are then redone
+
+_LETTERS = ("A", "B", "C", "D")
+
+
+def find_tasks(
+    root: str | os.PathLike, manifest: Manifest, benchmark: str = "mmlu"
+) -> list[TaskSource]:
+    """The tasks of a folder, or of the folder `data` in it, sorted by name. Opens no file.
+
+    Raises:
+      UserError: there is no folder of the split, or no subject in it.
+    """
+    what = f"give the folder that holds dev, val and test, from {UPSTREAM}"
+    folder = data_folder(root, benchmark, what)
+    if (folder / "data").is_dir():
+        folder = folder / "data"
+    split = "val" if benchmark.endswith("_val") else "test"
+    sources = [
+        _source(f"{benchmark}/{path.stem.removesuffix(f'_{split}')}", path, manifest)
+        for path in sorted((folder / split).glob(f"*_{split}.csv"))
+    ]
+    if not sources:
+        raise UserError(
+            f"no task of benchmark {benchmark!r}: no {split}/<subject>_{split}.csv in {folder}; "
+            f"{what}"
+        )
+    return sources
+
+
+def _source(name: str, path: pathlib.Path, manifest: Manifest) -> TaskSource:
+    subject = name.split("/", 1)[1]
+    dev = path.parents[1] / "dev" / f"{subject}_dev.csv"
+    files = {"test": str(path)} | ({"train": str(dev)} if dev.is_file() else {})
+    task = Subject(name, manifest.lookup(name, None).category or "MMLU", files)
+    return TaskSource(
+        name=name,
+        splits=tuple(files),
+        files=tuple(files.values()),
+        read=task.read,
+        demonstrations=task.demonstrations,
+        instruction_level="verbatim",
+        settings={"category": task.category, "reader": READER_VERSION},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One subject.
+
+    Attributes:
+      name: `<benchmark>/<subject>`.
+      category: of every Example.
+      files: "train" (the dev file), "test" -> file.
+    """
+
+    name: str
+    category: str
+    files: dict[str, str]
+
+    def read(self, split: str, drops: Drops) -> Iterator[Example]:
+        """Streams a split, every row of it.
+
+        Raises:
+          UserError: the file is missing, damaged or empty, or a row is not question, four answers
+            and a letter.
+        """
+        subject, path = self.name.split("/", 1)[1], self.files[split]
+        count = 0
+        for number, cells in csv_rows(path):
+            letter = cells[-1].strip()
+            if len(cells) != 6 or letter not in _LETTERS:
+                raise UserError(
+                    f"{path}, line {number}: not a question, four answers and a letter from A to D "
+                    f"({len(cells)} cells); download the file again"
+                )
+            count += 1
+            # The spaces around questions and answers stay, as upstream has them.
+            answers = [f"{x}. {cell}" for x, cell in zip(_LETTERS, cells[1:5], strict=True)]
+            yield Example(
+                benchmark=self.name.split("/", 1)[0],
+                task=self.name,
+                category=self.category,
+                prompt_id="hendrycks",
+                example_id=f"{split}-{count}",
+                split=split,
+                instruction=(
+                    "The following are multiple choice questions (with answers) about  "
+                    f"{subject.replace('_', ' ')}."
+                ),
+                input="\n".join([cells[0], *answers, "Answer:"]).replace("\r\n", "\n"),
+                target=f" {letter}",
+                references=(letter,),
+                options=_LETTERS,
+                source_dataset="mmlu",
+            )
+        if not count:
+            raise UserError(f"{path} is empty; download the file again")
+
+    def demonstrations(self) -> list[Example]:
+        """In the order of the file, which is that of the shots upstream."""
+        return list(self.read("train", Drops())) if "train" in self.files else []
