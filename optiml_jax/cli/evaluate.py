@@ -23,7 +23,7 @@ from optiml_jax.evaluate.records import RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import rollup
 from optiml_jax.model.config import OPTConfig
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
-from optiml_jax.train.loop import EvaluationHook
+from optiml_jax.train.duties import EvaluationHook
 from optiml_jax.train.metrics import SummaryWriter
 from tasks.registry import find_sources, register
 from tasks.splits import Manifest, Row, category

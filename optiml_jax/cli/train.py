@@ -17,7 +17,8 @@ from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.model.config import OPTConfig, model_config
 from optiml_jax.sharding.mesh import MeshConfig
 from optiml_jax.train.config import TrainConfig, run_metadata
-from optiml_jax.train.loop import EvaluationHook, train
+from optiml_jax.train.duties import EvaluationHook
+from optiml_jax.train.loop import train
 from optiml_jax.train.optimizer import OptimizerConfig
 
 

@@ -19,9 +19,9 @@ class PlanLoader:
     """Iterates over the batches of a plan, read ahead by background threads (Grain).
 
     The global batch of step s is rows s*B ... s*B+B-1 of the plan whatever the number of processes;
-    process p of P gets the contiguous block p of it. So the state of the loader is the step.
+    a process reads those of them that it asks for. So the state of the loader is the step.
 
-    Every batch is a dict of arrays [B / P, L] (see `assemble`). Close it, or use it in a `with`
+    Every batch is a dict of arrays [R, L] (see `assemble`). Close it, or use it in a `with`
     block, to stop its threads; the last batch closes it too.
     """
 
@@ -31,30 +31,23 @@ class PlanLoader:
         global_batch_size: int,
         start_step: int = 0,
         num_steps: int | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | None = None,
         prefetch: int = 2,
     ):
         """Opens the cache; starts reading at the first `next`.
 
         Args:
           plan: the plan.
-          global_batch_size: rows per step over all processes (B).
+          global_batch_size: rows per step over all processes (B), at least 1.
           start_step: the first step to yield.
           num_steps: the step to end before; None: the last whole batch of the plan.
-          process_index: this process, 0 ... process_count - 1.
-          process_count: number of processes that share the global batch (P).
+          rows: which of 0 ... B - 1 are read (`sharding.rules.held_rows`); None: all of them.
           prefetch: batches read ahead, each by a thread of its own; 0 reads in the caller's thread.
 
         Raises:
-          UserError: B is not a multiple of P, the plan has fewer rows than num_steps * B, or a task
-            was cached anew since the plan was made.
+          UserError: the plan has fewer rows than num_steps * B, or a task was cached anew since the
+            plan was made.
         """
-        if global_batch_size < 1 or global_batch_size % process_count:
-            raise UserError(
-                f"global_batch_size {global_batch_size} is not a positive multiple of the "
-                f"{process_count} processes"
-            )
         steps = plan.num_rows // global_batch_size if num_steps is None else num_steps
         if steps * global_batch_size > plan.num_rows or steps < 1:
             raise UserError(
@@ -62,7 +55,7 @@ class PlanLoader:
                 f"steps of {global_batch_size} rows; plan at least "
                 f"{max(steps, 1) * global_batch_size} (PlanConfig.num_rows)"
             )
-        source = StepSource(plan, global_batch_size, process_index, process_count)
+        source = StepSource(plan, global_batch_size, rows)
         options = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
         wanted = grain.MapDataset.source(source)[start_step:steps]
         self._batches = iter(wanted.to_iter_dataset(options))
@@ -94,50 +87,44 @@ class PlanLoader:
 
 
 class StepSource:
-    """Random access by step to one process's share of the global batch: a Grain data source.
+    """Random access by step to some rows of the global batch: a Grain data source.
 
     A whole batch is one element, so that its rows are laid out together (one scatter per feature)
     and not stacked afterwards.
     """
 
-    def __init__(
-        self, plan: Plan, global_batch_size: int, process_index: int = 0, process_count: int = 1
-    ):
+    def __init__(self, plan: Plan, global_batch_size: int, rows: Sequence[int] | None = None):
         self._plan = plan
         self._global_batch_size = global_batch_size
-        self._rows_here = global_batch_size // process_count
-        self._first = process_index * self._rows_here
+        self._rows = np.asarray(range(global_batch_size) if rows is None else rows)
         plan.cached_tasks  # noqa: B018 - opened here: threads must not race for it, errors come now
 
     def __len__(self) -> int:
         return self._plan.num_rows // self._global_batch_size
 
     def __getitem__(self, step: int) -> Batch:
-        first = step * self._global_batch_size + self._first
-        return read_rows(self._plan, first, self._rows_here)
+        return read_rows(self._plan, step * self._global_batch_size + self._rows)
 
 
-def read_rows(plan: Plan, first_row: int, num_rows: int) -> Batch:
-    """`num_rows` rows of a plan from `first_row` on, as arrays [num_rows, L]: see `assemble`.
+def read_rows(plan: Plan, rows: Sequence[int] | np.ndarray) -> Batch:
+    """The rows of these numbers, as arrays [R, L]: see `assemble`.
 
     Raises:
       UserError: the cache was changed or damaged since the plan was made.
     """
-    config = plan.config
-    offsets = np.asarray(plan.row_offsets[first_row : first_row + num_rows + 1])
-    entries = slice(offsets[0], offsets[-1])
-    tasks, indices = np.asarray(plan.entry_tasks[entries]), plan.entry_examples[entries]
+    config, rows = plan.config, np.asarray(rows)
+    starts, ends = plan.row_offsets[rows], plan.row_offsets[rows + 1]
+    entries = np.concatenate([np.arange(*ends_of) for ends_of in zip(starts, ends, strict=True)])
+    tasks, indices = plan.entry_tasks[entries], plan.entry_examples[entries]
     examples: list[tuple[np.ndarray, np.ndarray]] = [None] * len(tasks)
     by_task = np.argsort(tasks, kind="stable")
-    starts = np.flatnonzero(np.diff(tasks[by_task]))
-    for places in np.split(by_task, starts + 1):
+    changes = np.flatnonzero(np.diff(tasks[by_task]))
+    for places in np.split(by_task, changes + 1):
         task = plan.cached_tasks[tasks[places[0]]]
         read = task.read(plan.meta["split"], indices[places].tolist())
         for place, example in zip(places.tolist(), read, strict=True):
             examples[place] = example
-    return assemble(
-        examples, np.diff(offsets), config.sequence_length, config.bos_id, config.pad_id
-    )
+    return assemble(examples, ends - starts, config.sequence_length, config.bos_id, config.pad_id)
 
 
 def assemble(

@@ -245,7 +245,7 @@ def row_segments(
     plan: Plan, row: int, decode: Callable[[Sequence[int]], str], eos_id: int
 ) -> list[Segment]:
     """What one row of a plan is trained on, decoded from the very arrays that training gets."""
-    batch = {name: array[0] for name, array in read_rows(plan, row, 1).items()}
+    batch = {name: array[0] for name, array in read_rows(plan, [row]).items()}
     segments = []
     for number, (task, index) in enumerate(plan.row(row), 1):
         here = batch["segment_ids"] == number

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -98,6 +99,29 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def held_rows(
+    sharding: NamedSharding, num_rows: int, process_index: int | None = None
+) -> np.ndarray:
+    """The numbers of the rows of a batch that the devices of a process hold.
+
+    Args:
+      sharding: of the batch.
+      num_rows: of the whole batch.
+      process_index: of the devices meant; None is this process.
+
+    Returns:
+      int64[n], ascending, each once: devices that share a tensor group hold the same rows.
+    """
+    process = jax.process_index() if process_index is None else process_index
+    held = {
+        row
+        for device, (rows,) in sharding.devices_indices_map((num_rows,)).items()
+        if device.process_index == process
+        for row in range(*rows.indices(num_rows))
+    }
+    return np.array(sorted(held), np.int64)
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """The sharding of what every device holds whole: keys, steps, metrics."""
     return NamedSharding(mesh, PartitionSpec())
@@ -143,7 +167,7 @@ def _param_spec(
             raise UserError(
                 f"parameter {name} {list(shape)}: axis {axis!r} of size {size} cannot be cut into "
                 f"{_size(mesh, mesh_axes)} parts by mesh axis {'x'.join(mesh_axes)}; "
-                "choose a MeshConfig whose sizes divide it"
+                f"{' x '.join(mesh_axes)} can be {_divisors(size, mesh.size)}; change MeshConfig"
             )
     for mesh_axis, uses in collections.Counter(a for dim in spec for a in dim).items():
         if uses > 1:
@@ -154,6 +178,10 @@ def _param_spec(
                 "change the rule table"
             )
     return _spec(spec)
+
+
+def _divisors(size: int, limit: int) -> str:
+    return ", ".join(str(n) for n in range(1, min(size, limit) + 1) if size % n == 0)
 
 
 def _size(mesh: jax.sharding.Mesh, mesh_axes: tuple[str, ...]) -> int:

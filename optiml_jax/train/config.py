@@ -75,7 +75,8 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
     if config.global_batch_size % parts:
         raise UserError(
             f"TrainConfig.global_batch_size={config.global_batch_size} is not divisible by {parts} "
-            f"(mesh data {data} * fsdp {fsdp} * num_microbatches {config.num_microbatches})"
+            f"(mesh data {data} * fsdp {fsdp} * num_microbatches {config.num_microbatches}); "
+            f"possible: {', '.join(str(n * parts) for n in range(1, 5))}, ..."
         )
 
 

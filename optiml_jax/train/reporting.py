@@ -6,6 +6,7 @@ What a step measured stays on the devices until the next report.
 import contextlib
 import logging
 import math
+import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from optiml_jax.errors import UserError
-from optiml_jax.train.metrics import SummaryWriter
+from optiml_jax.model.config import OPTConfig
+from optiml_jax.train import metrics
+from optiml_jax.train.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ class Reporter:
 
     def __init__(
         self,
-        writer: SummaryWriter | None,
+        writer: metrics.SummaryWriter | None,
         start: int,
         num_steps: int,
         slots: int,
@@ -130,6 +133,34 @@ class Reporter:
         if self._total_peak_flops:
             values["mfu"] = self._flops_per_token * per_second / self._total_peak_flops
         return values
+
+
+@contextlib.contextmanager
+def make_reporter(
+    config: TrainConfig,
+    model: OPTConfig,
+    mesh: jax.sharding.Mesh,
+    sequence_length: int,
+    start: int,
+) -> Iterator[Reporter]:
+    """The open reporter of a run that goes on after `start` updates."""
+    device = mesh.devices.flat[0]
+    peak = config.peak_flops or metrics.peak_flops(device.device_kind, model.dtype)
+    writer = None
+    if jax.process_index() == 0:
+        writer = metrics.SummaryWriter(pathlib.Path(config.run_dir) / "tensorboard", start + 1)
+        said = f"peak_flops = {peak:g}" if peak else f"peak_flops of {device.device_kind} unknown"
+        writer.text(start + 1, "mfu_formula", f"{metrics.MFU_FORMULA}; {said}")
+    reporter = Reporter(
+        writer,
+        start,
+        config.num_steps,
+        slots=config.global_batch_size * sequence_length,
+        flops_per_token=metrics.flops_per_token(model, sequence_length),
+        total_peak_flops=peak and peak * mesh.size,
+    )
+    with reporter.open():
+        yield reporter
 
 
 def perplexity(loss: float) -> float:

@@ -129,7 +129,7 @@ def test_a_steps_rows_are_what_training_reads(planned, capsys):
         out,
         re.DOTALL,
     )
-    batch = read_rows(plan, 8, 8)
+    batch = read_rows(plan, range(8, 16))
     assert sum(int(tokens) for *_, tokens, _, _ in found) == np.count_nonzero(batch["segment_ids"])
     assert sum(int(loss) for *_, loss, _ in found) == batch["loss_weights"].sum()
     stem, example, _, loss, shown = found[0]

@@ -95,7 +95,7 @@ def test_plan_and_live_seqio_give_the_same_features(make_cache, random_examples,
     config = PlanConfig(num_rows=120, sequence_length=LENGTH, lookahead=16)
     rates = {name: len(examples) for name, examples in tasks.items()}
     plan = build_plan(make_cache(tasks), list(tasks), rates, "train", config, tmp_path / "plan")
-    batch = read_rows(plan, 0, plan.num_rows)
+    batch = read_rows(plan, range(plan.num_rows))
     planned = segments([{key: batch[key][r] for key in batch} for r in range(plan.num_rows)])
 
     assert len(live) == 25 + 12

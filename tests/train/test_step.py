@@ -25,7 +25,7 @@ BATCH = 16
 def batches(plan_dir):
     """Five batches; the rows of one differ widely in the number of target tokens."""
     plan = Plan.load(plan_dir)
-    batches = [read_rows(plan, step * BATCH, BATCH) for step in range(5)]
+    batches = [read_rows(plan, range(step * BATCH, (step + 1) * BATCH)) for step in range(5)]
     for batch in batches:
         batch["loss_weights"][::2] *= np.arange(32) % 3 == 0
     return batches

@@ -1,0 +1,141 @@
+"""What a run does between steps: report, validate, save, evaluate. Each knows when it is due."""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+
+from optiml_jax.checkpoint.manager import CheckpointManager
+from optiml_jax.data.plan import Plan
+from optiml_jax.train.batches import open_batches
+from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.reporting import Reporter, perplexity
+from optiml_jax.train.signals import StopRequest
+from optiml_jax.train.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+EvaluationHook = Callable[[int, nnx.GraphDef, dict[str, Any]], None]
+
+
+class Duty(Protocol):
+    """Called after every step with the number of updates made and the state they left."""
+
+    def __call__(self, step: int, state: TrainState) -> None: ...
+
+
+def is_due(step: int, every: int, num_steps: int) -> bool:
+    """After every `every`-th step and the last; never if `every` is 0."""
+    return every > 0 and (step % every == 0 or step == num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reporting:
+    """Reports what the steps measured, and what went wrong with a save in the background."""
+
+    config: TrainConfig
+    reporter: Reporter
+    checkpoints: CheckpointManager
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        if is_due(step, self.config.log_every, self.config.num_steps):
+            self.reporter.flush()
+            self.checkpoints.check()
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Reports the loss on the first rows of the validation plan.
+
+    Attributes:
+      validation_step: (params, batch) -> (sum, weight), for batches of one microbatch's size:
+        what fits where training fits. The rows are the same whatever the number of microbatches.
+    """
+
+    config: TrainConfig
+    plan: Plan
+    mesh: jax.sharding.Mesh
+    validation_step: Callable
+    reporter: Reporter
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        if not is_due(step, self.config.validate_every, self.config.num_steps):
+            return
+        self.reporter.flush()
+        with self.reporter.paused():
+            total, weight = self.loss(state.params)
+            loss = total / max(weight, 1)
+            self.reporter.scalars(
+                {"validation/loss": loss, "validation/perplexity": perplexity(loss)}
+            )
+
+    def loss(self, params: dict[str, Any]) -> tuple[float, float]:
+        """(sum, weight) of the label loss."""
+        with open_batches(self.plan, self.mesh, self._rows, 0, self._batches()) as batches:
+            results = [self.validation_step(params, batch) for batch in batches]
+        total, weight = np.sum(jax.device_get(results), axis=0, dtype=np.float64)
+        return float(total), float(weight)
+
+    @property
+    def _rows(self) -> int:
+        return self.config.global_batch_size // self.config.num_microbatches
+
+    def _batches(self) -> int:
+        wanted = self.config.validation_batches * self.config.num_microbatches
+        there = max(1, min(wanted, self.plan.num_rows // self._rows))
+        if there < wanted:
+            logger.info("validating on the %d rows of %s", there * self._rows, self.plan.folder)
+        return there
+
+
+@dataclasses.dataclass
+class Saving:
+    """Writes checkpoints; nothing that is not finite is ever saved.
+
+    Attributes:
+      saved: the step of the newest checkpoint.
+    """
+
+    config: TrainConfig
+    reporter: Reporter
+    checkpoints: CheckpointManager
+    metadata: dict[str, Any]
+    saved: int | None
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        if is_due(step, self.config.checkpoint_every, self.config.num_steps):
+            self.save(step, state)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts a save of this step, unless there is one."""
+        if step == self.saved:
+            return
+        self.reporter.flush()
+        with self.reporter.paused():
+            self.checkpoints.save(step, state.items(), self.metadata | {"step": step})
+        self.saved = step
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Lends the parameters to a hook after certain steps, unless the run is to stop."""
+
+    hook: EvaluationHook | None
+    steps: Collection[int]
+    graphdef: nnx.GraphDef
+    stop: StopRequest
+    reporter: Reporter | None = None
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        if step not in self.steps or self.stop.reached(step):
+            return
+        if self.reporter is not None:
+            self.reporter.flush()  # nothing that is not finite is evaluated
+        pause = contextlib.nullcontext() if self.reporter is None else self.reporter.paused()
+        with pause, self.stop.at_once():
+            self.hook(step, self.graphdef, state.params)

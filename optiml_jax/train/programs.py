@@ -1,0 +1,113 @@
+"""The programs of training, lowered from settings and shapes alone.
+
+The devices of the mesh may be described ones (`jax.experimental.topologies`): nothing here makes an
+array. `lower_train_step(...).compile()` is what a run calls in every step.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+
+import jax
+
+from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.opt import abstract_model
+from optiml_jax.sharding.rules import abstract_params, batch_sharding, replicated, use_mesh
+from optiml_jax.train.batches import abstract_batch
+from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.optimizer import OptimizerConfig
+from optiml_jax.train.state import abstract_state
+from optiml_jax.train.step import make_train_step, make_validation_step
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """Compiled: the update, and the loss of a validation batch (None where nothing validates)."""
+
+    train_step: Callable
+    validation_step: Callable | None
+
+
+def compile_programs(
+    config: TrainConfig,
+    model: OPTConfig,
+    optimizer: OptimizerConfig,
+    mesh: jax.sharding.Mesh,
+    preset: str,
+    sequence_length: int,
+    validates: bool,
+) -> Programs:
+    """Compiles what a run calls."""
+    began = time.perf_counter()
+    settings = (mesh, preset, sequence_length)
+    train_step = lower_train_step(config, model, optimizer, *settings).compile()
+    validation_step = None
+    if validates:
+        validation_step = lower_validation_step(config, model, *settings).compile()
+    logger.info(
+        "%s parameters on %d %s devices (%s), compiled in %.1f s",
+        f"{model.num_params:,}",
+        mesh.size,
+        mesh.devices.flat[0].device_kind,
+        ", ".join(f"{name} {size}" for name, size in mesh.shape.items()),
+        time.perf_counter() - began,
+    )
+    return Programs(train_step, validation_step)
+
+
+def lower_train_step(
+    config: TrainConfig,
+    model: OPTConfig,
+    optimizer: OptimizerConfig,
+    mesh: jax.sharding.Mesh,
+    preset: str,
+    sequence_length: int,
+) -> jax.stages.Lowered:
+    """(TrainState, batch) -> (TrainState, measured) of one update, the state donated.
+
+    Args:
+      config: batch, microbatches, number of steps, seed, loss chunk; its folders are not looked at.
+      preset: rule table of the sharding.
+      sequence_length: slots of a row.
+    """
+    function = make_train_step(
+        abstract_model(model)[0],
+        model,
+        optimizer,
+        num_steps=config.num_steps,
+        num_microbatches=config.num_microbatches,
+        seed=config.seed,
+        chunk=config.loss_chunk,
+    )
+    abstract = abstract_state(model, mesh, preset)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    jitted = jax.jit(
+        function,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    batch = abstract_batch(mesh, config.global_batch_size, sequence_length)
+    with use_mesh(mesh, preset):
+        return jitted.lower(abstract, batch)
+
+
+def lower_validation_step(
+    config: TrainConfig,
+    model: OPTConfig,
+    mesh: jax.sharding.Mesh,
+    preset: str,
+    sequence_length: int,
+) -> jax.stages.Lowered:
+    """(params, batch of one microbatch's size) -> (sum, weight) of the loss, see `batch_loss`."""
+    function = make_validation_step(abstract_model(model)[0], config.loss_chunk)
+    rows = config.global_batch_size // config.num_microbatches
+    arguments = (
+        abstract_params(model, mesh, preset),
+        abstract_batch(mesh, rows, sequence_length),
+    )
+    with use_mesh(mesh, preset):
+        return jax.jit(function, out_shardings=replicated(mesh)).lower(*arguments)

@@ -1,0 +1,63 @@
+"""Where a run begins: at its newest checkpoint, at another run's parameters, or at random ones."""
+
+import logging
+from typing import Any
+
+from optiml_jax.checkpoint.manager import CheckpointManager, load_metadata, load_params
+from optiml_jax.data.plan import Plan
+from optiml_jax.model.config import OPTConfig
+from optiml_jax.train.config import (
+    TrainConfig,
+    check_initial_checkpoint,
+    check_plan,
+    check_same_run,
+)
+from optiml_jax.train.state import (
+    TrainState,
+    initial_state,
+    state_from_items,
+    state_from_params,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def load_plans(config: TrainConfig, model: OPTConfig) -> tuple[Plan, Plan | None]:
+    """The plans to train and to validate on, which fit the model."""
+    plan, validation = Plan.load(config.plan_dir), None
+    if config.validation_plan_dir is not None:
+        validation = Plan.load(config.validation_plan_dir)
+        check_plan(validation, model)
+    check_plan(plan, model)
+    return plan, validation
+
+
+def start_state(
+    config: TrainConfig,
+    model: OPTConfig,
+    abstract: TrainState,
+    checkpoints: CheckpointManager,
+    metadata: dict[str, Any],
+) -> tuple[TrainState, int]:
+    """The state to go on from, and how many updates it has seen.
+
+    Args:
+      abstract: where the state is to lie.
+      metadata: what decides the parameters of this run.
+
+    Raises:
+      UserError: what lies there is another run's, or all of it is damaged.
+    """
+    latest = checkpoints.latest_intact_step()
+    if latest is not None:
+        check_same_run(config.run_dir, checkpoints.metadata(latest), metadata)
+        checkpoints.set_aside_after(latest)
+        logger.info("resuming %s at step %d", config.run_dir, latest)
+        items = checkpoints.restore(latest, abstract.items())
+        return state_from_items(items, latest, abstract), latest
+    if config.init_from is not None:
+        check_initial_checkpoint(config.init_from, load_metadata(config.init_from), metadata)
+        logger.info("starting from the parameters of %s", config.init_from)
+        params = load_params(config.init_from, abstract.params)
+        return state_from_params(params, abstract), 0
+    return initial_state(model, config.seed, abstract), 0
