@@ -10,13 +10,19 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Tests and the processes they start compile each program once for all of them.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(__file__).resolve().parent.parent / "build" / "test_programs"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import pytest
 
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
 # The background jobs of a shell are born deaf to Ctrl-C, which some tests press.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 def real_data_root() -> pathlib.Path | None:

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 import gin
 
 import optiml_jax.cli.settings  # noqa: F401 - what gin may set
+from optiml_jax.cli.compilation_cache import CompilationCache
 from optiml_jax.errors import UserError
 
 VERBS = {
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown verb {verb!r}; the verbs are {', '.join(VERBS)}")
         _logging()
         parse_gin(verb, arguments[1:])
+        CompilationCache().enable()
         with held_stderr():
             module = importlib.import_module(f"optiml_jax.cli.{verb}")
         return module.main() or 0
