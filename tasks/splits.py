@@ -17,6 +17,7 @@ import yaml
 
 from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.protocol import Protocol
 
 LEVELS = (
@@ -27,11 +28,6 @@ LEVELS = (
     "held_out_unspecified",
 )
 ROLES = ("train", "dev", "test", "test_max", "test_extra", "exclude")
-METRICS = (
-    *("acc_rank", "macro_f1", "multirc"),
-    *("em", "em_tk_instruct", "em_squad", "f1_squad", "tydiqa", "em_triviaqa", "em_bbh"),
-    *("em_number", "rougeL", "bleu"),
-)
 DEFAULT_MANIFEST = pathlib.Path(__file__).parent / "data" / "split_manifest.yaml"
 
 logger = logging.getLogger(__name__)
@@ -69,7 +65,7 @@ class Row:
     Attributes:
       level: one of `LEVELS`.
       role: of `ROLES`; ("exclude",) stands alone.
-      metric: one of `METRICS`.
+      metric: a name of `METRICS`.
       options: "labels" (the task's distinct outputs are the candidates) or None (generation).
       category: replaces the upstream category; None keeps it.
       aggregate_as: tasks of one name are averaged before they count as one task.
@@ -296,7 +292,7 @@ def _parse_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
     if "role" in fields:  # what other rows say does not explain it
         fields |= {"src": row["src"], "why": row.get("why")}
     _check_known(fields, "level", LEVELS, where)
-    _check_known(fields, "metric", METRICS, where)
+    _check_known(fields, "metric", tuple(METRICS), where)
     _check_known(fields, "options", ("labels", None), where)
     if "role" in fields:
         role = fields["role"]

@@ -18,7 +18,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import EvalTask, evaluate
 from optiml_jax.evaluate.instances import subsample
-from optiml_jax.evaluate.metrics import METRIC_FNS
+from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.records import RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import rollup
 from optiml_jax.model.config import OPTConfig
@@ -153,7 +153,7 @@ def evaluation_task(
         prompts="crossed" if tested else "pooled",
     )
     registered = register(
-        source, vocabulary, PromptConfig(), metric_fns=METRIC_FNS[row.metric], shots=0
+        source, vocabulary, PromptConfig(), metric_fns=[METRICS[row.metric].fn], shots=0
     )
     return EvalTask(
         info=info,

@@ -37,7 +37,10 @@ class Example:
         options filled in; `target`, the rest of the text, is then scored behind each of them, and
         the references are the right options. Empty: the options are scored behind the source.
       source_dataset: the underlying data source, used by leakage filters.
-      meta: raw upstream metadata.
+      source_id: identity of the source example (`identity.py`), equal in all tasks and collections
+        that hold it; "": none is known.
+      meta: raw upstream metadata; `group`: examples of one group count together where the metric
+        says so (the answers to one question).
     """
 
     benchmark: str
@@ -54,6 +57,7 @@ class Example:
     options_text: str = ""
     contexts: tuple[str, ...] = ()
     source_dataset: str = ""
+    source_id: str = ""
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

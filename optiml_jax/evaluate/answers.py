@@ -1,6 +1,6 @@
 """The answer in a generated text: what is compared, and what votes in self-consistency.
 
-Every metric of generated texts has a function here that finds the answer, in a form in which equal
+Metrics of generated texts have a function here that finds the answer, in a form in which equal
 answers are equal strings; None means that the text holds no answer.
 """
 
@@ -117,22 +117,10 @@ def _plain(found: re.Match[str], comma_language: bool) -> str:
 
 # --- votes ----------------------------------------------------------------------------------------
 
-# Metric -> the answer in a text. Answers that are compared raw are the whole text.
-EXTRACT: dict[str, Callable[[str], str | None]] = {
-    "em": str.strip,
-    "em_tk_instruct": normalize_tk_instruct,
-    "em_squad": normalize_squad,
-    "f1_squad": normalize_squad,
-    "tydiqa": normalize_squad,
-    "em_triviaqa": normalize_trivia_qa,
-    "rougeL": str.strip,
-    "bleu": str.strip,
-    "em_bbh": bbh_answer,
-    "em_number": number_answer,
-}
 
-
-def vote(texts: Sequence[str], logprobs: Sequence[float], metric: str) -> int:
+def vote(
+    texts: Sequence[str], logprobs: Sequence[float], extract: Callable[[str], str | None]
+) -> int:
     """Index of the first of the texts that give the answer of most of them.
 
     Texts without an answer have no vote. Among answers with as many votes the one with the larger
@@ -141,11 +129,11 @@ def vote(texts: Sequence[str], logprobs: Sequence[float], metric: str) -> int:
     Args:
       texts: the samples.
       logprobs: the log-probability of each.
-      metric: a name of `EXTRACT`.
+      extract: finds the answer in a text, in a form in which equal answers are equal strings.
     """
     groups: dict[str, list[int]] = {}
     for i, text in enumerate(texts):
-        if answer := EXTRACT[metric](text):
+        if answer := extract(text):
             groups.setdefault(answer, []).append(i)
     if not groups:
         return 0

@@ -19,15 +19,25 @@ import seqio
 import tqdm
 
 from optiml_jax.data.example import Example, InstructionLevel
+from optiml_jax.data.identity import unless_common
 from optiml_jax.data.prompts import PromptConfig
-from optiml_jax.data.vocabulary import vocabulary_fingerprint
+from optiml_jax.data.vocabulary import decode, vocabulary_fingerprint
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate import answers, metrics, scoring
+from optiml_jax.evaluate.baselines import Constant, best_constant
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.instances import Instance, InstanceBuilder, subsample
 from optiml_jax.evaluate.protocol import Protocol
-from optiml_jax.evaluate.records import RULES, Candidate, Record, RunFolder, TaskInfo, choose, units
+from optiml_jax.evaluate.records import (
+    RULES,
+    Candidate,
+    Record,
+    RunFolder,
+    TaskInfo,
+    choose,
+    prompt_key,
+)
 from optiml_jax.evaluate.runner import Request, Runner
 from optiml_jax.files import fingerprint
 from optiml_jax.model.config import OPTConfig
@@ -59,9 +69,13 @@ class EvalTask:
         return self.info.protocol
 
     @property
+    def metric(self) -> metrics.Metric:
+        return metrics.METRICS[self.info.metric]
+
+    @property
     def ranks(self) -> bool:
         """Whether options are ranked; otherwise answers are generated."""
-        return self.info.metric in metrics.RANKED
+        return self.metric.ranked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +85,14 @@ class _Job:
     task: EvalTask
     shots: int
     instances: list[Instance]
+
+    def sources(self) -> list[str]:
+        """The source example of every instance: one of its own where none is known."""
+        examples = [instance.example for instance in self.instances]
+        return [
+            source or f"{e.task}:{e.example_id}"
+            for e, source in zip(examples, unless_common(examples), strict=True)
+        ]
 
 
 def check_vocabulary(
@@ -173,7 +195,7 @@ class _Evaluation:
         self.runner, self.config = runner, config
         self.prompts, self.folder = prompts, folder
         self.failures: list[tuple[str, int, str]] = []
-        self.constants: dict[str, tuple[str, float]] = {}
+        self.constants: dict[str, Constant] = {}
 
     def run(self, tasks: Sequence[EvalTask]) -> list[tuple[str, int, str]]:
         pending = [
@@ -250,14 +272,16 @@ class _Evaluation:
             outputs = [next(scores if job.task.ranks else replies) for _ in job.instances]
             try:
                 records = [
-                    self.record(job.task, *pair)
-                    for pair in zip(job.instances, outputs, strict=True)
+                    self.record(job.task, *parts)
+                    for parts in zip(job.instances, outputs, job.sources(), strict=True)
                 ]
                 summary = self.summary(job, records)
             except Exception as e:
                 self.fail(job.task, job.shots, e)
                 continue
-            self.folder.write(job.task.info.task, job.shots, records, summary)
+            texts = (self.prompt_text(instance) for instance in job.instances)
+            prompts = {prompt_key(text): text for text in texts}
+            self.folder.write(job.task.info.task, job.shots, records, summary, prompts)
             self.report(job, summary)
 
     def request(self, task: EvalTask, instance: Instance) -> Request:
@@ -270,12 +294,13 @@ class _Evaluation:
             protocol.temperature,
         )
 
-    def record(self, task: EvalTask, instance: Instance, output: Any) -> Record:
+    def record(self, task: EvalTask, instance: Instance, output: Any, source: str) -> Record:
         example = instance.example
         record = Record(
             example_id=example.example_id,
             prompt_id=example.prompt_id,
-            cluster=str(example.meta.get("cluster", f"{example.task}:{example.example_id}")),
+            cluster=source,
+            group=str(example.meta.get("group", "")),
             references=tuple(example.references),
             prediction="",
             score=0.0,
@@ -284,20 +309,27 @@ class _Evaluation:
             n_prompt_tokens_dropped=instance.n_prompt_tokens_dropped,
             correct=instance.correct,
             boundary_repaired=instance.boundary_repaired,
+            prompt=prompt_key(self.prompt_text(instance)),
         )
         if task.ranks:
             return self.ranked(record, task.protocol.rule, instance, output)
         texts, best = [answer.text for answer in output], 0
         if task.protocol.samples:
-            best = answers.vote(texts, [answer.logprob for answer in output], task.info.metric)
+            best = answers.vote(texts, [answer.logprob for answer in output], task.metric.extract)
         return dataclasses.replace(
             record,
             prediction=texts[best],
-            score=metrics.ANSWER_SCORES[task.info.metric](example.references, texts[best]),
+            score=task.metric.score(example.references, texts[best]),
             n_new_tokens=output[best].num_tokens,
             finished=output[best].finished,
             samples=tuple(texts) if task.protocol.samples else (),
+            options=tuple(example.options or ()),
+            raw="" if output[best].raw.strip() == texts[best] else output[best].raw,
         )
+
+    def prompt_text(self, instance: Instance) -> str:
+        """What the model saw before the answer, without the leading token."""
+        return decode(self.runner.vocabulary, instance.prompt)
 
     def ranked(
         self, record: Record, rule: str, instance: Instance, scores: Sequence[scoring.TokenScore]
@@ -333,9 +365,8 @@ class _Evaluation:
         info, prompts = job.task.info, self.prompt_config(job.task)
         shown = [len(r.demonstration_ids) for r in records]
         if info.task not in self.constants:
-            references = [r.references for r in units(info.metric, records)]
-            self.constants[info.task] = metrics.best_constant(info.metric, references)
-        answer, score = self.constants[info.task]
+            self.constants[info.task] = best_constant(job.task.metric, records)
+        constant = self.constants[info.task]
         return {
             "task": info.task,
             "shots": job.shots,
@@ -343,7 +374,7 @@ class _Evaluation:
             "protocol": dataclasses.asdict(info.protocol),
             "num_instances": len(records),
             "metrics": call_metric_fns(job.task.metric_fns, records, info.protocol.rule),
-            "best_constant": {"answer": answer, "score": score},
+            "best_constant": {"answer": constant.answer, "score": constant.value / 100.0},
             "effective_shots": {"mean": sum(shown) / len(shown), "min": min(shown)},
             "num_truncated": sum(r.n_prompt_tokens_dropped > 0 for r in records),
             "num_ties": sum(r.tied for r in records),
@@ -405,7 +436,7 @@ def call_metric_fns(
     """Calls SeqIO metric functions on records, by their argument names as SeqIO does.
 
     `(targets, predictions)` gets the references and the text of every record; `(targets, scores)`
-    one `CandidateRow` and one score under `rule` per candidate; the groups are (prompt, cluster).
+    one `CandidateRow` and one score under `rule` per candidate; the groups are (prompt, group).
 
     Raises:
       UserError: a function with other arguments, or two that return the same key.
@@ -441,7 +472,7 @@ def candidate_rows(
     rows, scores = [], []
     for i, record in enumerate(records):
         for c, candidate in enumerate(record.candidates):
-            group = f"{record.prompt_id}\0{record.cluster}"
+            group = f"{record.prompt_id}\0{record.group or record.cluster}"
             right = c in record.correct
             rows.append(metrics.CandidateRow(i, c, right, candidate.text, group))
             scores.append(RULES[rule](candidate))

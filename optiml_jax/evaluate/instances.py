@@ -255,14 +255,14 @@ def _candidates(example: Example) -> tuple[str, ...]:
 def subsample(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
     """The `limit` (example, prompt) pairs with the lowest hash, in their order (None: all).
 
-    Examples of one cluster (the answers to one question) have one hash and so stay together.
+    Examples of one group (the answers to one question) have one hash and so stay together.
     """
     if limit is None or len(examples) <= limit:
         return list(examples)
 
     def draw(i: int) -> bytes:
         e = examples[i]
-        key = f"{seed}\0{e.task}\0{e.meta.get('cluster', e.example_id)}\0{e.prompt_id}"
+        key = f"{seed}\0{e.task}\0{e.meta.get('group', e.example_id)}\0{e.prompt_id}"
         return hashlib.sha256(key.encode()).digest()
 
     return [examples[i] for i in sorted(sorted(range(len(examples)), key=draw)[:limit])]

@@ -1,29 +1,92 @@
-"""Scores of one answer, and the SeqIO metric functions that average them over a task.
+"""The metrics that the split manifest names: each defined once, in `METRICS`.
 
-SeqIO finds out what a metric wants from its argument names: `(targets, predictions)` is called
-after generation, `(targets, scores)` after rank classification. The functions here follow that and
-return percentages. They need no TensorFlow; models, records and tables live elsewhere, and what
-counts as the answer in a text is said in answers.py.
+A metric says whether candidates are ranked or answers generated, what one answer scores, what makes
+up a unit, and which aggregates (`measures.py`) a task gets. Records, tables, intervals, TensorBoard
+and SeqIO all take it from here. Needs no TensorFlow.
+
+SeqIO finds out what a metric function wants from its argument names: `(targets, predictions)` is
+called after generation, `(targets, scores)` after rank classification. The functions here follow
+that and return percentages.
 """
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import sacrebleu
-from rouge_score import scoring as rouge_scoring
-from rouge_score import tokenizers as rouge_tokenizers
 
-from optiml_jax.evaluate import answers
+from optiml_jax.evaluate import answer_scores, answers, measures
+from optiml_jax.evaluate.answer_scores import AnswerScore
+from optiml_jax.evaluate.measures import Measure, Unit
+from optiml_jax.evaluate.records import Candidate, Record
 
-# A metric of one answer: (references, prediction) -> a number in [0, 1].
-AnswerScore = Callable[[Sequence[str], str], float]
+MetricFn = Callable[..., Mapping[str, float]]
 
-_MAX_CONSTANT_CANDIDATES = 100
-_BLEU = {"tokenize": "intl"}  # as T5
-_POSITIVE = ("true", "yes")  # MultiRC: what says that an answer is right
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+      name: in the manifest.
+      ranked: candidates are ranked; else answers are generated.
+      score: of one answer; of a ranked one whether it is right.
+      measures: aggregates of a task; the first is what tables average, the others stand beside it.
+      extract: the answer in a text, for votes; None: the text holds none.
+      questions: the records of one group and prompt are one unit.
+      counts: what else is worth knowing of a task's records.
+    """
+
+    name: str
+    ranked: bool
+    score: AnswerScore
+    measures: tuple[Measure, ...]
+    extract: Callable[[str], str | None] = str.strip
+    questions: bool = False
+    counts: Mapping[str, Callable[[Sequence[Record]], int]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    @property
+    def main(self) -> Measure:
+        """The aggregate that tables average."""
+        return self.measures[0]
+
+    def units(self, records: Sequence[Record]) -> list[Unit]:
+        """What the aggregates count."""
+        if not self.questions:
+            return [(record,) for record in records]
+        groups: dict[tuple[str, str], list[Record]] = collections.defaultdict(list)
+        for record in records:
+            groups[record.prompt_id, record.group or record.cluster].append(record)
+        return list(groups.values())
+
+    def of(self, records: Sequence[Record]) -> dict[str, float]:
+        """All aggregates and counts of a task's records, by name."""
+        units = self.units(records)
+        found = {measure.name: measure.of(units) for measure in self.measures}
+        return found | {name: float(count(records)) for name, count in self.counts.items()}
+
+    def rescored(self, record: Record) -> Record:
+        """The record of a generated answer as this metric scores it; samples vote anew.
+
+        Votes of the samples count alike, for their probabilities are not stored.
+        """
+        if record.samples:
+            texts = record.samples
+            best = answers.vote(texts, [0.0] * len(texts), self.extract)
+            record = dataclasses.replace(record, prediction=texts[best])
+        return dataclasses.replace(record, score=self.score(record.references, record.prediction))
+
+    @property
+    def fn(self) -> MetricFn:
+        """The SeqIO metric function."""
+        return _rank_fn(self) if self.ranked else _text_fn(self)
+
+
+# --- SeqIO ----------------------------------------------------------------------------------------
 
 
 class CandidateRow(NamedTuple):
@@ -44,322 +107,146 @@ class CandidateRow(NamedTuple):
     group: str = ""
 
 
-# --- one answer -----------------------------------------------------------------------------------
-
-
-def exact(references: Sequence[str], prediction: str) -> float:
-    """1 if the prediction is one of the references, both stripped and otherwise raw."""
-    return float(prediction.strip() in {r.strip() for r in references})
-
-
-def exact_tk_instruct(references: Sequence[str], prediction: str) -> float:
-    """`exact` after `normalize_tk_instruct`. Never for tasks whose answers are punctuation."""
-    return _equal(answers.normalize_tk_instruct, references, prediction)
-
-
-def exact_squad(references: Sequence[str], prediction: str) -> float:
-    """`exact` after `normalize_squad`."""
-    return _equal(answers.normalize_squad, references, prediction)
-
-
-def exact_unicode(references: Sequence[str], prediction: str) -> float:
-    """`exact` after `normalize_unicode`."""
-    return _equal(answers.normalize_unicode, references, prediction)
-
-
-def exact_trivia_qa(references: Sequence[str], prediction: str) -> float:
-    """`exact` after `normalize_trivia_qa`."""
-    return _equal(answers.normalize_trivia_qa, references, prediction)
-
-
-def exact_bbh(references: Sequence[str], prediction: str) -> float:
-    """`exact` of the answer after BIG-Bench Hard's cue, or of the text where there is none.
-
-    Raw: all answers of dyck_languages are punctuation.
-    """
-    answer = answers.bbh_answer(prediction)
-    return exact(references, prediction if answer is None else answer)
-
-
-def exact_number(references: Sequence[str], prediction: str) -> float:
-    """1 if the number found in the prediction is one of those found in the references."""
-    answer = answers.number_answer(prediction)
-    return float(answer is not None and answer in map(answers.number_answer, references))
-
-
-def _equal(normalize: Callable[[str], str], references: Sequence[str], prediction: str) -> float:
-    return exact([normalize(r) for r in references], normalize(prediction))
-
-
-def f1_squad(references: Sequence[str], prediction: str) -> float:
-    """The best F1 of the words over the references, after `normalize_squad`."""
-    return _words_f1(answers.normalize_squad, references, prediction)
-
-
-def f1_unicode(references: Sequence[str], prediction: str) -> float:
-    """The best F1 of the words over the references, after `normalize_unicode`."""
-    return _words_f1(answers.normalize_unicode, references, prediction)
-
-
-@functools.lru_cache(maxsize=8_192)
-def _words(normalize: Callable[[str], str], text: str) -> collections.Counter[str]:
-    return collections.Counter(normalize(text).split())
-
-
-def _words_f1(normalize: Callable[[str], str], references: Sequence[str], prediction: str) -> float:
-    answer, targets = _words(normalize, prediction), [_words(normalize, r) for r in references]
-    # The F1 of two bags is twice what they share over what both hold; empty ones share nothing.
-    return max(2 * (t & answer).total() / max(1, (t + answer).total()) for t in targets)
-
-
-def sentence_bleu(references: Sequence[str], prediction: str) -> float:
-    """BLEU of one answer. What tables print is the mean of these, not `bleu` of the whole task."""
-    return sacrebleu.sentence_bleu(prediction, list(references), **_BLEU).score / 100
-
-
-@functools.cache
-def _tokenizer() -> rouge_tokenizers.DefaultTokenizer:
-    return rouge_tokenizers.DefaultTokenizer(use_stemmer=True)
-
-
-@functools.lru_cache(maxsize=65_536)
-def rouge_tokens(text: str) -> tuple[str, ...]:
-    """The stemmed tokens on which Rouge-L is computed (rouge-score's own tokeniser)."""
-    return tuple(_tokenizer().tokenize(text))
-
-
-def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, bit-parallel: one big-integer step per token of b.
-
-    The table of the `rouge_score` package holds len(a) * len(b) Python integers; with 256-token
-    answers that is most of the time of an evaluation on a small model.
-    """
-    places: dict[str, int] = collections.defaultdict(int)
-    for i, token in enumerate(a):
-        places[token] |= 1 << i
-    full = (1 << len(a)) - 1
-    row = full
-    for token in b:
-        hits = row & places.get(token, 0)
-        row = ((row + hits) | (row - hits)) & full
-    return len(a) - row.bit_count()
-
-
-def rouge_l_f1(reference: str, prediction: str) -> float:
-    """Rouge-L F1 with stemming, equal to `RougeScorer(["rougeL"], use_stemmer=True)`."""
-    target, answer = rouge_tokens(reference), rouge_tokens(prediction)
-    if not target or not answer:
-        return 0.0
-    common = _common_subsequence(target, answer)
-    return rouge_scoring.fmeasure(common / len(answer), common / len(target))
-
-
-def rouge_l_max(references: Sequence[str], prediction: str) -> float:
-    """The best Rouge-L F1 over the references (Tk-Instruct, src/compute_metrics.py)."""
-    return max(rouge_l_f1(r, prediction) for r in references)
-
-
-# --- SeqIO metric functions, texts ----------------------------------------------------------------
-
-
-def _references(target: str | Sequence[str]) -> list[str]:
-    return [target] if isinstance(target, str) else list(target)
-
-
-def _percent(score: AnswerScore, targets: Sequence, predictions: Sequence[str]) -> float:
-    if len(targets) != len(predictions) or not len(targets):
-        raise ValueError(f"{len(targets)} targets for {len(predictions)} predictions")
-    values = [score(_references(t), p.strip()) for t, p in zip(targets, predictions, strict=True)]
-    return 100.0 * float(np.mean(values))
-
-
-def mean_of(name: str, score: AnswerScore) -> Callable[..., Mapping[str, float]]:
-    """The SeqIO metric function `name`: the mean of `score` over the predictions, in percent."""
-
-    def metric(
+def _text_fn(metric: Metric) -> MetricFn:
+    def fn(
         targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
     ) -> Mapping[str, float]:
-        return {name: _percent(score, targets, predictions)}
+        if len(targets) != len(predictions) or not len(targets):
+            raise ValueError(f"{len(targets)} targets for {len(predictions)} predictions")
+        records = []
+        for i, (target, prediction) in enumerate(zip(targets, predictions, strict=True)):
+            references = (target,) if isinstance(target, str) else tuple(target)
+            score = metric.score(references, prediction.strip())
+            records.append(Record(str(i), "", str(i), references, prediction.strip(), score))
+        return metric.of(records)
 
-    metric.__name__ = name
-    return metric
-
-
-def rouge_l(
-    targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
-) -> Mapping[str, float]:
-    """Mean Rouge-L F1 (percent, stemmed, max over references), and the references it cannot see.
-
-    References without a Latin letter or digit have no Rouge tokens and always score 0;
-    `num_empty_references` counts them.
-    """
-    empty = sum(not rouge_tokens(r) for t in targets for r in _references(t))
-    return {
-        "rougeL": _percent(rouge_l_max, targets, predictions),
-        "num_empty_references": float(empty),
-    }
+    fn.__name__ = metric.name
+    return fn
 
 
-def bleu(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> Mapping[str, float]:
-    """BLEU of all predictions together; they may have different numbers of references."""
-    references = [_references(t) for t in targets]
-    streams = [
-        [r[i] if i < len(r) else None for r in references] for i in range(max(map(len, references)))
-    ]
-    texts = [p.strip() for p in predictions]
-    return {"bleu": sacrebleu.corpus_bleu(texts, streams, **_BLEU).score}
+def _rank_fn(metric: Metric) -> MetricFn:
+    def fn(targets: Sequence[CandidateRow], scores: Sequence[float]) -> Mapping[str, float]:
+        """`targets`: one `CandidateRow`, or its first three fields, per row, in any order."""
+        return metric.of(_ranked_records(targets, scores))
+
+    fn.__name__ = metric.name
+    return fn
 
 
-# --- SeqIO metric functions, ranked candidates ----------------------------------------------------
-
-
-class _Ranked(NamedTuple):
-    """An item with all its rows, in the order of the candidates, and the chosen one."""
-
-    rows: list[CandidateRow]
-    chosen: CandidateRow
-    tied: bool
-
-
-def _ranked(targets: Sequence[CandidateRow], scores: Sequence[float]) -> list[_Ranked]:
+def _ranked_records(targets: Sequence[CandidateRow], scores: Sequence[float]) -> list[Record]:
+    """Items with their candidates in order; the highest score wins, then the first."""
     items: dict[int, list[tuple[CandidateRow, float]]] = collections.defaultdict(list)
     for target, score in zip(targets, scores, strict=True):
         row = CandidateRow(*target)
         items[int(row.item)].append((row, float(score)))
     if not items:
         raise ValueError("a ranking metric got no rows")
-    ranked = []
+    records = []
     for item, pairs in items.items():
-        pairs.sort(key=lambda pair: pair[0].candidate)
+        pairs.sort(key=lambda pair: int(pair[0].candidate))
         rows = [row for row, _ in pairs]
-        if len({row.candidate for row in rows}) != len(rows):
+        if len({int(row.candidate) for row in rows}) != len(rows):
             raise ValueError(f"item {item} has the same candidate twice")
-        best, tied = first_maximum([score for _, score in pairs])
-        ranked.append(_Ranked(rows, rows[best], tied))
-    return ranked
-
-
-def rank_accuracy(targets: Sequence[CandidateRow], scores: Sequence[float]) -> Mapping[str, float]:
-    """Percentage of items whose highest-scored candidate is right; ties go to the first candidate.
-
-    Args:
-      targets: one `CandidateRow`, or the tuple of its first three, per scored row, in any order.
-      scores: float[len(targets)], the score of each row, higher is better.
-    """
-    items = _ranked(targets, scores)
-    return {
-        "accuracy": 100.0 * sum(bool(i.chosen.is_right) for i in items) / len(items),
-        "num_ties": float(sum(i.tied for i in items)),
-    }
-
-
-def macro_f1(targets: Sequence[CandidateRow], scores: Sequence[float]) -> Mapping[str, float]:
-    """Mean of the F1 of every label, for items with the same labels (CommitmentBank)."""
-    items = _ranked(targets, scores)
-    right = [{row.text for row in item.rows if row.is_right} for item in items]
-    chosen = [item.chosen.text for item in items]
-    values = [
-        _f1([label in texts for texts in right], [label == text for text in chosen])
-        for label in set(chosen).union(*right)
-    ]
-    return {"macro_f1": 100.0 * float(np.mean(values))}
-
-
-def multirc(targets: Sequence[CandidateRow], scores: Sequence[float]) -> Mapping[str, float]:
-    """MultiRC: items are answers to judge, those of one (paragraph, question) form a group.
-
-    Returned are the percentage of questions whose answers are all judged well, and the F1 of the
-    answers judged to be right: over all answers (`f1a`) and per question, averaged (`f1m`).
-    """
-    questions = collections.defaultdict(list)
-    for item in _ranked(targets, scores):
-        yes = [r for r in item.rows if r.text.lower().lstrip("[").startswith(_POSITIVE)]
-        if len(yes) != 1:
-            texts = [row.text for row in item.rows]
-            raise ValueError(
-                f"one candidate of MultiRC must begin with one of {_POSITIVE}, got {texts}"
+        texts = [row.text or str(row.candidate) for row in rows]
+        values = [score for _, score in pairs]
+        best = int(np.argmax(values))
+        right = tuple(i for i, row in enumerate(rows) if row.is_right)
+        records.append(
+            Record(
+                example_id=str(item),
+                prompt_id="",
+                cluster=rows[0].group or str(item),
+                references=tuple(texts[i] for i in right),
+                prediction=texts[best],
+                score=float(best in right),
+                candidates=tuple(_unscored(text) for text in texts),
+                correct=right,
+                tied=values.count(values[best]) > 1,
             )
-        judged = (bool(yes[0].is_right), item.chosen is yes[0])
-        questions[item.chosen.group].append(judged)
-    groups = questions.values()
-    return {
-        "all_right": 100.0 * float(np.mean([all(r == c for r, c in g) for g in groups])),
-        "f1a": 100.0 * _f1(*zip(*(pair for g in groups for pair in g), strict=True)),
-        "f1m": 100.0 * float(np.mean([_f1(*zip(*g, strict=True)) for g in groups])),
-    }
+        )
+    return records
 
 
-def _f1(right: Sequence[bool], chosen: Sequence[bool]) -> float:
-    """F1 of a binary decision; 1 where nothing is right and nothing chosen."""
-    both = sum(r and c for r, c in zip(right, chosen, strict=True))
-    either = sum(right) + sum(chosen)
-    return 2 * both / either if either else 1.0
+def _unscored(text: str) -> Candidate:
+    return Candidate(text, 0.0, 1, max(1, len(text)), max(1, len(text)), 0.0, 0.0, False)
 
 
-def first_maximum(scores: Sequence[float]) -> tuple[int, bool]:
-    """Index of the first maximum, and whether another entry equals it."""
-    best = int(np.argmax(scores))
-    return best, sum(s == scores[best] for s in scores) > 1
+# --- the metrics ----------------------------------------------------------------------------------
 
 
-# --- names of the split manifest ------------------------------------------------------------------
-
-exact_match = mean_of("exact_match", exact)
-exact_match_tk_instruct = mean_of("exact_match_tk_instruct", exact_tk_instruct)
-exact_match_squad = mean_of("exact_match_squad", exact_squad)
-_SQUAD = (exact_match_squad, mean_of("f1_squad", f1_squad))
-_UNICODE = (mean_of("exact_match_unicode", exact_unicode), mean_of("f1_unicode", f1_unicode))
+def _mean(name: str, score: AnswerScore) -> Measure:
+    """The mean over units of a score that is not the metric's own."""
+    return measures.mean_of(name, lambda unit: score(unit[0].references, unit[0].prediction))
 
 
-class Metric(NamedTuple):
-    """A metric of the split manifest: the score of one answer, and the SeqIO functions of a task.
-
-    The score of an instance is what tables average; the functions may tell more.
-    """
-
-    score: AnswerScore
-    fns: tuple[Callable[..., Mapping[str, float]], ...]
+def _text(
+    name: str, measure: str, score: AnswerScore, extract: Callable, *more: Measure, **fields
+) -> Metric:
+    own = measures.mean_of(measure, measures.unit_score)
+    return Metric(name, False, score, (own, *more), extract, **fields)
 
 
-_METRICS = {
-    "acc_rank": Metric(exact, (rank_accuracy,)),
-    "macro_f1": Metric(exact, (rank_accuracy, macro_f1)),
-    "multirc": Metric(exact, (rank_accuracy, multirc)),
-    "em": Metric(exact, (exact_match,)),
-    "em_tk_instruct": Metric(exact_tk_instruct, (exact_match_tk_instruct,)),
-    "em_squad": Metric(exact_squad, _SQUAD[:1]),
-    "f1_squad": Metric(f1_squad, _SQUAD),
-    "tydiqa": Metric(exact_squad, _SQUAD + _UNICODE),
-    "em_triviaqa": Metric(exact_trivia_qa, (mean_of("exact_match_trivia_qa", exact_trivia_qa),)),
-    "em_bbh": Metric(exact_bbh, (mean_of("exact_match_bbh", exact_bbh),)),
-    "em_number": Metric(exact_number, (mean_of("exact_match_number", exact_number),)),
-    "rougeL": Metric(rouge_l_max, (rouge_l,)),
-    "bleu": Metric(sentence_bleu, (bleu,)),
+def _blank(records: Sequence[Record], tokens: Callable[[str], Sequence[str]]) -> int:
+    return sum(not tokens(r) for record in records for r in record.references)
+
+
+_ACCURACY = measures.mean_of("accuracy", measures.unit_score)
+_TIES = {"num_ties": lambda records: sum(record.tied for record in records)}
+_ranked = functools.partial(Metric, ranked=True, score=answer_scores.exact, counts=_TIES)
+_S = answer_scores
+_EM_UNICODE = _mean("exact_match_unicode", _S.exact_unicode)
+_F1_UNICODE = _mean("f1_unicode", _S.f1_unicode)
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        _ranked("acc_rank", measures=(_ACCURACY,)),
+        _ranked("macro_f1", measures=(_ACCURACY, measures.macro_f1)),
+        _ranked("matthews", measures=(measures.matthews, _ACCURACY)),
+        _ranked("f1_positive", measures=(measures.f1_of_positive("f1_positive"), _ACCURACY)),
+        _ranked(
+            "multirc",
+            measures=(
+                measures.mean_of("all_right", measures.unit_score),
+                measures.answer_accuracy,
+                measures.f1_of_positive("f1a"),
+                measures.mean_of("f1m", measures.unit_positive_f1),
+            ),
+            questions=True,
+        ),
+        _text("em", "exact_match", _S.exact, str.strip),
+        _text(
+            *("em_tk_instruct", "exact_match_tk_instruct", _S.exact_tk_instruct),
+            answers.normalize_tk_instruct,
+        ),
+        _text("em_squad", "exact_match_squad", _S.exact_squad, answers.normalize_squad),
+        _text(
+            *("f1_squad", "f1_squad", _S.f1_squad, answers.normalize_squad),
+            _mean("exact_match_squad", _S.exact_squad),
+        ),
+        _text(
+            *("tydiqa", "exact_match_squad", _S.exact_squad, answers.normalize_squad),
+            *(_mean("f1_squad", _S.f1_squad), _EM_UNICODE, _F1_UNICODE),
+        ),
+        _text(
+            *("em_triviaqa", "exact_match_trivia_qa", _S.exact_trivia_qa),
+            answers.normalize_trivia_qa,
+        ),
+        _text("em_bbh", "exact_match_bbh", _S.exact_bbh, answers.bbh_answer),
+        _text("em_number", "exact_match_number", _S.exact_number, answers.number_answer),
+        _text(
+            *("rougeL", "rougeL", _S.rouge_l_max, str.strip),
+            counts={"num_empty_references": lambda r: _blank(r, _S.rouge_tokens)},
+        ),
+        _text(
+            *("rougeL_scripts", "rougeL_scripts", _S.rouge_l_scripts_max, str.strip),
+            _mean("rougeL", _S.rouge_l_max),
+            counts={"num_empty_references": lambda r: _blank(r, _S.script_tokens)},
+        ),
+        Metric("bleu", False, _S.sentence_bleu, (measures.bleu,)),
+        Metric(
+            *("correlation", False, _S.exact_number, (measures.pearson, measures.spearman)),
+            answers.number_answer,
+        ),
+    )
 }
-METRIC_FNS = {name: metric.fns for name, metric in _METRICS.items()}
-ANSWER_SCORES = {name: metric.score for name, metric in _METRICS.items()}
-RANKED = ("acc_rank", "macro_f1", "multirc")  # the metrics for which candidates are ranked
-
-
-# --- the baseline that reads no input -------------------------------------------------------------
-
-
-def best_constant(metric: str, references: Sequence[Sequence[str]]) -> tuple[str, float]:
-    """The one answer that scores best when given to every instance, and its score in [0, 1].
-
-    Tried are the references of the task itself, at most the 100 most frequent ones (earlier first
-    among equals); a score that a model has to beat before it can be said to read its input.
-
-    Args:
-      metric: a name of `ANSWER_SCORES`.
-      references: the accepted answers of each instance.
-    """
-    score = ANSWER_SCORES[metric]
-    counts = collections.Counter(r.strip() for refs in references for r in dict.fromkeys(refs))
-    groups = collections.Counter(tuple(refs) for refs in references)
-    best, best_score = "", 0.0
-    for answer, _ in counts.most_common(_MAX_CONSTANT_CANDIDATES):
-        total = sum(n * score(refs, answer) for refs, n in groups.items())
-        if total > best_score:
-            best, best_score = answer, total
-    return best, best_score / len(references)

@@ -5,17 +5,20 @@ A folder of records looks like this:
 
     tasks.json                                  settings of the run, and the TaskInfo of every task
     records/<task>.<k>shot.jsonl                one line per instance; the last line is the summary
+    records/<task>.<k>shot.prompts.jsonl.gz     the texts of its prompts, each distinct one once
     records/<task>.<k>shot.failed.json          why a task gave no records
 
 A record file appears under its name only when its task is done. Averages live in rollup.py.
 """
 
-import collections
 import dataclasses
+import gzip
+import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from optiml_jax.data.example import seqio_name
@@ -33,7 +36,7 @@ class TaskInfo:
     Attributes:
       task: `<benchmark>/<upstream id>`.
       level: generalisation level, e.g. "fully_held_out".
-      metric: "acc_rank", "em", "rougeL", ... (names of `metrics.METRIC_FNS`).
+      metric: "acc_rank", "em", "rougeL", ... (names of `metrics.METRICS`).
       aggregate_as: the task that this one is a sub-task or another benchmark's version of; None
         means the task itself.
       shots: the numbers of demonstrations it is evaluated with.
@@ -97,7 +100,9 @@ class Record:
     """One evaluated (example, prompt) pair.
 
     Attributes:
-      cluster: the underlying source example; records that share it are resampled together.
+      cluster: the underlying source example, whatever the task; records that share it are
+        resampled together.
+      group: records of one group and prompt count as one where the metric says so; "": the cluster.
       score: the task's metric of this instance, in [0, 1].
       prediction: the chosen candidate or the generated text.
       demonstration_ids: example ids of the demonstrations that the model saw, in order.
@@ -109,6 +114,9 @@ class Record:
       samples: the texts of self-consistency, of which `prediction` stands for the majority.
       boundary_repaired: prompt and candidates were cut where their joint ids allowed it, not at the
         end of the prompt.
+      prompt: key of the prompt's text (`prompt_key`) in the file of prompts; "": not stored.
+      options: of the example where it was answered freely; else `candidates` holds them.
+      raw: the generated text before it was cut at a stop string; "": it was not cut.
     """
 
     example_id: str
@@ -127,6 +135,10 @@ class Record:
     finished: bool = False
     samples: tuple[str, ...] = ()
     boundary_repaired: bool = False
+    group: str = ""
+    prompt: str = ""
+    options: tuple[str, ...] = ()
+    raw: str = ""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
@@ -135,9 +147,14 @@ class Record:
     def from_json(cls, value: dict[str, Any]) -> "Record":
         value = dict(value)
         value["candidates"] = tuple(Candidate(**c) for c in value["candidates"])
-        for name in ("references", "demonstration_ids", "correct", "samples"):
-            value[name] = tuple(value[name])
+        for name in ("references", "demonstration_ids", "correct", "samples", "options"):
+            value[name] = tuple(value.get(name, ()))
         return cls(**value)
+
+
+def prompt_key(text: str) -> str:
+    """Names a prompt's text in the records."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
 def choose(candidates: Sequence[Candidate], rule: str) -> tuple[int, bool]:
@@ -165,26 +182,6 @@ def rescore(record: Record, rule: str) -> Record:
 def _plain(protocol: Protocol) -> dict[str, Any]:
     """As JSON gives it back."""
     return json.loads(json.dumps(dataclasses.asdict(protocol)))
-
-
-def units(metric: str, records: Sequence[Record]) -> list[Record]:
-    """What the metric's mean runs over: the records, for "multirc" one for each question.
-
-    A question is a (prompt, cluster); it is right if all answers to it are judged well. Its
-    references are those that all its answers have in common, for the best constant answer.
-    """
-    if metric != "multirc":
-        return list(records)
-    questions: dict[tuple[str, str], list[Record]] = collections.defaultdict(list)
-    for record in records:
-        questions[record.prompt_id, record.cluster].append(record)
-    return [_question(members) for members in questions.values()]
-
-
-def _question(members: Sequence[Record]) -> Record:
-    common = set.intersection(*(set(r.references) for r in members))
-    score = min(r.score for r in members)
-    return dataclasses.replace(members[0], references=tuple(sorted(common)), score=score)
 
 
 class RunFolder:
@@ -240,9 +237,26 @@ class RunFolder:
         return self.path / "records" / f"{seqio_name(task)}.{shots}shot.{suffix}"
 
     def write(
-        self, task: str, shots: int, records: Sequence[Record], summary: dict[str, Any]
+        self,
+        task: str,
+        shots: int,
+        records: Sequence[Record],
+        summary: dict[str, Any],
+        prompts: Mapping[str, str] | None = None,
     ) -> None:
-        """Writes a finished task; the summary becomes the last line of its file."""
+        """Writes a finished task; the summary becomes the last line of its file.
+
+        Args:
+          prompts: the texts of the records' prompts by their keys.
+        """
+        if prompts:
+            texts = self._file(task, shots, "prompts.jsonl.gz")
+            with disk_errors(texts, f"the prompts of task {task}"), atomic_path(texts) as temporary:
+                rows = ({"prompt": key, "text": text} for key, text in prompts.items())
+                lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                # Demonstrations recur in them. No time stamp: equal prompts are equal bytes.
+                packed = gzip.compress("".join(lines).encode("utf-8"), compresslevel=6, mtime=0)
+                temporary.write_bytes(packed)
         file = self._file(task, shots, "jsonl")
         lines = [r.to_json() for r in records]
         lines.append(json.dumps({"summary": summary}, ensure_ascii=False))
@@ -284,10 +298,29 @@ class RunFolder:
             # Not splitlines: an answer may hold U+2028 and its kin.
             lines = [json.loads(x) for x in file.read_text("utf-8").rstrip("\n").split("\n")]
             summary = lines.pop()["summary"]
-            return [Record.from_json(line) for line in lines], summary
+            records = [Record.from_json(line) for line in lines]
         except FileNotFoundError as e:
             raise UserError(f"no records of task {task} at {shots} shots: {file}") from e
         except (ValueError, KeyError, IndexError, TypeError) as e:
             raise UserError(
                 f"{file} is damaged ({e!r}); delete it and run the evaluation again"
             ) from e
+        wanted = summary.get("num_instances", len(records))
+        if wanted != len(records):
+            raise UserError(
+                f"{file} holds {len(records)} records, its summary says {wanted}; delete it and "
+                "run the evaluation again"
+            )
+        return records, summary
+
+    def prompts(self, task: str, shots: int) -> dict[str, str]:
+        """The texts of the prompts of a finished task by their keys; {}: they were not stored."""
+        file = self._file(task, shots, "prompts.jsonl.gz")
+        try:
+            text = gzip.decompress(file.read_bytes()).decode("utf-8")
+            rows = [json.loads(line) for line in text.split("\n") if line]
+            return {row["prompt"]: row["text"] for row in rows}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zlib.error) as e:
+            raise UserError(f"{file} is damaged ({e!r}); delete it to do without prompts") from e

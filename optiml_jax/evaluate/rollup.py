@@ -5,8 +5,8 @@ The order is that of the paper's section 4.1, with unweighted means throughout:
     instance -> (sub-task, shots) -> task within a benchmark -> task -> category within a level
     -> level;  and, over all (level, category) columns at once, the average per number of shots.
 
-The numbers of shots are combined last. Intervals and tests live in statistics.py, layout in
-optiml_jax/report.
+The numbers of shots are combined last. Evaluations that differ in their seed alone become one by
+`mean_of_seeds`. Intervals and tests live in statistics.py, layout in optiml_jax/report.
 """
 
 import collections
@@ -18,59 +18,12 @@ from typing import Any, Literal
 import numpy as np
 
 from optiml_jax.errors import UserError
-from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo, rescore, units
+from optiml_jax.evaluate.baselines import KINDS, best
+from optiml_jax.evaluate.leaves import MEAN, Key, Leaf, joined, leaf_key, leaves_of
+from optiml_jax.evaluate.metrics import METRICS
+from optiml_jax.evaluate.records import RunFolder, TaskInfo, rescore
 
 LEVELS = ("fully_held_out", "partially_held_out", "fully_supervised")
-MEAN = "mean"  # the "number of shots" of a cell that combines all of them
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """Names a cell; the fields that are filled say how far it is aggregated.
-
-    `Key(0, level, category)` is a category's cell at 0 shots, `Key(0, level)` the level's, `Key(0)`
-    the printed average over all columns; `shots == "mean"` combines the numbers of shots.
-    """
-
-    shots: int | Literal["mean"]
-    level: str = ""
-    category: str = ""
-    task: str = ""
-    benchmark: str = ""
-    subtask: str = ""
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        """The filled names from level downwards."""
-        names = (self.level, self.category, self.task, self.benchmark, self.subtask)
-        return tuple(n for n in names if n)
-
-    def up(self, depth: int) -> "Key":
-        """The cell that this one is averaged into, cut to its first `depth` names."""
-        return Key(self.shots, *self.path[:depth])
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """The instances of one sub-task at one number of shots, under one prompt or all pooled.
-
-    Attributes:
-      key: the sub-task's cell.
-      ids: one (example id, prompt id, occurrence) per instance, unique within the leaf.
-      clusters: the source example of each instance.
-      scores: float64[n] in percent.
-      constant: score of the best constant answer in percent.
-      rule: by which the candidates were ranked; "" for generated answers.
-    """
-
-    key: Key
-    metric: str
-    prompt: str
-    ids: tuple[tuple[str, str, int], ...]
-    clusters: tuple[str, ...]
-    scores: np.ndarray
-    constant: float
-    rule: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +32,19 @@ class Cell:
 
     Attributes:
       value: in percent; None when nothing below it was evaluated.
-      constant: the same aggregate of the best constant answers.
+      baseline: the same aggregate of every task's best baseline.
       columns: for cells above the category: the (level, category, shots) cells it is a mean of.
       tasks: the tasks (step 3) below it.
       missing: what should be in it and is not: `<task> at <k> shots: <reason>`.
+      baselines: the same aggregate of each kind of baseline, over the tasks that have it.
     """
 
     value: float | None
-    constant: float | None
+    baseline: float | None
     columns: tuple[Key, ...] = ()
     tasks: frozenset[tuple[str, ...]] = frozenset()
     missing: tuple[str, ...] = ()
+    baselines: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +60,7 @@ class Rollup:
         shots, "B" mean over all category x shots cells, "levels" mean of the level means.
       summaries: (task, shots) -> summary of its records.
       failures: (task, shots) -> reason, for what has no records.
+      seeds: the evaluations of which this one is the mean; empty for a single one.
     """
 
     run: dict[str, Any]
@@ -115,6 +71,7 @@ class Rollup:
     selection: dict[str, Cell]
     summaries: dict[tuple[str, int], dict[str, Any]]
     failures: dict[tuple[str, int], str]
+    seeds: tuple["Rollup", ...] = ()
 
     def keys(self, depth: int, shots: int | str) -> list[Key]:
         """Cells with `depth` names (1 level, 2 category, 3 task, 5 sub-task), in table order."""
@@ -122,7 +79,10 @@ class Rollup:
         return sorted(found, key=lambda k: (level_order(k.level), k.path))
 
     def scalars(self, prefix: str = "eval") -> dict[str, float]:
-        """Levels, categories and the average per number of shots, named for TensorBoard."""
+        """Levels, categories and the average per number of shots, named for TensorBoard.
+
+        And, task by task, the measures of metrics that have several.
+        """
         scalars = {}
         for key, cell in self.cells.items():
             if cell.value is None or len(key.path) > 2:
@@ -131,7 +91,22 @@ class Rollup:
             shots = "all_shots" if key.shots == MEAN else f"{key.shots}shot"
             name = "/".join((prefix, kind, *key.path, shots))
             scalars[name.replace(" ", "_")] = cell.value
+        for (task, shots), values in self.further_measures().items():
+            for measure, value in values.items():
+                name = f"{prefix}/measure/{task}/{measure}/{shots}shot"
+                scalars[name.replace(" ", "_")] = value
         return scalars
+
+    def further_measures(self) -> dict[tuple[str, int], dict[str, float]]:
+        """(task, shots) -> measures beside the one that tables average, means over prompts."""
+        found: dict[tuple[str, int], dict[str, list[float]]] = collections.defaultdict(dict)
+        for leaf in self.leaves:
+            for name, value in leaf.more.items():
+                found[leaf.key.subtask, leaf.key.shots].setdefault(name, []).append(value)
+        return {
+            task: {name: float(np.mean(values)) for name, values in measures.items()}
+            for task, measures in found.items()
+        }
 
 
 def level_order(level: str) -> tuple[int, str]:
@@ -143,6 +118,8 @@ def rollup(
     out_dir: str | os.PathLike | Sequence[str | os.PathLike],
     by: Literal["category", "benchmark"] = "category",
     rule: str | None = None,
+    metric: str | None = None,
+    revise: Callable[[TaskInfo], TaskInfo] | None = None,
 ) -> Rollup:
     """Aggregates the records of a folder, or of several that are one evaluation.
 
@@ -151,6 +128,8 @@ def rollup(
       by: what the columns are within a level. By benchmark, the versions that a task has in several
         benchmarks are not averaged (paper, table 5).
       rule: scores candidates by this rule instead of each task's own.
+      metric: scores the tasks of its kind (candidates ranked, or answers generated) by this one.
+      revise: says otherwise where a task belongs (its level, category, `aggregate_as`).
 
     Raises:
       UserError: a folder is no evaluation, a record file is damaged, or two folders have the same
@@ -164,12 +143,16 @@ def rollup(
     summaries, failures = {}, {}
     cells = [(f, info, shots) for f, _, infos in loaded for info in infos for shots in info.shots]
     for folder, info, shots in cells:
-        key = _leaf_key(info, shots, by)
+        if revise is not None:
+            info = revise(info)
+        key = leaf_key(info, shots, by)
         if key in metrics:
             raise UserError(
                 f"{info.task} at {shots} shots is in two of {', '.join(map(str, paths))}"
             )
         metrics[key] = info.metric
+        if metric is not None and METRICS[metric].ranked == METRICS[info.metric].ranked:
+            metrics[key] = metric
         status, reason = folder.status(info, shots)
         if status != "done":
             holes[key] = f"{info.task} at {shots} shots: {reason}"
@@ -177,9 +160,14 @@ def rollup(
             continue
         records, summary = folder.read(info.task, shots)
         by_rule = rule or info.protocol.rule
-        records = units(info.metric, [rescore(r, by_rule) for r in records])
+        records = [rescore(r, by_rule) for r in records]
+        constant = 100.0 * summary["best_constant"]["score"]
+        if metrics[key] != info.metric:
+            constant = None
+            if not METRICS[info.metric].ranked:
+                records = [METRICS[metrics[key]].rescored(r) for r in records]
         summaries[info.task, shots] = summary
-        leaves += _leaves(info, key, records, summary, by_rule)
+        leaves += leaves_of(info, key, metrics[key], records, constant, by_rule)
     return _assemble(
         _common(run for _, run, _ in loaded), leaves, holes, metrics, summaries, failures
     )
@@ -204,23 +192,43 @@ def difference(a: Rollup, b: Rollup) -> Rollup:
     Raises:
       UserError: the two have no instance in common.
     """
-    theirs = {(leaf.key, leaf.prompt): leaf for leaf in b.leaves}
-    pairs = [_pair(leaf, theirs.get((leaf.key, leaf.prompt))) for leaf in a.leaves]
-    leaves = [pair for pair in pairs if pair is not None]
+    return _weighted((a, b), (1.0, -1.0), "one evaluation only")
+
+
+def mean_of_seeds(trees: Sequence[Rollup]) -> Rollup:
+    """The mean of evaluations that differ in their seed alone, over what all of them have.
+
+    Raises:
+      UserError: they have no instance in common.
+    """
+    weights = [1.0 / len(trees)] * len(trees)
+    mean = _weighted(trees, weights, "some of the seeds only")
+    return dataclasses.replace(mean, run=_common(t.run for t in trees), seeds=tuple(trees))
+
+
+def _weighted(trees: Sequence[Rollup], weights: Sequence[float], where: str) -> Rollup:
+    """The weighted sum of evaluations, unit by unit, over what all of them have."""
+    others = [{(leaf.key, leaf.prompt): leaf for leaf in tree.leaves} for tree in trees]
+    leaves = []
+    for leaf in trees[0].leaves:
+        same = [own.get((leaf.key, leaf.prompt)) for own in others]
+        if None not in same and (leaf_of_all := joined(same, weights)) is not None:
+            leaves.append(leaf_of_all)
     if not leaves:
-        raise UserError("the two evaluations have no instance in common, so no difference")
-    sizes = [_instances(tree) for tree in (leaves, a.leaves, b.leaves)]
-    failures = dict(b.failures | a.failures)
+        raise UserError("the evaluations have no instance in common, so nothing to compare")
+    sizes, *own = [_instances(part) for part in (leaves, *(tree.leaves for tree in trees))]
+    failures = {key: why for tree in reversed(trees) for key, why in tree.failures.items()}
     holes = {}
-    for key in sizes[1] | sizes[2]:
-        lost = max(sizes[1][key], sizes[2][key]) - sizes[0][key]
+    for key in sorted(set().union(*own), key=lambda k: (k.path, k.shots)):
+        lost = max(size[key] for size in own) - sizes[key]
         if lost:
             reason = failures.setdefault(
-                (key.subtask, key.shots), f"{lost} instances are in one evaluation only"
+                (key.subtask, key.shots), f"{lost} instances are in {where}"
             )
             holes[key] = f"{key.subtask} at {key.shots} shots: {reason}"
-    metrics = {leaf.key: leaf.metric for leaf in (*a.leaves, *b.leaves)}
-    return _assemble(a.run, leaves, holes, metrics, a.summaries, failures)
+    metrics = {leaf.key: leaf.metric for tree in trees for leaf in tree.leaves}
+    first = trees[0]
+    return _assemble(first.run, leaves, holes, metrics, first.summaries, failures)
 
 
 def regroup(
@@ -248,6 +256,11 @@ def regroup(
     return _assemble(tree.run, leaves, missing, {}, tree.summaries, tree.failures)
 
 
+def rollup_of_leaves(leaves: Sequence[Leaf]) -> Rollup:
+    """What the rule makes of leaves that come from elsewhere."""
+    return _assemble({}, leaves, {}, {leaf.key: leaf.metric for leaf in leaves}, {}, {})
+
+
 def from_columns(values: Mapping[Key, float]) -> Rollup:
     """What the rule makes of the numbers of (level, category, shots) cells, printed ones say."""
     columns = {key: Cell(value, None) for key, value in values.items()}
@@ -262,55 +275,6 @@ def _instances(leaves: Iterable[Leaf]) -> collections.Counter:
     for leaf in leaves:
         counts[leaf.key] += len(leaf.ids)
     return counts
-
-
-def _pair(a: Leaf, b: Leaf | None) -> Leaf | None:
-    if b is None:
-        return None
-    other = dict(zip(b.ids, b.scores, strict=True))
-    kept = [i for i, key in enumerate(a.ids) if key in other]
-    if not kept:
-        return None
-    return dataclasses.replace(
-        a,
-        ids=tuple(a.ids[i] for i in kept),
-        clusters=tuple(a.clusters[i] for i in kept),
-        scores=np.array([a.scores[i] - other[a.ids[i]] for i in kept]),
-        constant=0.0,
-    )
-
-
-def _leaf_key(info: TaskInfo, shots: int, by: str) -> Key:
-    column = info.category if by == "category" else info.benchmark
-    if not (info.level and column and info.benchmark):
-        raise UserError(
-            f"task {info.task} has no level, category or benchmark; add them to the split manifest"
-        )
-    return Key(shots, info.level, column, info.aggregate_as or info.task, info.benchmark, info.task)
-
-
-def _leaves(
-    info: TaskInfo, key: Key, records: Sequence[Record], summary: Mapping[str, Any], rule: str
-) -> Iterable[Leaf]:
-    groups: dict[str, list[Record]] = collections.defaultdict(list)
-    for record in records:
-        groups[record.prompt_id if info.prompts == "crossed" else ""].append(record)
-    for prompt, members in groups.items():
-        seen: collections.Counter = collections.Counter()
-        ids = []
-        for r in members:
-            ids.append((r.example_id, r.prompt_id, seen[r.example_id, r.prompt_id]))
-            seen[r.example_id, r.prompt_id] += 1
-        yield Leaf(
-            key=key,
-            metric=info.metric,
-            prompt=prompt,
-            ids=tuple(ids),
-            clusters=tuple(r.cluster for r in members),
-            scores=100.0 * np.array([r.score for r in members]),
-            constant=100.0 * summary["best_constant"]["score"],
-            rule=rule if members[0].candidates else "",
-        )
 
 
 def _assemble(
@@ -351,7 +315,8 @@ def _mean(cells: Sequence[Cell], columns: tuple[Key, ...] = ()) -> Cell:
 
     return Cell(
         value=mean(lambda c: c.value),
-        constant=mean(lambda c: c.constant),
+        baseline=mean(lambda c: c.baseline),
+        baselines={kind: mean(lambda c, kind=kind: c.baselines.get(kind)) for kind in KINDS},
         columns=columns,
         tasks=frozenset().union(*(c.tasks for c in cells)),
         missing=tuple(dict.fromkeys(m for c in cells for m in c.missing)),
@@ -363,7 +328,12 @@ def _tree(leaves: Sequence[Leaf], holes: Mapping[Key, str]) -> dict[Key, Cell]:
     prompts: dict[Key, list[Cell]] = collections.defaultdict(list)
     for leaf in leaves:
         prompts[leaf.key].append(
-            Cell(float(np.mean(leaf.scores)), leaf.constant, tasks=frozenset({leaf.key.path[:3]}))
+            Cell(
+                value=leaf.value,
+                baseline=best(leaf.baselines),
+                baselines=leaf.baselines,
+                tasks=frozenset({leaf.key.path[:3]}),
+            )
         )
     for key, reason in holes.items():
         prompts[key].append(Cell(None, None, missing=(reason,)))

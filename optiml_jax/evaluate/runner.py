@@ -39,12 +39,16 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A generated answer: its text without stop string, `decoding.Generated` for the rest."""
+    """A generated answer: its text without stop string, and as it was generated.
+
+    `decoding.Generated` says the rest.
+    """
 
     text: str
     num_tokens: int
     finished: bool
     logprob: float
+    raw: str = ""
 
 
 class Runner:
@@ -98,8 +102,9 @@ class Runner:
         return results
 
     def _answer(self, generated: decoding.Generated, stop: Sequence[str]) -> Answer:
-        text = cut_at(decode(self.vocabulary, generated.tokens), stop).strip()
-        return Answer(text, generated.num_tokens, generated.finished, generated.logprob)
+        raw = decode(self.vocabulary, generated.tokens)
+        text = cut_at(raw, stop).strip()
+        return Answer(text, generated.num_tokens, generated.finished, generated.logprob, raw)
 
     def _stopper(self, stop: tuple[str, ...]) -> Callable[[Sequence[int]], bool] | None:
         """Whether an answer holds one of the strings; in its text, not among its tokens."""

@@ -177,7 +177,7 @@ def numbers_table(published: Sequence[PublishedTable], views: Views) -> Table:
 
 
 def _models(table: PublishedTable, views: Mapping[str, Rollup]) -> list[tuple[str, str, Rollup]]:
-    """(kind, name, numbers): the printed rows, the runs, and the best constant answers."""
+    """(kind, name, numbers): the printed rows, the runs, and the best baselines."""
     printed = {}
     for row in table.rows:
         tree = row.rolled_up()
@@ -188,15 +188,15 @@ def _models(table: PublishedTable, views: Mapping[str, Rollup]) -> list[tuple[st
         models.append(("evaluation", f"{name} (evaluated)" if name in printed else name, tree))
     evaluated = next((tree for tree in views.values() if tree.leaves), None)
     if evaluated:
-        models.append(("constant", "best constant answer", _constants(evaluated)))
+        models.append(("baseline", "best baseline", _baselines(evaluated)))
     return models
 
 
-def _constants(tree: Rollup) -> Rollup:
-    """The scores of the best constant answers in the place of the model's."""
+def _baselines(tree: Rollup) -> Rollup:
+    """The scores of answers that read no input in the place of the model's."""
 
     def swapped(cells: Mapping) -> dict:
-        return {k: dataclasses.replace(c, value=c.constant) for k, c in cells.items()}
+        return {k: dataclasses.replace(c, value=c.baseline) for k, c in cells.items()}
 
     return dataclasses.replace(tree, cells=swapped(tree.cells), selection=swapped(tree.selection))
 

@@ -94,7 +94,7 @@ def _score(cell: Cell | None, estimate: Estimate | None) -> dict[str, Any] | Non
     ends = estimate and [estimate.fixed_tasks.low, estimate.fixed_tasks.high]
     return {
         "value": cell.value,
-        "constant": cell.constant,
+        "baseline": cell.baseline,
         "interval": ends,
         "missing": cell.missing[:_MAX_NAMED],
         "num_missing": len(cell.missing),
@@ -107,7 +107,7 @@ def _gain(d: Difference | None) -> dict[str, Any] | None:
     return {
         "value": d.delta,
         "interval": [d.fixed_tasks.low, d.fixed_tasks.high],
-        "new_tasks": [d.new_tasks.low, d.new_tasks.high],
+        "new_tasks": d.new_tasks and [d.new_tasks.low, d.new_tasks.high],
         "p": d.p,
         "num_missing": len(d.missing),
     }

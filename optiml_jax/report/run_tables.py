@@ -12,9 +12,11 @@ from typing import Literal
 import numpy as np
 
 from optiml_jax.errors import UserError
-from optiml_jax.evaluate.rollup import MEAN, Cell, Key, Rollup, level_order
+from optiml_jax.evaluate.baselines import KINDS
+from optiml_jax.evaluate.leaves import MEAN, Key
+from optiml_jax.evaluate.resampling import NUM_REPLICATES
+from optiml_jax.evaluate.rollup import Cell, Rollup, level_order
 from optiml_jax.evaluate.statistics import (
-    NUM_REPLICATES,
     Difference,
     Estimate,
     Interval,
@@ -205,13 +207,14 @@ def cells_table(runs: Mapping[str, Rollup]) -> Table:
     """Every cell of every run in long form, for other programs (CSV)."""
     columns = (
         *("run", "level", "category", "task", "benchmark", "subtask", "shots"),
-        *("score", "best_constant", "num_tasks", "missing"),
+        *("score", "baseline", *KINDS, "num_tasks", "missing"),
     )
     rows = []
     for name, tree in runs.items():
         for key in sorted(tree.cells, key=lambda k: (*_order(k), *_shots_order(k))):
             cell = tree.cells[key]
-            numbers = ("" if v is None else f"{v:.4f}" for v in (cell.value, cell.constant))
+            values = (cell.value, cell.baseline, *(cell.baselines.get(kind) for kind in KINDS))
+            numbers = ("" if v is None else f"{v:.4f}" for v in values)
             names = (key.level, key.category, key.task, key.benchmark, key.subtask)
             missing = "; ".join(cell.missing)
             rows.append((name, *names, str(key.shots), *numbers, str(len(cell.tasks)), missing))
@@ -233,14 +236,14 @@ def interval_table(tree: Rollup, values: Mapping[Key, Estimate]) -> Table:
                     shots_name(key.shots),
                     str(e.n_tasks),
                     str(e.n_clusters),
-                    number(tree.cells[key].constant),
+                    number(tree.cells[key].baseline),
                     marked(tree.cells[key]),
                     interval_text(e.fixed_tasks, sign=False),
-                    interval_text(e.new_tasks, sign=False),
+                    new_tasks_text(e.new_tasks, sign=False),
                 )
             )
     columns = (
-        *("level", "shots", "tasks", "examples", "constant", "score", "95 % CI", "new tasks"),
+        *("level", "shots", "tasks", "examples", "baseline", "score", "95 % CI", "new tasks"),
     )
     return Table("Levels with intervals", columns, tuple(rows), 2, _interval_notes())
 
@@ -266,21 +269,21 @@ def gain_table(
     for key, p_holm in zip(keys, adjusted, strict=True):
         d = differences[key]
         missing += d.missing
-        constant = baseline.cells[key].constant if key in baseline.cells else None
+        lowest = baseline.cells[key].baseline if key in baseline.cells else None
         second = shots_name(key.shots) if depth == 1 else key.category
         rows.append(
             (
                 *(level_name(key.level) or AVERAGE, second, str(d.n_tasks), str(d.n_clusters)),
-                *(number(constant), number(d.baseline), number(d.value)),
+                *(number(lowest), number(d.baseline), number(d.value)),
                 f"{d.delta:+.1f}{MARK if d.missing else ''}",
-                *(interval_text(d.fixed_tasks), interval_text(d.new_tasks)),
+                *(interval_text(d.fixed_tasks), new_tasks_text(d.new_tasks)),
                 *(number(d.detectable), number(d.detectable_new)),
-                *(p_text(d.p), p_text(p_holm), p_text(d.p_tasks), p_text(d.p_wilcoxon)),
+                *(p_text(d.p), p_text(p_holm), p_text(d.p_tasks), p_text(d.p_ranks)),
                 f"{d.wins}/{d.ties}/{d.losses}",
             )
         )
     columns = (
-        *("level", "shots" if depth == 1 else "category", "tasks", "examples", "constant"),
+        *("level", "shots" if depth == 1 else "category", "tasks", "examples", "baseline"),
         *(before, after, "gain", "95 % CI", "new tasks", "detectable", "on new"),
         *("p", "p Holm", "p tasks", "p ranks", "w/t/l"),
     )
@@ -289,9 +292,10 @@ def gain_table(
         "detectable: the smallest true difference that is found in 8 of 10 such comparisons, on "
         "these and on new tasks",
         "p: over examples (McNemar for one task of right-or-wrong answers, else the paired "
-        "bootstrap); p Holm: adjusted for the rows of this table; p tasks, p ranks: sign flips of "
-        "the tasks' differences and of their ranks (Wilcoxon), never below 2^(1 - tasks); "
-        "w/t/l: tasks won, tied, lost",
+        "bootstrap, with several seeds a t test); p Holm: adjusted for the rows of this table; "
+        "p tasks: sign flips of the tasks' shares in the gain, never below 2^(1 - tasks); p ranks: "
+        "Wilcoxon over the category means, or over the tasks of one category; w/t/l: tasks won, "
+        "tied, lost",
         *_measured_with(differences),
         *missing_notes(missing),
     )
@@ -311,9 +315,10 @@ def _measured_with(differences: Mapping[Key, Difference]) -> tuple[str, ...]:
 
 def _interval_notes() -> tuple[str, ...]:
     return (
-        "95 % CI: bootstrap over source examples of these tasks; new tasks: over the tasks of each "
-        "category as well; 1 seed",
-        "constant: the one answer per task that scores best without reading any input",
+        "95 % CI: bootstrap over source examples of these tasks, each with all tasks that show it; "
+        "new tasks: for other tasks of the same categories (t interval from the spread of tasks)",
+        "baseline: the best, task by task, of one constant answer, one constant position among the "
+        "options, and chance",
     )
 
 
@@ -352,20 +357,22 @@ def shots_name(shots: int | str) -> str:
 def _value_columns(runs: Mapping[str, Rollup]) -> tuple[str, ...]:
     shots = all_shots(runs)
     names = [f"{name} " if len(runs) > 1 else "" for name in runs]
-    return ("constant", *(f"{name}{shots_name(k)}" for name in names for k in shots))
+    return ("baseline", *(f"{name}{shots_name(k)}" for name in names for k in shots))
 
 
 def _values(
     runs: Mapping[str, Rollup], key: Key, shots: Sequence[int | str] | None = None
 ) -> tuple[str, ...]:
-    """The best constant answer, then the cell of every run and number of shots."""
+    """The best baseline, then the cell of every run and number of shots."""
     shots = all_shots(runs) if shots is None else shots
     cells = [
         tree.cells.get(dataclasses.replace(key, shots=k)) for tree in runs.values() for k in shots
     ]
-    constants = [c.constant for c in cells if c is not None and c.constant is not None]
-    constant = number(constants[0] if constants else None)
-    return (constant, *("-" if c is None else marked(c) for c in cells))
+    lowest = [c.baseline for c in cells if c is not None and c.baseline is not None]
+    return (
+        number(lowest[0] if lowest else None),
+        *("-" if c is None else marked(c) for c in cells),
+    )
 
 
 def _num_tasks(runs: Mapping[str, Rollup], key: Key) -> int:
@@ -385,6 +392,10 @@ def number(value: float | None) -> str:
 def interval_text(interval: Interval, sign: bool = True) -> str:
     form = "+.1f" if sign else ".1f"
     return f"[{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def new_tasks_text(interval: Interval | None, sign: bool = True) -> str:
+    return "too few tasks" if interval is None else interval_text(interval, sign)
 
 
 def p_text(p: float) -> str:

@@ -8,10 +8,18 @@ must not move its rank.
 import collections
 from collections.abc import Mapping
 
-from optiml_jax.evaluate.rollup import MEAN, Key, Rollup, regroup
-from optiml_jax.evaluate.statistics import NUM_REPLICATES, Difference, compare
+from optiml_jax.evaluate.leaves import MEAN, Key
+from optiml_jax.evaluate.resampling import NUM_REPLICATES
+from optiml_jax.evaluate.rollup import Rollup, regroup
+from optiml_jax.evaluate.statistics import Difference, compare
 from optiml_jax.report.paper_tables import ABSENT
-from optiml_jax.report.run_tables import interval_text, missing_notes, number, p_text
+from optiml_jax.report.run_tables import (
+    interval_text,
+    missing_notes,
+    new_tasks_text,
+    number,
+    p_text,
+)
 from optiml_jax.report.tables import MARK, Table
 
 WAYS = {"A": "A", "B": "B", "levels": "level means"}
@@ -46,7 +54,7 @@ def selection_table(runs: Mapping[str, Rollup], replicates: int = NUM_REPLICATES
         if name != best:
             d = compare(trees[name], trees[best], replicates)[Key(MEAN)]
             verdicts[name] = verdict(d)
-            intervals = (interval_text(d.fixed_tasks), interval_text(d.new_tasks))
+            intervals = (interval_text(d.fixed_tasks), new_tasks_text(d.new_tasks))
             compared = (f"{d.delta:+.1f}", *intervals, p_text(d.p), verdicts[name])
         rows.append((str(i), name, *scores, *compared))
     notes = (
@@ -54,7 +62,8 @@ def selection_table(runs: Mapping[str, Rollup], replicates: int = NUM_REPLICATES
         "A: mean of the averages over shots; B: mean of all category x shots cells; level means: "
         "mean of the levels; in brackets the rank by each",
         "gain: of A over the best run, paired by example; within noise: the 95 % CI over the "
-        "examples of these tasks holds 0; behind on these tasks: that over new tasks holds 0",
+        "examples of these tasks holds 0; behind on these tasks: that over new tasks holds 0, or "
+        "there are too few tasks for one",
         *missing_notes(left_out),
     )
     return Table("Model selection", columns, tuple(rows), 2, notes)
@@ -92,7 +101,7 @@ def verdict(difference: Difference) -> str:
     fixed, new = difference.fixed_tasks, difference.new_tasks
     if fixed.low <= 0 <= fixed.high:
         return NOISE
-    return HERE if new.low <= 0 <= new.high else BEHIND
+    return HERE if new is None or new.low <= 0 <= new.high else BEHIND
 
 
 def _conclusion(best: str, ranked: Mapping[str, list[str]], verdicts: Mapping[str, str]) -> str:

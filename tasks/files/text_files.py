@@ -17,6 +17,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from optiml_jax.data.example import Drops, Example
+from optiml_jax.data.identity import source_identity
 from optiml_jax.errors import UserError
 
 MAX_LINE_BYTES = 1 << 31  # metaseq's limit (metaseq/data/jsonl_dataset.py)
@@ -43,7 +44,7 @@ class RecordFilter:
         self._seen: dict[int, int] = {}
 
     def __call__(self, text: str, references: Sequence[str], drops: Drops) -> dict[str, Any] | None:
-        """The fields input, target, references and example_id of an Example, or None (counted).
+        """The fields of an Example that come from its texts, or None (counted).
 
         The id is a hash of input and references, since files of lines have none of their own.
         """
@@ -69,6 +70,7 @@ class RecordFilter:
             "target": answers[0],
             "references": answers,
             "example_id": example_id,
+            "source_id": source_identity([text or answers[0]]),
         }
 
 

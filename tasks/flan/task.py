@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optiml_jax.data.example import Drops, Example, TaskSource
+from optiml_jax.data.identity import row_identity
 from tasks.files.rows import Split
 from tasks.files.text_files import RecordFilter, clean, demonstration_pool, hashed_id
 from tasks.flan.facts import PARTS, Extractor, Record, TaskFacts, rows_range, split_name
@@ -93,11 +94,13 @@ class FlanTask:
             except UnusableError as e:
                 drops[str(e)] += 1
                 continue
-            identifier = _row_id(split, row)
+            identifier, source_id = _row_id(split, row), row_identity(row)
             for position in positions:
                 example = self._example(self.templates[position], record, keep, drops)
                 if example is not None:
-                    yield dataclasses.replace(example, example_id=identifier, split=part)
+                    yield dataclasses.replace(
+                        example, example_id=identifier, split=part, source_id=source_id
+                    )
 
     def demonstrations(self) -> list[Example]:
         """The first Examples of "train", each row with the templates that were drawn for it."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optiml_jax.data.example import Drops, Example, TaskSource
+from optiml_jax.data.identity import row_identity
 from optiml_jax.errors import UserError
 from tasks.files.rows import Split
 from tasks.files.text_files import demonstration_pool
@@ -217,6 +218,7 @@ class TemplateTask:
             references=references,
             options=options if target in options else None,
             source_dataset=self.dataset,
+            source_id=row_identity(fields),
             meta={
                 "template": template.name,
                 "original_task": template.original_task,

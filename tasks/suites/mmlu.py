@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterator
 
 from optiml_jax.data.example import Drops, Example, TaskSource
+from optiml_jax.data.identity import source_identity
 from optiml_jax.errors import UserError
 from tasks.files.text_files import csv_rows, data_folder
 from tasks.splits import Manifest
@@ -111,6 +112,7 @@ class Subject:
                 references=(letter,),
                 options=_LETTERS,
                 source_dataset="mmlu",
+                source_id=source_identity(cells[:5]),
             )
         if not count:
             raise UserError(f"{path} is empty; download the file again")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from optiml_jax.data.example import Drops, Example, TaskSource
+from optiml_jax.data.identity import row_identity
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.files.rows import Row, Split, find_splits
@@ -164,6 +165,7 @@ class OptTask:
             usable = True
             group = [str(row[name]) for name in self.facts.get("group", ())]
             fields |= {"target": f" {fields['target']}", "references": (answer,)}
+            fields["source_id"] = row_identity(row)
             yield Example(
                 benchmark=self.name.split("/", 1)[0],
                 task=self.name,
@@ -174,7 +176,7 @@ class OptTask:
                 options=tuple(options),
                 contexts=tuple(map(clean, item.contexts)),
                 source_dataset=self.facts["folders"][0],
-                meta={"cluster": hashed_id(*group)} if group else {},
+                meta={"group": hashed_id(*group)} if group else {},
                 **fields,
             )
         if not usable:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from optiml_jax.data.example import Drops, Example, TaskSource
+from optiml_jax.data.identity import source_identity
 from optiml_jax.errors import UserError
 from tasks.files.rows import Row, find_splits
 from tasks.files.text_files import csv_records, data_folder
@@ -179,4 +180,5 @@ class Subset:
             references=(label,),
             options=self.labels,
             source_dataset="raft",
+            source_id=source_identity(texts.values()),
         )

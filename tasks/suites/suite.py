@@ -78,8 +78,8 @@ class Suite:
             fields = keep(record.question, [record.answer], drops)
             if fields is not None:
                 text = prompt.before + fields.pop("input") + prompt.after
-                meta = {"cluster": record.cluster} if record.cluster else {}
-                yield self._example(split, prompt, input=text, meta=meta, **fields)
+                fields["source_id"] = record.cluster or fields["source_id"]
+                yield self._example(split, prompt, input=text, **fields)
 
     def demonstrations(self) -> list[Example]:
         prompt = self.prompt()

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
+from optiml_jax.data.identity import source_identity
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.splits import Manifest, Row
@@ -252,7 +253,12 @@ def _parse_instance(raw: Any, counts: Drops) -> dict[str, Any] | None:
         counts["warning: output is a string"] += 1
     if "" in outputs:
         counts["warning: empty reference left out"] += 1
-    return {"input": text, "target": references[0], "references": references}
+    return {
+        "input": text,
+        "target": references[0],
+        "references": references,
+        "source_id": source_identity([text]),
+    }
 
 
 def _clean(text: str) -> str:

@@ -147,6 +147,7 @@ class Corpus:
                 target=piece,
                 references=(piece,),
                 source_dataset=origin if isinstance(origin, str) else pathlib.Path(self.name).name,
+                source_id=document,
             )
 
 

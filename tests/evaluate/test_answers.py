@@ -113,10 +113,12 @@ def test_normalisations_differ_in_articles_and_punctuation():
     ],
 )
 def test_vote(texts, logprobs, winner):
-    assert answers.vote(texts, logprobs, "em_number") == winner
+    assert answers.vote(texts, logprobs, answers.number_answer) == winner
 
 
 def test_votes_are_for_the_answer_and_not_for_the_text():
     chains = ["x. the answer is (B).", "y. the answer is (A).", "z. the answer is (A)", "(B)"]
-    assert answers.vote(chains, [-1, -5, -5, -1], "em_bbh") == 1
-    assert answers.vote(["Paris", "London.", "the london"], [-1, -5, -5], "em_squad") == 1
+    assert answers.vote(chains, [-1, -5, -5, -1], answers.bbh_answer) == 1
+    assert (
+        answers.vote(["Paris", "London.", "the london"], [-1, -5, -5], answers.normalize_squad) == 1
+    )

@@ -20,13 +20,13 @@ def judgement(task, i, split="test"):
         target=gold,
         references=(gold,),
         options=("False", "True"),
-        meta={"cluster": f"paragraph 1, question {i // 4}"},
+        meta={"group": f"paragraph 1, question {i // 4}"},
     )
 
 
 def test_a_subsample_takes_whole_questions():
     examples = [judgement("b/multirc", i) for i in range(80)]
-    kept = collections.Counter((e.prompt_id, e.meta["cluster"]) for e in subsample(examples, 20, 0))
+    kept = collections.Counter((e.prompt_id, e.meta["group"]) for e in subsample(examples, 20, 0))
     assert len(kept) == 10
     assert set(kept.values()) == {2}
 
@@ -37,7 +37,7 @@ def test_tables_average_over_questions_with_every_answer_judged_well(tmp_path):
     records, summary = RunFolder(tmp_path).read("b/multirc", 0)
     questions = collections.defaultdict(list)
     for record in records:
-        questions[record.prompt_id, record.cluster].append(record.prediction in record.references)
+        questions[record.prompt_id, record.group].append(record.prediction in record.references)
     assert {len(answers) for answers in questions.values()} == {2}
     expected = 100 * sum(map(all, questions.values())) / len(questions)
     answers = [right for members in questions.values() for right in members]
@@ -48,6 +48,6 @@ def test_tables_average_over_questions_with_every_answer_judged_well(tmp_path):
     # "True" is right for both answers of every third of the (prompt, question) pairs.
     golds = collections.defaultdict(set)
     for record in records:
-        golds[record.prompt_id, record.cluster].update(record.references)
+        golds[record.prompt_id, record.group].update(record.references)
     constant = sum(g == {"True"} for g in golds.values()) / len(golds)
     assert summary["best_constant"] == {"answer": "True", "score": constant}

@@ -97,7 +97,7 @@ def test_the_worked_example_gives_its_printed_numbers(tmp_path):
     assert sum(by_category) / len(by_category) == pytest.approx(52.7)
     raw = [leaf.scores.mean() for leaf in result.leaves if leaf.key.shots == 0]
     assert sum(raw) / len(raw) == pytest.approx(57.0)  # what the average must not be
-    assert result.cells[Key(0)].constant == pytest.approx(25.0)
+    assert result.cells[Key(0)].baseline == pytest.approx(25.0)
 
 
 def test_by_benchmark_the_versions_of_a_task_stay_apart(tmp_path):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from optiml_jax.evaluate import statistics
+from optiml_jax.evaluate.leaves import MEAN, Key
 from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo
-from optiml_jax.evaluate.rollup import MEAN, Key, rollup
+from optiml_jax.evaluate.resampling import Resampling
+from optiml_jax.evaluate.rollup import mean_of_seeds, rollup
 
 LEVEL = "fully_held_out"
 
@@ -23,7 +25,9 @@ def run_of(path, tasks, clusters=None, metric="rougeL", category="C"):
                 Record(
                     example_id=f"e{i}",
                     prompt_id="p",
-                    cluster=(clusters or {}).get(task, [f"e{j}" for j in range(len(scores))])[i],
+                    cluster=(clusters or {}).get(
+                        task, [f"{task} e{j}" for j in range(len(scores))]
+                    )[i],
                     references=("r",),
                     prediction="x",
                     score=float(s),
@@ -39,12 +43,13 @@ def run_of(path, tasks, clusters=None, metric="rougeL", category="C"):
 def test_standard_errors_of_two_tasks_of_four_differences(tmp_path):
     tree = run_of(tmp_path, {"b/a": {0: [1, 0, 0, 1]}, "b/b": {0: [0, 0, 0, 1]}})
     assert tree.cells[Key(0)].value == pytest.approx(37.5)
-    fixed = statistics.Resampling(tree, new_tasks=False).values(Key(0))
-    new = statistics.Resampling(tree, new_tasks=True).values(Key(0))
+    fixed = Resampling(tree).values(Key(0))
     assert np.std(fixed) == pytest.approx(16.54, abs=0.35)
-    assert np.std(new) == pytest.approx(18.75, abs=0.4)
     assert np.mean(fixed) == pytest.approx(37.5, abs=0.6)
-    assert np.mean(new) == pytest.approx(37.5, abs=0.6)
+    # Two tasks at 50 and 25 have a standard error of 12.5, but other instances give 16.54.
+    new = statistics.estimates(tree)[Key(0)].new_tasks
+    assert new.low == pytest.approx(37.5 - 12.7062 * 16.54, abs=7)
+    assert new.high == pytest.approx(37.5 + 12.7062 * 16.54, abs=7)
 
 
 def test_fixed_task_standard_error_is_the_closed_form(tmp_path):
@@ -52,7 +57,7 @@ def test_fixed_task_standard_error_is_the_closed_form(tmp_path):
     scores = {f"b/{t}": {0: rng.random(n)} for t, n in enumerate((20, 50, 100))}
     tree = run_of(tmp_path, scores)
     plug_in = sum(np.var(s[0]) / len(s[0]) for s in scores.values()) / len(scores) ** 2
-    values = statistics.Resampling(tree, new_tasks=False).values(Key(0, LEVEL))
+    values = Resampling(tree).values(Key(0, LEVEL))
     assert np.std(values) == pytest.approx(100 * plug_in**0.5, rel=0.03)
 
 
@@ -61,22 +66,23 @@ def test_records_of_one_source_example_are_drawn_together(tmp_path):
     scores = np.repeat([1, 0, 0, 1, 1, 0, 1, 1], 10)
     clusters = {"b/t": [str(c) for c in np.repeat(np.arange(8), 10)]}
     tree = run_of(tmp_path, {"b/t": {0: scores}}, clusters)
-    values = statistics.Resampling(tree, new_tasks=False).values(Key(0))
+    values = Resampling(tree).values(Key(0))
     assert np.std(values) == pytest.approx(100 * (0.625 * 0.375 / 8) ** 0.5, rel=0.03)
 
 
 def test_numbers_of_shots_of_one_example_are_drawn_together(tmp_path):
     scores = [1, 0, 0, 1, 1, 0, 1, 1]
     tree = run_of(tmp_path, {"b/t": {0: scores, 2: scores}})
-    resampling = statistics.Resampling(tree, new_tasks=False)
+    resampling = Resampling(tree)
     np.testing.assert_allclose(resampling.values(Key(MEAN)), resampling.values(Key(0)))
 
 
 def test_new_tasks_without_a_number_of_shots_do_not_spoil_the_average(tmp_path):
     tree = run_of(tmp_path, {"b/a": {0: [1, 0], 5: [1, 0]}, "b/b": {0: [1, 1]}})
-    values = statistics.Resampling(tree, new_tasks=True).values(Key(5))
-    assert np.isfinite(values).all()
-    assert np.mean(values) == pytest.approx(50, abs=2)
+    found = statistics.estimates(tree)
+    assert found[Key(5)].new_tasks is None  # one task has it
+    assert found[Key(MEAN)].value == pytest.approx((75 + 50) / 2)
+    assert found[Key(MEAN)].new_tasks.low < 62.5 < found[Key(MEAN)].new_tasks.high
 
 
 def test_an_estimate_counts_tasks_and_source_examples(tmp_path):
@@ -156,5 +162,95 @@ def test_ten_thousand_replicates_of_a_hundred_tasks_take_seconds(tmp_path):
     rng = np.random.default_rng(0)
     tree = run_of(tmp_path, {f"b/{t}": {0: rng.random(100)} for t in range(100)})
     start = time.process_time()
-    statistics.Resampling(tree, new_tasks=False).values(Key(0))
+    Resampling(tree).values(Key(0))
     assert time.process_time() - start < 30
+
+
+def categories_of(path, gains, instances=200):
+    """A run and a baseline whose difference is `gains`: category -> gain of each of its tasks."""
+    runs = []
+    for name, sign in (("run", 1), ("baseline", 0)):
+        folder = RunFolder(path / name)
+        infos, records = [], {}
+        for category, values in gains.items():
+            for t, gain in enumerate(values):
+                task = f"b/{category}{t}"
+                infos.append(TaskInfo(task, "b", category, LEVEL, "rougeL"))
+                score = 0.5 + sign * gain / 100
+                records[task] = [
+                    Record(f"e{i}", "p", f"{task} {i}", ("r",), "x", score)
+                    for i in range(instances)
+                ]
+        folder.open({}, infos)
+        for task, own in records.items():
+            folder.write(task, 0, own, {"metric": "rougeL", "best_constant": {"score": 0.0}})
+        runs.append(rollup(path / name))
+    return runs
+
+
+def test_single_task_categories_that_scatter_have_a_wide_interval_for_new_tasks(tmp_path):
+    """Ten categories of one task whose gains scatter with a standard deviation of 10."""
+    gains = np.random.default_rng(1).normal(0, 10, 10)
+    gains = 0.85 + (gains - gains.mean()) * 10 / gains.std(ddof=1)
+    runs = categories_of(tmp_path, {f"C{i}": [gain] for i, gain in enumerate(gains)})
+    row = statistics.compare(*runs, n=500)[Key(0, LEVEL)]
+    assert row.delta == pytest.approx(0.85)
+    # The t interval of ten numbers: 2.262 * 10 / sqrt(10).
+    assert row.new_tasks.low == pytest.approx(0.85 - 7.153, abs=0.01)
+    assert row.new_tasks.high == pytest.approx(0.85 + 7.153, abs=0.01)
+    assert row.detectable_new == pytest.approx((2.2622 + 0.8834) * 10**0.5, abs=0.01)
+
+
+def test_p_values_test_the_mean_of_category_means_that_stands_beside_them(tmp_path):
+    """One task +10, forty tasks -0.4: the gain is +4.8, and one task made all of it."""
+    runs = categories_of(tmp_path, {"A": [10.0], "B": [-0.4] * 40}, instances=30)
+    found = statistics.compare(*runs, n=300)
+    row = found[Key(0, LEVEL)]
+    assert row.delta == pytest.approx(4.8)
+    assert row.p_tasks == pytest.approx(1.0)
+    assert row.p_ranks == pytest.approx(1.0)  # of two category means
+    assert found[Key(0, LEVEL, "B")].p_tasks < 1e-4
+    assert found[Key(0, LEVEL, "B")].p_ranks < 1e-4
+
+
+def test_one_task_is_too_few_for_an_interval_over_new_tasks(tmp_path):
+    runs = categories_of(tmp_path, {"A": [3.0]})
+    row = statistics.compare(*runs, n=300)[Key(0, LEVEL)]
+    assert (row.new_tasks, row.detectable_new) == (None, None)
+
+
+def test_source_examples_in_several_collections_are_drawn_together(tmp_path):
+    """Two tasks of other names that show the same examples are no more than one of them."""
+    scores = {"b/superni copa": {0: [1, 0, 0, 1, 1, 0, 1, 1]}}
+    both = scores | {"b/flan copa": scores["b/superni copa"]}
+    source = [f"copa {i}" for i in range(8)]
+    together = run_of(tmp_path / "t", both, dict.fromkeys(both, source))
+    apart = run_of(tmp_path / "a", both)
+    spread = [np.std(Resampling(tree).values(Key(0))) for tree in (together, apart)]
+    assert spread[0] == pytest.approx(100 * (0.625 * 0.375 / 8) ** 0.5, rel=0.03)
+    assert spread[1] == pytest.approx(spread[0] / 2**0.5, rel=0.05)
+    estimate = statistics.estimates(together, n=300)[Key(0)]
+    assert (estimate.n_clusters, estimate.new_tasks) == (8, None)  # they are one draw of a task
+
+
+def test_several_seeds_are_one_configuration_whose_spread_is_in_the_intervals(tmp_path):
+    rng = np.random.default_rng(0)
+    base = rng.random(400)
+    shifts = (-0.06, 0.0, 0.06)
+    trees = [
+        run_of(tmp_path / str(s), {"b/t": {0: np.clip(base + shift, 0, 1)}})
+        for s, shift in enumerate(shifts)
+    ]
+    mean = mean_of_seeds(trees)
+    values = [tree.cells[Key(0)].value for tree in trees]
+    assert mean.cells[Key(0)].value == pytest.approx(np.mean(values))
+    estimate = statistics.estimates(mean, n=2000)[Key(0)]
+    assert estimate.spread == statistics.Spread(3, pytest.approx(np.std(values, ddof=1)))
+    # At least Student's interval of the three means; the examples add to it.
+    half = 4.3027 * np.std(values, ddof=1) / 3**0.5
+    assert (estimate.fixed_tasks.high - estimate.fixed_tasks.low) / 2 > 0.8 * half
+    one = statistics.estimates(trees[1], n=2000)[Key(0)].fixed_tasks
+    assert estimate.fixed_tasks.high - estimate.fixed_tasks.low > 2 * (one.high - one.low)
+    row = statistics.compare(mean, trees[1], n=500)[Key(0)]
+    assert row.seeds == (3, 1)
+    assert row.p > 0.5

@@ -7,7 +7,7 @@ from optiml_jax.data.example import Example
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size, train_sentencepiece
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import EvalTask, evaluate
-from optiml_jax.evaluate.metrics import METRIC_FNS
+from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.records import TaskInfo
 from optiml_jax.model.config import OPTConfig
 from optiml_jax.model.opt import init_params
@@ -76,7 +76,7 @@ def eval_task(name="b/gen", metric="rougeL", shots=(0,), number=5, make=None, **
         info=TaskInfo(**(info | fields)),
         examples=lambda: [make(name, i) for i in range(number)],
         demonstrations=lambda: [make(name, i, "train") for i in range(20)],
-        metric_fns=METRIC_FNS[metric],
+        metric_fns=[METRICS[metric].fn],
     )
 
 

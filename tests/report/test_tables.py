@@ -76,7 +76,7 @@ def row(table, *start):
 def test_a_report_of_two_runs_shows_scores_gains_and_the_best_constant(before, after):
     tables = by_title(report_of({"before": before, "after": after}, 300))
     levels = row(tables["Levels"], "fully supervised")
-    assert levels["constant"] == "30.0"
+    assert levels["baseline"] == "30.0"
     assert (levels["before 0-shot"], levels["after mean"]) == ("22.5", "47.5")
     gain = row(tables["Gain of after over before"], "fully supervised", "mean")
     assert (gain["before"], gain["after"], gain["gain"]) == ("22.5", "47.5", "+25.0")
@@ -86,7 +86,7 @@ def test_a_report_of_two_runs_shows_scores_gains_and_the_best_constant(before, a
     by_category = tables["Gain of after over before by category"]
     assert row(by_category, "fully supervised", "Arithmetic")["gain"] == "+25.0"
     assert any("demonstrations in them on average, acc_rank" in n for n in by_category.notes)
-    assert gain["constant"] == "30.0"
+    assert gain["baseline"] == "30.0"
     assert (gain["tasks"], gain["examples"], gain["w/t/l"]) == ("1", "10", "1/0/0")
 
 

@@ -7,7 +7,7 @@ from optiml_jax.data.prompts import PromptConfig, render, select_demonstrations
 from optiml_jax.data.vocabulary import load_vocabulary
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.instances import InstanceBuilder
-from optiml_jax.evaluate.metrics import ANSWER_SCORES
+from optiml_jax.evaluate.metrics import METRICS
 from tasks.splits import Manifest, category
 from tasks.suites.mgsm import find_tasks
 
@@ -57,8 +57,7 @@ def test_questions_get_the_labels_of_their_language(tmp_path):
 def test_the_problem_of_one_row_is_the_same_in_all_languages(tmp_path):
     root = write(tmp_path, fr="a?\t1\nb?\t2\n", zh="甲?\t1\n乙?\t2\n")
     clusters = [
-        [e.meta["cluster"] for e in source.read("test", Drops())]
-        for source in find_tasks(root, MANIFEST)
+        [e.source_id for e in source.read("test", Drops())] for source in find_tasks(root, MANIFEST)
     ]
     assert clusters[0] == clusters[1] == ["gsm8k test 1", "gsm8k test 2"]
 
@@ -133,11 +132,11 @@ def test_answers_are_compared_as_numbers(real_data):
     examples = list(source.read("test", Drops()))
     commas = [e.references for e in examples if "," in e.target]
     assert commas == [("2,125",), ("114,200",), ("276,000",), ("5,600",)]
-    assert ANSWER_SCORES["em_number"](("2,125",), "So it is 2125. The answer is 2125.0") == 1
+    assert METRICS["em_number"].score(("2,125",), "So it is 2125. The answer is 2125.0") == 1
     exemplars = [d.target for d in source.demonstrations()]
     answers = [11, 29, 39, 9, 33, 8, 8, 5]  # upstream's EXEMPLAR_NUMBER_ANSWERS
     scores = [
-        ANSWER_SCORES["em_number"]([str(n)], text)
+        METRICS["em_number"].score([str(n)], text)
         for n, text in zip(answers, exemplars, strict=True)
     ]
     assert scores == [1.0] * 8

@@ -186,7 +186,7 @@ def test_multirc_groups_the_answers_of_a_question(real_data):
     path = real_data / "datasets" / "super_glue" / "multirc" / "validation.jsonl"
     rows = [json.loads(line)["idx"] for line in path.read_text().splitlines()]
     upstream = {(row["paragraph"], row["question"]) for row in rows}
-    assert len({e.meta["cluster"] for e in examples}) == len(upstream) > 1
+    assert len({e.meta["group"] for e in examples}) == len(upstream) > 1
     assert prompt(examples[0]).startswith("READING COMPREHENSION ANSWER KEY\n\nThe explosion,")
     assert prompt(examples[0]).endswith("\n\nWho is Rysakov?\n-")
     assert examples[0].options == ("[False] Terrorist", "[True] Terrorist")

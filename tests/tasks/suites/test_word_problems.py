@@ -5,7 +5,7 @@ import pytest
 from optiml_jax.data.example import Drops
 from optiml_jax.data.prompts import PromptConfig, render, select_demonstrations
 from optiml_jax.errors import UserError
-from optiml_jax.evaluate.metrics import ANSWER_SCORES
+from optiml_jax.evaluate.metrics import METRICS
 from tasks.splits import Manifest, category
 from tasks.suites import mgsm
 from tasks.suites.word_problems import find_tasks
@@ -73,7 +73,7 @@ def test_damaged_records_are_counted(tmp_path):
     gsm8k, svamp = find_tasks(root, MANIFEST)
     drops = Drops()
     (example,) = gsm8k.read("test", drops)
-    assert (example.target, example.meta["cluster"]) == ("1,003", "gsm8k test 5")
+    assert (example.target, example.source_id) == ("1,003", "gsm8k test 5")
     assert drops == {"malformed record": 3, "empty target": 1}
     drops = Drops()
     assert len(list(svamp.read("test", drops))) == 2
@@ -99,7 +99,7 @@ def test_released_problems(real_data):
     problems = list(gsm8k.read("test", drops))
     assert (len(problems), len(list(svamp.read("test", drops))), drops) == (1319, 1000, {})
     (english,) = (s for s in mgsm.find_tasks(real_data, MANIFEST) if s.name == "mgsm/en")
-    same = ANSWER_SCORES["em_number"]
+    same = METRICS["em_number"].score
     for ours, theirs in zip(problems, english.read("test", Drops()), strict=False):
         assert ours.meta == theirs.meta
         assert same(theirs.references, ours.target) == 1
@@ -113,4 +113,4 @@ def test_the_answer_of_every_released_solution_is_found_by_the_metric(real_data)
     for shown in pool:
         answer = shown.target.rsplit("#### ", 1)[1]
         assert "<<" not in shown.target
-        assert ANSWER_SCORES["em_number"]([answer], shown.target) == 1
+        assert METRICS["em_number"].score([answer], shown.target) == 1
