@@ -29,19 +29,36 @@ _CUES = {
     "th": "คำตอบคือ",
     "zh": "答案是",
 }
-_COMMA_LANGUAGES = ("de", "es", "fr", "ru")  # here 1.000 is a thousand
+_COMMA_LANGUAGES = ("de", "es", "fr", "ru")  # here 1.000 is a thousand, and so is 1 000
+_HAN_LANGUAGES = ("ja", "zh")
 _CUE = re.compile("|".join(f"(?P<{name}>{cue})" for name, cue in _CUES.items()), re.IGNORECASE)
-_NUMBER = re.compile(
-    r"""(?P<sign> (?<![\w)]) [-−] )? [$€£¥]?
-    (?P<digits>
-        \d{1,3} (?:,\d{2,3})* ,\d{3} (?!\d) (?:\.\d+)?                      # 2,125 or 1,14,200
-      | \d{1,3} (?:[ ’'\u00a0\u2009\u202f]\d{3})+ (?!\d) (?:[.,]\d+)?       # 80 000
-      | \d{1,3} (?:\.\d{3})+ (?!\d) (?:,\d+)?                               # 1.125
-      | \d+ (?:[.,]\d+)?
-      | (?<![\w.]) \.\d+
-    )""",
-    re.VERBOSE,
-)
+_CURRENCY = "[$€£¥₹৳₽฿₩]"
+
+
+def _number_pattern(spaces: str) -> re.Pattern[str]:
+    """Numbers in digits of any script; `spaces` are those that divide thousands."""
+    return re.compile(
+        rf"""(?P<sign> (?<![\w)]) [-−] )? {_CURRENCY}? (?P<sign_within> (?<={_CURRENCY}) [-−] )?
+        (?P<digits>
+            (?!0)\d{{1,3}} (?:,\d{{2,3}})* ,\d{{3}} (?!\d) (?:\.\d+)?     # 2,125 or 1,14,200
+          | (?!0)\d{{1,3}} (?:[{spaces}]\d{{3}})+ (?![\d-]) (?:[.,]\d+)?  # 80 000
+          | (?!0)\d{{1,3}} (?:\.\d{{3}})+ (?!\d) (?:,\d+)?               # 1.125
+          | (?!0)\d{{1,3}} (?:٬\d{{3}})+ (?!\d) (?:٫\d+)?                # of Arabic script
+          | \d+ (?:[.,٫]\d+)?
+          | (?<![\w.]) \.\d+
+        ) (?:\s?(?P<unit>[万萬亿億]))?""",
+        re.VERBOSE,
+    )
+
+
+# Thin spaces and Swiss apostrophes divide thousands alone; plain spaces also stand between numbers:
+# "20 100-gram bars".
+_NUMBER = _number_pattern("’'\u2009\u202f")
+_NUMBER_WITH_SPACES = _number_pattern(" ’'\u00a0\u2009\u202f")
+_HAN_DIGITS = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
+_HAN_UNITS = {"十": 10, "百": 100, "千": 1000}
+_HAN_MYRIADS = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
+_HAN_NUMBER = re.compile(f"[{''.join((*_HAN_DIGITS, *_HAN_UNITS, *_HAN_MYRIADS))}]+")
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -91,28 +108,63 @@ def number_answer(text: str) -> str | None:
     """The number after the last cue of GSM8K or of a language of MGSM, else the last number.
 
     It comes in one form: no thousands separators, currencies, signs of percent, and no zeros at the
-    end of the decimals; digits may be of any script.
+    end of the decimals. Digits may be of any script; after a Chinese or Japanese cue a number may
+    be written in characters. Groups of digits are one number where the language of the cue, or of
+    Cyrillic text, writes thousands so; a comma before three digits is a thousand in all of them,
+    for answers mix the English form in.
     """
     text = unicodedata.normalize("NFC", text).translate(_FULL_WIDTH)
     for cue in reversed(list(_CUE.finditer(text))):
         line = text[cue.end() :].lstrip().partition("\n")[0]
-        if found := _NUMBER.search(line):
-            return _plain(found, cue.lastgroup in _COMMA_LANGUAGES)
-    numbers = list(_NUMBER.finditer(text))
-    return _plain(numbers[-1], False) if numbers else None
+        language = cue.lastgroup
+        if language == "gsm8k":
+            language = _language_of_script(text)
+        if found := _pattern(language).search(line):
+            return _plain(found, language in _COMMA_LANGUAGES)
+        if language in _HAN_LANGUAGES and (han := _HAN_NUMBER.search(line)):
+            return str(_han_value(han[0]))
+    language = _language_of_script(text)
+    numbers = list(_pattern(language).finditer(text))
+    return _plain(numbers[-1], language in _COMMA_LANGUAGES) if numbers else None
+
+
+def _pattern(language: str | None) -> re.Pattern[str]:
+    return _NUMBER_WITH_SPACES if language in _COMMA_LANGUAGES else _NUMBER
+
+
+def _language_of_script(text: str) -> str | None:
+    """A language that writes numbers as all of a script do; None: not known."""
+    return "ru" if re.search("[а-яё]{3}", text, re.IGNORECASE) else None
 
 
 def _plain(found: re.Match[str], comma_language: bool) -> str:
     """The number as a decimal; `comma_language` decides on 1.125, which is a thousand there."""
-    digits = re.sub(r"[^\d.,]", "", found["digits"])
-    groups = re.fullmatch(r"\d{1,3}((?:\.\d{3})+)(,\d+)?", digits)
+    digits = re.sub(r"[^\d.,٫]", "", found["digits"]).replace("٫", ".")
+    groups = re.fullmatch(r"(?!0)\d{1,3}((?:\.\d{3})+)(,\d+)?", digits)
     if groups and (comma_language or groups[2] or len(groups[1]) > 4):
         digits = digits.replace(".", "").replace(",", ".")
-    elif re.search(r",\d{3}(\.|$)", digits):
+    elif re.match(r"(?!0)\d{1,3}(,\d{2,3})*,\d{3}(\.|$)", digits):
         digits = digits.replace(",", "")
-    value = decimal.Decimal(digits.replace(",", "."))
-    value = -value if found["sign"] else value
+    value = decimal.Decimal(digits.replace(",", ".")) * _HAN_MYRIADS.get(found["unit"], 1)
+    value = -value if found["sign"] or found["sign_within"] else value
     return f"{value.normalize() + 0:f}"
+
+
+def _han_value(text: str) -> int:
+    """三百二十 -> 320, 一万二千 -> 12000; digits alone are read one by one: 二〇二 -> 202."""
+    if all(c in _HAN_DIGITS for c in text):
+        return int("".join(str(_HAN_DIGITS[c]) for c in text))
+    total = section = digit = 0
+    for c in text:
+        if c in _HAN_DIGITS:
+            digit = _HAN_DIGITS[c]
+        elif c in _HAN_UNITS:
+            section += (digit or 1) * _HAN_UNITS[c]
+            digit = 0
+        else:
+            total = (total + (section + digit or 1)) * _HAN_MYRIADS[c]
+            section = digit = 0
+    return total + section + digit
 
 
 # --- votes ----------------------------------------------------------------------------------------
