@@ -13,7 +13,7 @@ from optiml_jax.data.mixture import Mixture, mixing_rates
 from optiml_jax.data.plan import PlanConfig
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.evaluate.config import EvalConfig
-from optiml_jax.model.config import model_config
+from optiml_jax.model.architectures import model_config
 from optiml_jax.sharding.mesh import MeshConfig
 from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.optimizer import OptimizerConfig

@@ -19,7 +19,7 @@ FLOORS = [  # from the top; a package imports only from floors below its own
     {"optiml_jax.errors"},
 ]
 WITHOUT_TENSORFLOW = [
-    "optiml_jax.model.opt",
+    "optiml_jax.model.decoder",
     "optiml_jax.sharding.rules",
     "optiml_jax.train.loop",
     "optiml_jax.checkpoint.manager",

@@ -1,7 +1,8 @@
-"""OPT and OPT-IML in Hugging Face's form, a folder of config.json and safetensors: read and write.
+"""Models in Hugging Face's form, a folder of config.json and safetensors: read and write.
 
 Tensors are streamed one by one, without torch; nothing is unpickled. Which tensor is which
-parameter is in huggingface_layout.py; the project's own checkpoints are in manager.py.
+parameter, the architecture says (`model/*/huggingface.py`); the project's own checkpoints are in
+manager.py.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,21 +22,17 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from optiml_jax.checkpoint.huggingface_layout import (
-    FIELDS,
-    FIXED,
-    HEAD,
-    OPTIONAL_FIELDS,
-    PREFIX,
-    TOKENS,
-    Leaf,
-    leaves_of,
-    length,
-)
 from optiml_jax.errors import UserError
 from optiml_jax.files import disk_errors, read_json
-from optiml_jax.model.config import DTYPES, OPTConfig
-from optiml_jax.model.opt import abstract_model
+from optiml_jax.model.config import DTYPES, DecoderConfig
+from optiml_jax.model.decoder import (
+    abstract_model,
+    huggingface_form,
+    huggingface_form_of,
+    huggingface_model_types,
+    huggingface_tensors,
+)
+from optiml_jax.model.huggingface_form import TensorLayout, length
 from optiml_jax.sharding.rules import param_shardings
 
 WEIGHTS = "model.safetensors"
@@ -50,15 +47,8 @@ TOKENIZER_FILES = (
 )
 # metaseq's names of the same files; its folder has no tokenizer_config.json.
 METASEQ_TOKENIZER_FILES = {"gpt2-vocab.json": "vocab.json", "gpt2-merges.txt": "merges.txt"}
-TOKENIZER_CONFIG = {
-    "tokenizer_class": "GPT2Tokenizer",
-    "add_bos_token": True,
-    "add_prefix_space": False,
-    "bos_token": "</s>",
-    "eos_token": "</s>",
-    "unk_token": "</s>",
-    "pad_token": "<pad>",
-}
+
+
 # ---- reading ---------------------------------------------------------------------------------
 
 
@@ -108,26 +98,21 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
     return folder
 
 
-def read_config(folder: str | os.PathLike) -> OPTConfig:
+def read_config(folder: str | os.PathLike) -> DecoderConfig:
     """The configuration in a folder's config.json.
 
     Raises:
-      UserError: no OPT model, or one of a form that this model does not have.
+      UserError: a model of no known architecture, or one of a form that ours does not have.
     """
     path = pathlib.Path(folder) / "config.json"
     values = read_json(path, "the configuration of a Hugging Face model")
-    for name, fixed in FIXED.items():
-        if values.get(name, fixed if name != "model_type" else None) != fixed:
-            raise UserError(f"{path}: {name} is {values.get(name)!r}; only {fixed!r} can be read")
-    fields = {}
-    for ours, theirs in FIELDS.items():
-        if theirs in values:
-            fields[ours] = values[theirs]
-        elif ours not in OPTIONAL_FIELDS:
-            raise UserError(f"{path}: {theirs!r} is missing; is this the whole file?")
-    if values.get("_remove_final_layer_norm"):
-        fields["final_layer_norm"] = False
-    return OPTConfig(**fields)
+    form = huggingface_form_of(values.get("model_type"))
+    if form is None:
+        raise UserError(
+            f"{path}: model_type is {values.get('model_type')!r}; only "
+            f"{', '.join(map(repr, huggingface_model_types()))} can be read"
+        )
+    return form.read_config(values, str(path))
 
 
 def read_huggingface(
@@ -136,7 +121,7 @@ def read_huggingface(
     mesh: jax.sharding.Mesh | None = None,
     preset: str = "standard",
     dtype: str = "float32",
-) -> tuple[OPTConfig, dict[str, Any]]:
+) -> tuple[DecoderConfig, dict[str, Any]]:
     """Reads a model, tensor by tensor, each device only its own part.
 
     Args:
@@ -157,8 +142,10 @@ def read_huggingface(
     shardings = None
     if mesh is not None:
         shardings = param_shardings(abstract_model(config)[1], mesh, preset)
-    with _open_tensors(folder) as tensors:
-        leaves = leaves_of(config)
+    form = huggingface_form(config)
+    with _open_tensors(folder, form.canonical_name) as tensors:
+        leaves = huggingface_tensors(config)
+        _settle_aliases(folder, form.aliases(config), tensors)
         _check_tensors(folder, leaves, tensors)
         params: dict[str, Any] = {}
         for leaf in leaves:
@@ -175,7 +162,7 @@ def read_huggingface(
 
 
 def _read_leaf(
-    leaf: Leaf, tensors: Mapping[str, Any], sharding: jax.sharding.Sharding, dtype: str
+    leaf: TensorLayout, tensors: Mapping[str, Any], sharding: jax.sharding.Sharding, dtype: str
 ) -> jax.Array:
     stacked = leaf.num_layers is not None
     shape = (leaf.num_layers, *leaf.shape) if stacked else leaf.shape
@@ -197,8 +184,10 @@ def _read_leaf(
 
 
 @contextlib.contextmanager
-def _open_tensors(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Yields name (without prefix) -> safetensors slice, for all files of the folder."""
+def _open_tensors(
+    folder: pathlib.Path, canonical_name: Callable[[str], str]
+) -> Iterator[dict[str, Any]]:
+    """Yields canonical name -> safetensors slice, for all files of the folder."""
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX, "the index of a Hugging Face model")
         files = sorted(set(index.get("weight_map", {}).values()))
@@ -216,7 +205,7 @@ def _open_tensors(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
             except (safetensors.SafetensorError, OSError) as e:
                 raise UserError(f"{folder / file} is damaged: {e}; copy it again") from e
             for name in opened.keys():  # noqa: SIM118  (not a dict)
-                tensors[re.sub(r"^(model\.)?(decoder\.)?", "", name)] = opened.get_slice(name)
+                tensors[canonical_name(name)] = opened.get_slice(name)
         yield tensors
 
 
@@ -225,34 +214,45 @@ def _no_weights(folder: pathlib.Path) -> str:
         return (
             f"{folder} holds its weights as pytorch_model.bin only, a pickle, which is not read; "
             'convert it where torch is installed: python -c "import transformers as t; '
-            f"t.OPTForCausalLM.from_pretrained('{folder}').save_pretrained('{folder}')\""
+            f"t.AutoModelForCausalLM.from_pretrained('{folder}').save_pretrained('{folder}')\""
         )
     return f"{folder} holds neither {WEIGHTS} nor {INDEX}"
 
 
-def _check_tensors(folder: pathlib.Path, leaves: list[Leaf], tensors: dict[str, Any]) -> None:
-    """Compares names and shapes with what config.json asks for; settles the tied head."""
-    if HEAD in tensors:
-        # Files made from tied weights keep one of the two names, and not always this one.
-        head = tensors.pop(HEAD)
-        if TOKENS not in tensors:
-            tensors[TOKENS] = head
-        elif not np.array_equal(head[:], tensors[TOKENS][:]):
+def _settle_aliases(
+    folder: pathlib.Path, aliases: Mapping[str, str], tensors: dict[str, Any]
+) -> None:
+    """Leaves one name of tied tensors; files keep one of the two, and not always the same."""
+    for alias, name in aliases.items():
+        if alias not in tensors:
+            continue
+        other = tensors.pop(alias)
+        if name not in tensors:
+            tensors[name] = other
+        elif not np.array_equal(other[:], tensors[name][:]):
             raise UserError(
-                f"{folder}: {HEAD} differs from {PREFIX}{TOKENS}; only tied models can be read"
+                f"{folder}: {alias} differs from {name}, but config.json says that they are tied"
             )
+
+
+def _check_tensors(
+    folder: pathlib.Path, leaves: list[TensorLayout], tensors: dict[str, Any]
+) -> None:
+    """Compares names and shapes with what config.json asks for."""
     expected = {name: leaf.their_shape for leaf in leaves for name in leaf.names()}
     for name, shape in expected.items():
         if name not in tensors:
-            raise UserError(f"{folder}: tensor {PREFIX}{name} is missing")
+            raise UserError(f"{folder}: tensor {name} is missing")
         if tuple(tensors[name].get_shape()) != shape:
             raise UserError(
-                f"{folder}: tensor {PREFIX}{name} has shape {list(tensors[name].get_shape())}; "
+                f"{folder}: tensor {name} has shape {list(tensors[name].get_shape())}; "
                 f"config.json asks for {list(shape)}"
             )
     for name in tensors:
         if name not in expected:
-            raise UserError(f"{folder}: tensor {name} belongs to no part of an OPT model")
+            raise UserError(
+                f"{folder}: tensor {name} belongs to no part of the model in config.json"
+            )
 
 
 # ---- writing ---------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def _check_tensors(folder: pathlib.Path, leaves: list[Leaf], tensors: dict[str, 
 
 def write_huggingface(
     folder: str | os.PathLike,
-    config: OPTConfig,
+    config: DecoderConfig,
     params: Mapping[str, Any],
     *,
     dtype: str = "float32",
@@ -278,50 +278,47 @@ def write_huggingface(
       tokenizer_from: a folder whose tokenizer files are copied; None copies none.
 
     Raises:
-      UserError: the folder is not empty; the model has no form in Hugging Face's OPT; a weight
+      UserError: the folder is not empty; the model has no form in Hugging Face's; a weight
         does not fit float16; a full disk.
     """
     folder = pathlib.Path(folder)
-    _check_writable(folder, config, dtype)
+    _check_writable(folder, dtype)
+    values = huggingface_form(config).write_config(config, dtype)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         with disk_errors(folder, "a Hugging Face model"):
             temporary.mkdir(parents=True)
             _write_weights(temporary, config, params, np.dtype(dtype), max_shard_bytes)
-            _write_config(temporary, config, dtype)
+            _write_config(temporary, config, values)
             if tokenizer_from is not None:
-                _copy_tokenizer(pathlib.Path(tokenizer_from), temporary)
+                defaults = huggingface_form(config).tokenizer_config
+                _copy_tokenizer(pathlib.Path(tokenizer_from), temporary, defaults)
             os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
-    """Copies what there is; a vocabulary without configuration gets that of OPT's tokenizer."""
+def _copy_tokenizer(
+    source: pathlib.Path, folder: pathlib.Path, defaults: Mapping[str, Any]
+) -> None:
+    """Copies what there is; a vocabulary without configuration gets the architecture's."""
     names = {**METASEQ_TOKENIZER_FILES, **{name: name for name in TOKENIZER_FILES}}
     for theirs, ours in names.items():
         if (source / theirs).exists():
             shutil.copyfile(source / theirs, folder / ours)
     if (folder / "vocab.json").exists() and not (folder / "tokenizer_config.json").exists():
-        _dump(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
+        _dump(folder / "tokenizer_config.json", dict(defaults))
 
 
-def _check_writable(folder: pathlib.Path, config: OPTConfig, dtype: str) -> None:
+def _check_writable(folder: pathlib.Path, dtype: str) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; choose a new folder or remove it")
     if dtype not in DTYPES:
         raise UserError(f"cannot write tensors as {dtype!r}; choose one of {', '.join(DTYPES)}")
-    if config.position_offset != 2:
-        raise UserError(f"Hugging Face's OPT has position offset 2, not {config.position_offset}")
-    if config.final_layer_norm and not config.pre_layer_norm:
-        raise UserError("Hugging Face's OPT has no final layer norm when pre_layer_norm is off")
 
 
-def _write_config(folder: pathlib.Path, config: OPTConfig, dtype: str) -> None:
-    values = {"architectures": ["OPTForCausalLM"], **FIXED, "torch_dtype": dtype}
-    values |= {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
-    values["_remove_final_layer_norm"] = config.pre_layer_norm and not config.final_layer_norm
-    ids = {"bos_token_id": config.bos_id, "eos_token_id": config.eos_id}
+def _write_config(folder: pathlib.Path, config: DecoderConfig, values: dict[str, Any]) -> None:
+    ids = {"bos_token_id": config.bos_id, "eos_token_id": values["eos_token_id"]}
     ids["pad_token_id"] = config.pad_id
     _dump(folder / "config.json", values)
     _dump(folder / "generation_config.json", {"_from_model_config": True, **ids})
@@ -329,14 +326,14 @@ def _write_config(folder: pathlib.Path, config: OPTConfig, dtype: str) -> None:
 
 def _write_weights(
     folder: pathlib.Path,
-    config: OPTConfig,
+    config: DecoderConfig,
     params: Mapping[str, Any],
     dtype: np.dtype,
     max_shard_bytes: int,
 ) -> None:
-    shards: list[list[tuple[str, Leaf, int | None]]] = [[]]
+    shards: list[list[tuple[str, TensorLayout, int | None]]] = [[]]
     total = used = 0
-    for leaf in leaves_of(config):
+    for leaf in huggingface_tensors(config):
         size = math.prod(leaf.shape) * dtype.itemsize
         for i, name in enumerate(leaf.names()):
             if shards[-1] and used + size > max_shard_bytes:
@@ -349,7 +346,7 @@ def _write_weights(
         files = [WEIGHTS]
     weight_map = {}
     for file, shard in zip(files, shards, strict=True):
-        tensors = {PREFIX + name: _tensor(name, leaf, i, params, dtype) for name, leaf, i in shard}
+        tensors = {name: _tensor(name, leaf, i, params, dtype) for name, leaf, i in shard}
         _save(tensors, folder / file)
         weight_map |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
@@ -357,7 +354,7 @@ def _write_weights(
 
 
 def _tensor(
-    name: str, leaf: Leaf, layer: int | None, params: Mapping[str, Any], dtype: np.dtype
+    name: str, leaf: TensorLayout, layer: int | None, params: Mapping[str, Any], dtype: np.dtype
 ) -> np.ndarray:
     value: Any = params
     for key in leaf.path:
@@ -366,7 +363,7 @@ def _tensor(
     with np.errstate(over="ignore"):
         out = leaf.theirs(value).astype(dtype, order="C")
     if np.isfinite(value).all() and not np.isfinite(out).all():
-        raise UserError(f"{PREFIX}{name} has values too large for {dtype}; write bfloat16 instead")
+        raise UserError(f"{name} has values too large for {dtype}; write bfloat16 instead")
     return out
 
 

@@ -11,8 +11,9 @@ from optiml_jax.checkpoint.manager import find_checkpoint, load_metadata, load_p
 from optiml_jax.cli.settings import Evaluate, Run, configured, expand
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size, vocabulary_fingerprint
 from optiml_jax.errors import UserError
-from optiml_jax.model.config import OPTConfig, model_config
-from optiml_jax.model.opt import abstract_model, init_params
+from optiml_jax.model.architectures import config_from_dict, model_config
+from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.decoder import abstract_model, init_params
 from optiml_jax.sharding.rules import abstract_params, param_shardings
 from optiml_jax.train.config import TrainConfig
 
@@ -28,7 +29,7 @@ class Model:
     """
 
     name: str
-    config: OPTConfig
+    config: DecoderConfig
     graphdef: Any
     params: Any
     metadata: dict[str, Any]
@@ -74,7 +75,7 @@ def load_model(run: Run, place: str, mesh: jax.sharding.Mesh, preset: str) -> Mo
         return _untrained(run, mesh, preset)
     step_folder = find_checkpoint(checkpoints_dir(run) if place == "latest" else place)
     metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
-    config = OPTConfig.from_dict(metadata["model"])
+    config = config_from_dict(metadata["model"])
     params = load_params(step_folder, abstract_params(config, mesh, preset))
     return Model(_name(run, step_folder), config, abstract_model(config)[0], params, metadata)
 

@@ -10,7 +10,7 @@ from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Convert, configured, expand
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size, vocabulary_fingerprint
 from optiml_jax.errors import UserError
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.architectures import config_from_dict
 from optiml_jax.sharding.rules import abstract_params
 
 
@@ -57,7 +57,7 @@ def from_huggingface(source: str, destination: pathlib.Path, settings: Convert) 
 def to_huggingface(source: str, destination: pathlib.Path, settings: Convert) -> None:
     """Writes a folder that `transformers` loads, with the tokenizer if it is OPT's."""
     metadata = load_metadata(source)
-    config = OPTConfig.from_dict(metadata["model"])
+    config = config_from_dict(metadata["model"])
     params = load_params(source, abstract_params(config))
     kind, _, place = metadata["vocabulary"]["spec"].partition(":")
     tokenizer = huggingface.fetch(place) if kind == "opt" else None

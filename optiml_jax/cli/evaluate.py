@@ -21,7 +21,7 @@ from optiml_jax.evaluate.instances import subsample
 from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.records import RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import rollup
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.config import DecoderConfig
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.train.duties import EvaluationHook
 from optiml_jax.train.metrics import SummaryWriter
@@ -111,7 +111,7 @@ class Evaluation:
         return [f"{name}: {task} at {shots} shots: {why}" for task, shots, why in failed]
 
 
-def evaluation_hook(config: OPTConfig, metadata: Mapping[str, Any]) -> EvaluationHook:
+def evaluation_hook(config: DecoderConfig, metadata: Mapping[str, Any]) -> EvaluationHook:
     """What `optiml train` calls to evaluate its parameters as `optiml evaluate` would.
 
     Args:

@@ -20,7 +20,7 @@ import optiml_jax.data.mixture
 import optiml_jax.data.plan
 import optiml_jax.data.prompts
 import optiml_jax.evaluate.config
-import optiml_jax.model.config
+import optiml_jax.model.architectures
 import optiml_jax.sharding.mesh
 import optiml_jax.train.config
 import optiml_jax.train.optimizer

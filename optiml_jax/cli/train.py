@@ -14,7 +14,8 @@ from optiml_jax.cli.settings import Evaluate, Run, configured
 from optiml_jax.data.plan import Plan
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors
-from optiml_jax.model.config import OPTConfig, model_config
+from optiml_jax.model.architectures import model_config
+from optiml_jax.model.config import DecoderConfig
 from optiml_jax.sharding.mesh import MeshConfig
 from optiml_jax.train.config import TrainConfig, run_metadata
 from optiml_jax.train.duties import EvaluationHook
@@ -55,7 +56,7 @@ def evaluation_steps(wanted: int | Sequence[int], num_steps: int) -> set[int]:
     return set(wanted)
 
 
-def evaluation_hook(model: OPTConfig, metadata: dict[str, Any]) -> EvaluationHook:
+def evaluation_hook(model: DecoderConfig, metadata: dict[str, Any]) -> EvaluationHook:
     """What evaluates the parameters; imported only when asked for, since it needs TensorFlow."""
     if jax.process_count() > 1:
         raise UserError(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from optiml_jax.errors import UserError
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.config import DecoderConfig
 from optiml_jax.sharding.rules import batch_sharding, use_mesh
 
 _SMALLEST_BUCKET = 64
@@ -34,7 +34,7 @@ class Engine:
 
     graphdef: Any
     params: Any
-    config: OPTConfig
+    config: DecoderConfig
     bos_id: int = 2
     tokens_per_batch: int = 8192
     mesh: jax.sharding.Mesh | None = None

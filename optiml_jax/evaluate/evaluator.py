@@ -40,7 +40,7 @@ from optiml_jax.evaluate.records import (
 )
 from optiml_jax.evaluate.runner import Request, Runner
 from optiml_jax.files import fingerprint
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.config import DecoderConfig
 
 _log = logging.getLogger(__name__)
 MetricFn = Callable[..., Mapping[str, Any]]
@@ -96,7 +96,7 @@ class _Job:
 
 
 def check_vocabulary(
-    vocabulary: seqio.Vocabulary, model_config: OPTConfig, metadata: Mapping[str, Any] | None
+    vocabulary: seqio.Vocabulary, model_config: DecoderConfig, metadata: Mapping[str, Any] | None
 ) -> None:
     """Raises a UserError if the checkpoint was trained with another vocabulary.
 
@@ -124,7 +124,7 @@ def evaluate(
     tasks: Sequence[EvalTask],
     graphdef: Any,
     params: Any,
-    model_config: OPTConfig,
+    model_config: DecoderConfig,
     vocabulary: seqio.Vocabulary,
     config: EvalConfig,
     out_dir: str,

@@ -182,7 +182,7 @@ def score_places(
     """Log-probabilities of tokens that the model predicts at given places.
 
     Args:
-      model: the contract of `optiml_jax.model.opt.OPT`.
+      model: a `optiml_jax.model.decoder.Decoder`.
       prefix: what every row continues, or None.
       tokens, positions: int32[B, L].
       mask: of the tokens.

@@ -72,8 +72,9 @@ def attend(
 
     Args:
       query: [B, H, L, Dh], already divided by sqrt(Dh).
-      parts: (key [A, H, S, Dh], value [A, H, S, Dh], allowed bool[B, L, S]); S may differ, and so
-        may A: each row of keys serves B // A consecutive rows.
+      parts: (key [A, Hkv, S, Dh], value [A, Hkv, S, Dh], allowed bool[B, L, S]); S may differ, and
+        so may A: each row of keys serves B // A consecutive rows, and each of its heads H // Hkv
+        consecutive heads of queries.
       dropout: probability of dropping an attention weight; needs `dropout_key`.
       dropout_key: key of the dropout; None turns it off.
 
@@ -88,22 +89,24 @@ def attend(
     for _, value, _ in parts:
         size = value.shape[2]
         part = _grouped(weights[..., start : start + size], value)
-        out += jnp.einsum("aghls,ahsk->aghlk", part, value).reshape(query.shape)
+        out += jnp.einsum("aghils,ahsk->aghilk", part, value).reshape(query.shape)
         start += size
     return out
 
 
 def _scores(query: jax.Array, key: jax.Array, allowed: jax.Array) -> jax.Array:
     scores = jnp.einsum(
-        "aghlk,ahsk->aghls", _grouped(query, key), key, preferred_element_type=jnp.float32
+        "aghilk,ahsk->aghils", _grouped(query, key), key, preferred_element_type=jnp.float32
     )
     scores = scores.reshape(*query.shape[:3], key.shape[2])
     return jnp.where(allowed[:, None], scores, MASKED_SCORE)
 
 
 def _grouped(rows: jax.Array, keys: jax.Array) -> jax.Array:
-    """[B, ...] as [A, B // A, ...], the rows that have the same row of keys [A, ...]."""
-    return rows.reshape(len(keys), -1, *rows.shape[1:])
+    """[B, H, ...] as [A, B // A, Hkv, H // Hkv, ...]: rows and heads by the keys [A, Hkv, ...]."""
+    num_rows, num_heads = keys.shape[:2]
+    shape = (num_rows, len(rows) // num_rows, num_heads, rows.shape[1] // num_heads)
+    return rows.reshape(*shape, *rows.shape[2:])
 
 
 def drop(x: jax.Array, probability: float, key: jax.Array | None) -> jax.Array:

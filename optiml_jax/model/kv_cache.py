@@ -11,7 +11,7 @@ from flax import struct
 
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.axes import constrain
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.config import DecoderConfig
 
 
 @struct.dataclass
@@ -19,8 +19,8 @@ class KVCache:
     """Keys and values of the tokens a model has seen.
 
     Attributes:
-      key: [layers, B, H, S, Dh] in the type of the computation.
-      value: [layers, B, H, S, Dh].
+      key: [layers, B, Hkv, S, Dh] in the type of the computation.
+      value: [layers, B, Hkv, S, Dh].
       mask: what the mask said of each slot, fields [B, S]; a free slot is padding (segment 0).
       index: int32[B], the number of slots a row has filled.
       fresh: known to be empty, so that the first call attends to its own tokens only. Part of the
@@ -34,9 +34,9 @@ class KVCache:
     fresh: bool = struct.field(pytree_node=False, default=False)
 
     @classmethod
-    def empty(cls, config: OPTConfig, batch_size: int, capacity: int) -> "KVCache":
+    def empty(cls, config: DecoderConfig, batch_size: int, capacity: int) -> "KVCache":
         """A cache for `batch_size` rows of `capacity` tokens (prompt and new ones together)."""
-        shape = (config.num_layers, batch_size, config.num_heads, capacity, config.head_dim)
+        shape = (config.num_layers, batch_size, config.num_kv_heads, capacity, config.head_dim)
         return cls(
             key=jnp.zeros(shape, config.dtype),
             value=jnp.zeros(shape, config.dtype),
@@ -60,7 +60,7 @@ class KVCache:
         return mask.valid & (self.slots(mask) >= self.capacity)
 
     def append(self, key: jax.Array, value: jax.Array, mask: DocumentMask) -> "KVCache":
-        """The cache with the keys and values [layers, B, H, L, Dh] of a call written in."""
+        """The cache with the keys and values [layers, B, Hkv, L, Dh] of a call written in."""
         slots = self.slots(mask)
         rows = jnp.arange(slots.shape[0])[:, None]
 

@@ -17,8 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from optiml_jax.errors import UserError
 from optiml_jax.model.axes import activation_constraint
-from optiml_jax.model.config import OPTConfig
-from optiml_jax.model.opt import abstract_model
+from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.decoder import abstract_model
 
 Rules = Mapping[str, tuple[str, ...]]
 
@@ -74,7 +74,7 @@ def param_shardings(
 
 
 def abstract_params(
-    config: OPTConfig,
+    config: DecoderConfig,
     mesh: jax.sharding.Mesh | None = None,
     preset: str = "standard",
     dtype: str = "float32",

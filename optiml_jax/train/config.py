@@ -10,7 +10,8 @@ import jax
 
 from optiml_jax.data.plan import Plan
 from optiml_jax.errors import UserError
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.architectures import config_from_dict
+from optiml_jax.model.config import DecoderConfig
 from optiml_jax.train.optimizer import OptimizerConfig
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def check_plan(plan: Plan, model: OPTConfig) -> None:
+def check_plan(plan: Plan, model: DecoderConfig) -> None:
     """UserError when the plan's tokens or rows do not fit the model."""
     vocabulary = plan.meta["vocabulary"]
     if vocabulary["padded_size"] != model.vocab_size:
@@ -97,7 +98,7 @@ def check_plan(plan: Plan, model: OPTConfig) -> None:
 
 
 def run_metadata(
-    config: TrainConfig, model: OPTConfig, optimizer: OptimizerConfig, plan: Plan
+    config: TrainConfig, model: DecoderConfig, optimizer: OptimizerConfig, plan: Plan
 ) -> dict[str, Any]:
     """What a checkpoint says about its run: all that decides the parameters, but the step."""
     return {
@@ -128,7 +129,7 @@ def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str
     names = [name for name in current if name not in ("model", "num_microbatches")]
     differences = _differences(stored, current, names)
     fields = [name for name in current["model"] if name not in _FREE_FIELDS]
-    differences += _differences(stored.get("model", {}), current["model"], fields)
+    differences += _differences(_model_of(stored), current["model"], fields)
     if differences:
         raise UserError(
             f"{run_dir} holds another run: {'; '.join(differences)}; choose a new run_dir (with "
@@ -139,7 +140,7 @@ def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str
 def check_initial_checkpoint(path: str, stored: Mapping[str, Any], current: Mapping[str, Any]):
     """UserError when the weights in `path` mean something else to this run's model or plan."""
     fields = [name for name in current["model"] if name not in _FINE_TUNING_FIELDS]
-    differences = _differences(stored["model"], current["model"], fields)
+    differences = _differences(_model_of(stored), current["model"], fields)
     names = {kind: values["vocabulary"] for kind, values in (("old", stored), ("new", current))}
     if names["old"]["fingerprint"] != names["new"]["fingerprint"]:
         differences.append(
@@ -150,6 +151,11 @@ def check_initial_checkpoint(path: str, stored: Mapping[str, Any], current: Mapp
             f"cannot start from the checkpoint {path}: {'; '.join(differences)}; prepare, plan and "
             "configure the model as the checkpoint was"
         )
+
+
+def _model_of(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The model of a checkpoint with all of its fields, whichever version wrote them down."""
+    return config_from_dict(metadata["model"]).to_dict()
 
 
 def _differences(stored: Mapping[str, Any], current: Mapping[str, Any], names: list[str]) -> list:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import jax
 
 from optiml_jax.checkpoint.manager import CheckpointManager
-from optiml_jax.model.config import OPTConfig
-from optiml_jax.model.opt import abstract_model
+from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.decoder import abstract_model
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.sharding.rules import use_mesh
 from optiml_jax.train.batches import Batch, open_batches
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 def train(
     config: TrainConfig,
-    model: OPTConfig,
+    model: DecoderConfig,
     mesh: MeshConfig,
     optimizer: OptimizerConfig,
     evaluation_hook: EvaluationHook | None = None,

@@ -14,7 +14,6 @@ from tensorboard.compat.proto import event_pb2, summary_pb2, types_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from optiml_jax.files import disk_errors
-from optiml_jax.model.config import OPTConfig
 
 # Dense bfloat16 FLOP/s of one device, from the vendors' data sheets; by the start of device_kind.
 PEAK_FLOPS = {
@@ -32,9 +31,10 @@ PEAK_FLOPS = {
 }
 MFU_FORMULA = (
     "mfu = flops_per_token * tokens_per_second / (devices * peak_flops); "
-    "flops_per_token = 6 * N + 12 * num_layers * d_model * sequence_length "
+    "flops_per_token = 6 * N + 12 * num_layers * num_heads * head_dim * sequence_length "
     "(PaLM, appendix B: forward and backward, full attention, no recomputation), "
-    "N = parameters without the position table; tokens are all slots of the packed rows"
+    "N = parameters without tables that are only looked up in; "
+    "tokens are all slots of the packed rows"
 )
 
 
@@ -93,13 +93,6 @@ class SummaryWriter:
         event.wall_time = time.time()
         with disk_errors(self._folder, "TensorBoard events"):
             self._file.write(event.SerializeToString())
-
-
-def flops_per_token(config: OPTConfig, sequence_length: int) -> float:
-    """FLOPs of one token in training, as `MFU_FORMULA` says."""
-    positions = (config.max_positions + config.position_offset) * config.d_model
-    attention = 12 * config.num_layers * config.d_model * sequence_length
-    return 6 * (config.num_params - positions) + attention
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import jax
 
-from optiml_jax.model.config import OPTConfig
-from optiml_jax.model.opt import abstract_model
+from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.decoder import abstract_model
 from optiml_jax.sharding.rules import abstract_params, batch_sharding, replicated, use_mesh
 from optiml_jax.train.batches import abstract_batch
 from optiml_jax.train.config import TrainConfig
@@ -33,7 +33,7 @@ class Programs:
 
 def compile_programs(
     config: TrainConfig,
-    model: OPTConfig,
+    model: DecoderConfig,
     optimizer: OptimizerConfig,
     mesh: jax.sharding.Mesh,
     preset: str,
@@ -60,7 +60,7 @@ def compile_programs(
 
 def lower_train_step(
     config: TrainConfig,
-    model: OPTConfig,
+    model: DecoderConfig,
     optimizer: OptimizerConfig,
     mesh: jax.sharding.Mesh,
     preset: str,
@@ -97,7 +97,7 @@ def lower_train_step(
 
 def lower_validation_step(
     config: TrainConfig,
-    model: OPTConfig,
+    model: DecoderConfig,
     mesh: jax.sharding.Mesh,
     preset: str,
     sequence_length: int,

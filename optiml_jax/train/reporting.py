@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from optiml_jax.errors import UserError
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.config import DecoderConfig
 from optiml_jax.train import metrics
 from optiml_jax.train.config import TrainConfig
 
@@ -138,7 +138,7 @@ class Reporter:
 @contextlib.contextmanager
 def make_reporter(
     config: TrainConfig,
-    model: OPTConfig,
+    model: DecoderConfig,
     mesh: jax.sharding.Mesh,
     sequence_length: int,
     start: int,
@@ -156,7 +156,7 @@ def make_reporter(
         start,
         config.num_steps,
         slots=config.global_batch_size * sequence_length,
-        flops_per_token=metrics.flops_per_token(model, sequence_length),
+        flops_per_token=model.flops_per_token(sequence_length),
         total_peak_flops=peak and peak * mesh.size,
     )
     with reporter.open():

@@ -5,7 +5,7 @@ from typing import Any
 
 from optiml_jax.checkpoint.manager import CheckpointManager, load_metadata, load_params
 from optiml_jax.data.plan import Plan
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.config import DecoderConfig
 from optiml_jax.train.config import (
     TrainConfig,
     check_initial_checkpoint,
@@ -22,7 +22,7 @@ from optiml_jax.train.state import (
 logger = logging.getLogger(__name__)
 
 
-def load_plans(config: TrainConfig, model: OPTConfig) -> tuple[Plan, Plan | None]:
+def load_plans(config: TrainConfig, model: DecoderConfig) -> tuple[Plan, Plan | None]:
     """The plans to train and to validate on, which fit the model."""
     plan, validation = Plan.load(config.plan_dir), None
     if config.validation_plan_dir is not None:
@@ -34,7 +34,7 @@ def load_plans(config: TrainConfig, model: OPTConfig) -> tuple[Plan, Plan | None
 
 def start_state(
     config: TrainConfig,
-    model: OPTConfig,
+    model: DecoderConfig,
     abstract: TrainState,
     checkpoints: CheckpointManager,
     metadata: dict[str, Any],

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from optiml_jax.model.config import OPTConfig
-from optiml_jax.model.opt import init_params
+from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.decoder import init_params
 from optiml_jax.sharding.rules import abstract_params, replicated
 from optiml_jax.train.optimizer import init_optimizer
 
@@ -16,7 +16,7 @@ from optiml_jax.train.optimizer import init_optimizer
 class TrainState:
     """Attributes:
     step: int32[], updates made so far.
-    params: pure nested dict of float32 arrays, as made by `model.opt.init_params`.
+    params: pure nested dict of float32 arrays, as made by `model.decoder.init_params`.
     optimizer: pure dict of the moments, float32, shaped and sharded as `params`.
     """
 
@@ -29,14 +29,14 @@ class TrainState:
         return {"params": self.params, "optimizer": self.optimizer}
 
 
-def abstract_state(model: OPTConfig, mesh: jax.sharding.Mesh, preset: str) -> TrainState:
+def abstract_state(model: DecoderConfig, mesh: jax.sharding.Mesh, preset: str) -> TrainState:
     """Shapes, dtypes and shardings of the whole state; no memory is used."""
     params = abstract_params(model, mesh, preset)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     return TrainState(step=step, params=params, optimizer={"mu": params, "nu": params})
 
 
-def initial_state(model: OPTConfig, seed: int, abstract: TrainState) -> TrainState:
+def initial_state(model: DecoderConfig, seed: int, abstract: TrainState) -> TrainState:
     """The state before the first update, with random weights of `seed`, made in place."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
     _, params = init_params(model, seed, shardings)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.axes import constrain
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.config import DecoderConfig
 from optiml_jax.train.loss import label_loss
 from optiml_jax.train.optimizer import OptimizerConfig, apply_gradient
 from optiml_jax.train.state import TrainState
@@ -44,7 +44,7 @@ def batch_loss(
 
 def make_train_step(
     graphdef: nnx.GraphDef,
-    model: OPTConfig,
+    model: DecoderConfig,
     optimizer: OptimizerConfig,
     *,
     num_steps: int,

@@ -22,7 +22,7 @@ from optiml_jax.cli.settings import Evaluate, Run
 from optiml_jax.cli.train import evaluation_steps
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.records import RunFolder
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.architectures import config_from_dict
 from optiml_jax.sharding.rules import abstract_params
 
 SHARDED = ["--gin.MeshConfig.data=2", "--gin.MeshConfig.fsdp=2", "--gin.MeshConfig.tensor=2"]
@@ -93,7 +93,7 @@ def test_evaluation_in_training_does_not_change_training(trained, tmp_path):
     assert optiml("train", trained, f"--gin.Run.run_dir={tmp_path}/run") == 0
     for step in ("2", "4"):
         folders = [root / "run" / "checkpoints" / step for root in (trained, tmp_path)]
-        config = OPTConfig.from_dict(load_metadata(folders[0])["model"])
+        config = config_from_dict(load_metadata(folders[0])["model"])
         params = [load_params(folder, abstract_params(config)) for folder in folders]
         jax.tree.map(np.testing.assert_array_equal, *params)
     assert not (tmp_path / "run" / "evaluation").exists()

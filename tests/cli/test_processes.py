@@ -14,7 +14,7 @@ from tiny_bench import write_tiny_bench
 
 from optiml_jax.checkpoint.manager import load_metadata, load_params
 from optiml_jax.cli.main import main
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.architectures import config_from_dict
 from optiml_jax.sharding.rules import abstract_params
 
 
@@ -27,7 +27,7 @@ def start(gin_file: str, more: list[str], settings: dict[str, str]) -> subproces
 
 
 def params_of(run: pathlib.Path):
-    return load_params(run, abstract_params(OPTConfig.from_dict(load_metadata(run)["model"])))
+    return load_params(run, abstract_params(config_from_dict(load_metadata(run)["model"])))
 
 
 def test_two_processes_train_as_one(tmp_path):

@@ -11,7 +11,7 @@ from tiny_bench import write_tiny_bench
 
 from optiml_jax.checkpoint.manager import load_metadata, load_params
 from optiml_jax.cli.main import main
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.architectures import config_from_dict
 from optiml_jax.sharding.rules import abstract_params
 
 
@@ -92,7 +92,7 @@ def test_a_checkpoint_goes_to_hugging_face_and_comes_back(line, tmp_path):
     convert(source=line / "run", destination=out, to="huggingface")
     spec = f"sentencepiece:{line}/vocabulary.model"
     convert(source=out, destination=back, vocabulary=spec)
-    config = OPTConfig.from_dict(load_metadata(back)["model"])
+    config = config_from_dict(load_metadata(back)["model"])
     before, after = (load_params(path, abstract_params(config)) for path in (line / "run", back))
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
@@ -104,7 +104,7 @@ def test_training_starts_from_a_converted_checkpoint(line, tmp_path, caplog):
     for verb in ("plan", "train"):
         gin.clear_config()
         assert main([verb, *arguments]) == 0
-    config = OPTConfig.from_dict(load_metadata(tmp_path / "run")["model"])
+    config = config_from_dict(load_metadata(tmp_path / "run")["model"])
     folders = (line / "run", tmp_path / "run")
     before, after = (load_params(path, abstract_params(config)) for path in folders)
     jax.tree.map(np.testing.assert_array_equal, before, after)

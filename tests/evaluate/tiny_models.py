@@ -9,8 +9,8 @@ from flax import nnx
 
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.model.attention import DocumentMask
-from optiml_jax.model.config import OPTConfig
-from optiml_jax.model.opt import init_params
+from optiml_jax.model.decoder import init_params
+from optiml_jax.model.opt.config import OPTConfig
 
 PRE_NORM = OPTConfig(
     vocab_size=96, d_model=32, num_layers=2, num_heads=4, max_positions=128, init_std=0.3

@@ -9,8 +9,8 @@ from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import EvalTask, evaluate
 from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.records import TaskInfo
-from optiml_jax.model.config import OPTConfig
-from optiml_jax.model.opt import init_params
+from optiml_jax.model.decoder import init_params
+from optiml_jax.model.opt.config import OPTConfig
 
 CONFIG = EvalConfig(max_new_tokens=6, tokens_per_batch=2048)
 _WORDS = ["red", "blue", "green", "seven", "eight", "yes", "no", "cat", "dog", "Output", "Input"]

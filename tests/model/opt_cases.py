@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from optiml_jax.model.config import OPTConfig
-from optiml_jax.model.opt import abstract_model
+from optiml_jax.model.decoder import abstract_model
+from optiml_jax.model.opt.config import OPTConfig
 
 _SMALL = {"vocab_size": 96, "d_model": 32, "num_layers": 3, "num_heads": 4, "max_positions": 40}
 CASES = {

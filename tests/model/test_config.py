@@ -1,6 +1,7 @@
 """The configuration: published sizes, derived widths, one-line errors, gin."""
 
 import dataclasses
+import json
 import pathlib
 
 import gin
@@ -8,8 +9,9 @@ import jax
 import pytest
 
 from optiml_jax.errors import UserError
-from optiml_jax.model.config import SIZES, OPTConfig, model_config
-from optiml_jax.model.opt import abstract_model
+from optiml_jax.model.architectures import config_from_dict, model_config
+from optiml_jax.model.decoder import abstract_model
+from optiml_jax.model.opt.config import SIZES, OPTConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -64,7 +66,15 @@ def test_parameters_are_as_many_as_hugging_faces(size):
 
 def test_a_configuration_survives_its_dict():
     config = model_config("350m", dropout=0.0, remat="full")
-    assert OPTConfig.from_dict(config.to_dict()) == config
+    values = json.loads(json.dumps(config.to_dict()))
+    assert values["architecture"] == "opt"
+    assert config_from_dict(values) == config
+
+
+def test_a_configuration_without_an_architecture_is_opts():
+    values = model_config("350m").to_dict()
+    del values["architecture"], values["more_eos_ids"]  # as the first checkpoints say it
+    assert config_from_dict(values) == model_config("350m")
 
 
 def test_replaced_width_takes_the_derived_widths_along():
@@ -82,7 +92,8 @@ _plain = model_config.__wrapped__
     [
         (lambda: _plain("7b"), "unknown model size '7b'; choose one of 125m, 350m"),
         (lambda: _plain("125m", width=3), "unknown field 'width'"),
-        (lambda: OPTConfig.from_dict({"layers": 3}), "unknown field 'layers'"),
+        (lambda: config_from_dict({"layers": 3}), "unknown field 'layers'"),
+        (lambda: config_from_dict({"architecture": "rnn"}), "unknown architecture 'rnn'"),
         (lambda: OPTConfig(num_heads=7), "num_heads 7 does not divide d_model 768"),
         (lambda: OPTConfig(num_layers=0), "num_layers must be a positive whole number"),
         (lambda: OPTConfig(eos_id=[2, 3]), "eos_id must be one whole number"),

@@ -11,7 +11,7 @@ from flax import nnx
 
 from optiml_jax.checkpoint.huggingface import read_huggingface
 from optiml_jax.model.attention import DocumentMask
-from optiml_jax.model.opt import abstract_model
+from optiml_jax.model.decoder import abstract_model
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 ABSENT = "torch is not installed; the goldens of tests/goldens stand in"

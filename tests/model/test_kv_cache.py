@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 
 from optiml_jax.model.attention import DocumentMask
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.decoder import abstract_model
 from optiml_jax.model.kv_cache import KVCache
-from optiml_jax.model.opt import abstract_model
+from optiml_jax.model.opt.config import OPTConfig
 
 CONFIG = OPTConfig(vocab_size=64, d_model=32, num_layers=3, num_heads=4, max_positions=24)
 LENGTHS = np.array([12, 9, 5])

@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from optiml_jax.model.attention import DocumentMask
-from optiml_jax.model.config import OPTConfig
-from optiml_jax.model.opt import abstract_model, init_params
+from optiml_jax.model.decoder import abstract_model, init_params
+from optiml_jax.model.opt.config import OPTConfig
 
 SMALL = OPTConfig(vocab_size=64, d_model=32, num_layers=2, num_heads=4, max_positions=24)
 POST = dataclasses.replace(SMALL, embed_dim=16, pre_layer_norm=False, final_layer_norm=False)

@@ -2,8 +2,9 @@
 
 import jax
 
-from optiml_jax.model.config import SIZES, model_config
-from optiml_jax.model.opt import abstract_model
+from optiml_jax.model.architectures import model_config
+from optiml_jax.model.decoder import abstract_model
+from optiml_jax.model.opt.config import SIZES
 from optiml_jax.sharding.mesh import AXES
 from optiml_jax.sharding.rules import param_shardings
 

@@ -12,10 +12,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from optiml_jax.errors import UserError
+from optiml_jax.model.architectures import model_config
 from optiml_jax.model.attention import DocumentMask
-from optiml_jax.model.config import OPTConfig, model_config
+from optiml_jax.model.decoder import abstract_model, init_params
 from optiml_jax.model.kv_cache import KVCache
-from optiml_jax.model.opt import abstract_model, init_params
+from optiml_jax.model.opt.config import OPTConfig
 from optiml_jax.sharding import rules
 from optiml_jax.sharding.mesh import AXES, MeshConfig, make_mesh
 

@@ -10,9 +10,8 @@ import tiny_run
 
 from optiml_jax.checkpoint.manager import load_metadata, load_params
 from optiml_jax.errors import UserError
-from optiml_jax.model.opt import init_params
+from optiml_jax.model.decoder import init_params
 from optiml_jax.sharding.rules import abstract_params
-from optiml_jax.train import metrics
 from optiml_jax.train.loop import train
 
 # The tests run with 8 devices; rows of a batch are shared by all.
@@ -77,7 +76,7 @@ def test_a_run_reports_itself_on_lines_and_to_tensorboard(run, plan_dir, tmp_pat
     rate, seconds = values["tokens_per_second"][6], values["step_seconds"][6]
     assert rate * seconds == pytest.approx(8 * 32, rel=1e-4)
     model = tiny_run.configs("", "")[1]
-    expected = metrics.flops_per_token(model, 32) * rate / (8 * 1e9)
+    expected = model.flops_per_token(32) * rate / (8 * 1e9)
     assert values["mfu"][6] == pytest.approx(expected, rel=1e-4)
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from optiml_jax.data.loader import read_rows
 from optiml_jax.data.plan import Plan
 from optiml_jax.model.attention import DocumentMask
-from optiml_jax.model.opt import abstract_model, init_params
+from optiml_jax.model.decoder import abstract_model, init_params
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.sharding.rules import batch_sharding, use_mesh
 from optiml_jax.train.optimizer import OptimizerConfig

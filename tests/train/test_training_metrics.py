@@ -6,8 +6,9 @@ import pytest
 import tiny_run
 
 from optiml_jax.errors import UserError
-from optiml_jax.model.config import SIZES, model_config
-from optiml_jax.train.metrics import MFU_FORMULA, SummaryWriter, flops_per_token, peak_flops
+from optiml_jax.model.architectures import model_config
+from optiml_jax.model.opt.config import SIZES
+from optiml_jax.train.metrics import MFU_FORMULA, SummaryWriter, peak_flops
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -59,7 +60,7 @@ def test_flops_are_six_per_parameter_and_attention(size, billions):
     assert size in SIZES
     config = model_config(size)
     attention = 12 * config.num_layers * config.d_model * 2048
-    rest = flops_per_token(config, 2048) - attention
+    rest = config.flops_per_token(2048) - attention
     assert rest == pytest.approx(6e9 * billions, rel=0.03)
 
 

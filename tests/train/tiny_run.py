@@ -60,7 +60,7 @@ def _write_task(cache, task, number, seed, vocabulary):
 
 def configs(plan_dir, run_dir, train=None, model=None, mesh=None, optimizer=None):
     """(TrainConfig, OPTConfig, MeshConfig, OptimizerConfig) of a tiny run, with replacements."""
-    from optiml_jax.model.config import OPTConfig
+    from optiml_jax.model.opt.config import OPTConfig
     from optiml_jax.sharding.mesh import MeshConfig
     from optiml_jax.train.config import TrainConfig
     from optiml_jax.train.optimizer import OptimizerConfig

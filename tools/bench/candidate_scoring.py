@@ -27,9 +27,9 @@ from optiml_jax.evaluate import scoring
 from optiml_jax.evaluate.batching import Engine, batches, pad_rows
 from optiml_jax.evaluate.prefixes import shared_prefixes
 from optiml_jax.evaluate.scoring import ScoreItem
+from optiml_jax.model.architectures import model_config
 from optiml_jax.model.attention import DocumentMask
-from optiml_jax.model.config import model_config
-from optiml_jax.model.opt import init_params
+from optiml_jax.model.decoder import init_params
 
 
 @dataclasses.dataclass(frozen=True)

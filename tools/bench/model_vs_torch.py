@@ -23,9 +23,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.decoding import Prompt, generate
+from optiml_jax.model.architectures import model_config
 from optiml_jax.model.attention import DocumentMask
-from optiml_jax.model.config import OPTConfig, model_config
-from optiml_jax.model.opt import init_params
+from optiml_jax.model.decoder import init_params
+from optiml_jax.model.opt.config import OPTConfig
 
 
 def jax_gradient(config: OPTConfig, graphdef, params, tokens: np.ndarray) -> Callable[[], None]:

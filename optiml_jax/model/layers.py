@@ -1,0 +1,149 @@
+"""What decoders are built of: named parameters, linear maps, the scan over the stack of blocks.
+
+Parameters are float32 and carry logical axis names (`logical_axes`), which
+`optiml_jax.sharding.rules` lays over the mesh.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from optiml_jax.model.attention import DocumentMask
+from optiml_jax.model.axes import constrain
+from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.kv_cache import KVCache
+
+RESIDUAL = ("batch", "length", None)  # logical axes of the residual stream
+
+
+def parameter(value: jax.Array, *axes: str) -> nnx.Param:
+    """A parameter whose dimensions have the logical names `axes`."""
+    # Not Flax's own `out_sharding`: under a mesh, Flax would take the names for mesh axes.
+    return nnx.Param(value, logical_axes=axes)
+
+
+class Linear(nnx.Module):
+    """A linear map given by an einsum of input and kernel, with or without a bias.
+
+    Args:
+      equation: einsum of (input, kernel).
+      shape: shape of the kernel.
+      axes: logical axis names of the kernel.
+      bias: logical axis names of the bias, by position the last ones of the kernel or their own
+        ("norm", replicated); None is no bias.
+      train_bias: whether the bias gets a gradient.
+    """
+
+    def __init__(
+        self,
+        equation: str,
+        shape: tuple[int, ...],
+        axes: tuple[str, ...],
+        bias: tuple[str, ...] | None,
+        std: float,
+        rngs: nnx.Rngs,
+        train_bias: bool = True,
+    ):
+        self.equation = equation
+        self.train_bias = train_bias
+        self.kernel = parameter(std * jax.random.normal(rngs.params(), shape), *axes)
+        if bias is None:
+            self.bias = None
+        else:
+            self.bias = parameter(jnp.zeros(shape[len(shape) - len(bias) :]), *bias)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+        if self.bias is None:
+            return y
+        bias = self.bias[...] if self.train_bias else jax.lax.stop_gradient(self.bias[...])
+        return y + bias.astype(x.dtype)
+
+
+def embed(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
+    """[B, L, E] in `dtype`: rows of the token embedding; a token outside of it gives NaN."""
+    table = constrain(table, "vocab", None)
+    x = jnp.take(table, tokens, axis=0, mode="fill").astype(dtype)
+    return constrain(x, *RESIDUAL)
+
+
+def unembed(table: jax.Array, hidden: jax.Array) -> jax.Array:
+    """float32[..., V]: the product of `hidden` [..., E] with each row of `table` [V, E]."""
+    table = constrain(table, "vocab", None).astype(hidden.dtype)
+    return jnp.einsum("...e,ve->...v", hidden, table, preferred_element_type=jnp.float32)
+
+
+def out_of_range(
+    positions: jax.Array, mask: DocumentMask, cache: KVCache | None, max_positions: int
+) -> jax.Array:
+    """bool[B, L]: tokens at no position of the model, or without a slot in the cache."""
+    far = mask.valid & ((positions < 0) | (positions >= max_positions))
+    return far if cache is None else far | cache.overflows(mask)
+
+
+def make_stack(config: DecoderConfig, make_block: Any, rngs: nnx.Rngs) -> nnx.Module:
+    """The blocks of a decoder as one module, whose parameters have a first axis "layers".
+
+    Args:
+      make_block: (config, rngs) -> block, each with random weights of its own.
+    """
+
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers", "logical_axes": "layers"})
+    def stack(rngs: nnx.Rngs) -> nnx.Module:
+        return make_block(config, rngs)
+
+    return stack(rngs)
+
+
+def run_stack(
+    blocks: nnx.Module,
+    x: jax.Array,
+    mask: DocumentMask,
+    cache: KVCache | None,
+    prefix: KVCache | None,
+    dropout_key: jax.Array | None,
+    config: DecoderConfig,
+    *extra: Any,
+) -> tuple[jax.Array, KVCache | None]:
+    """Runs the stack of `make_stack` as one scan over its layers.
+
+    Args:
+      blocks: called as block(x, allowed, earlier, dropout_key, *extra) -> (x, (key, value));
+        `earlier` as the parts of `attention.attend`, key and value [B, Hkv, L, Dh].
+      x: [B, L, D].
+      mask: of the tokens of `x`.
+      cache: what came before; None: nothing did, and nothing is kept.
+      prefix: what stands before the rows of `cache`, only read.
+      dropout_key: None turns dropout off.
+      extra: the same for every block.
+
+    Returns:
+      [B, L, D], and the cache with these tokens when one was given.
+    """
+    graphdef, layers = nnx.split(blocks)
+    allowed = mask.lower()
+    caches = [c for c in (prefix, cache) if c is not None and not c.fresh]
+    allowed_earlier = [mask.lower_earlier(c.mask) for c in caches]
+    keys = None
+    if dropout_key is not None:
+        keys = jax.random.split(dropout_key, config.num_layers)
+
+    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+        params, earlier, key = layer
+        earlier = [(*kv, a) for kv, a in zip(earlier, allowed_earlier, strict=True)]
+        x, key_value = nnx.merge(graphdef, params)(x, allowed, earlier, key, *extra)
+        return x, None if cache is None else key_value
+
+    body = _rematerialised(body, config.remat)
+    x, key_values = jax.lax.scan(body, x, (layers, [(c.key, c.value) for c in caches], keys))
+    return x, None if cache is None else cache.append(*key_values, mask)
+
+
+def _rematerialised(body: Any, remat: str) -> Any:
+    if remat == "none":
+        return body
+    policy = None if remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)
