@@ -21,13 +21,13 @@ import tqdm
 from optiml_jax.data.example import Example, InstructionLevel
 from optiml_jax.data.identity import unless_common
 from optiml_jax.data.prompts import PromptConfig
-from optiml_jax.data.vocabulary import decode, vocabulary_fingerprint
+from optiml_jax.data.vocabulary import vocabulary_fingerprint
 from optiml_jax.errors import UserError
-from optiml_jax.evaluate import answers, metrics, scoring
+from optiml_jax.evaluate import answers, metrics
 from optiml_jax.evaluate.baselines import Constant, best_constant
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
-from optiml_jax.evaluate.instances import Instance, InstanceBuilder, subsample
+from optiml_jax.evaluate.instances import EncodeBatch, Instance, InstanceBuilder, subsample
 from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.evaluate.records import (
     RULES,
@@ -38,7 +38,7 @@ from optiml_jax.evaluate.records import (
     choose,
     prompt_key,
 )
-from optiml_jax.evaluate.runner import Request, Runner
+from optiml_jax.evaluate.runner import Answerer, Request, Runner
 from optiml_jax.files import fingerprint
 from optiml_jax.model.config import DecoderConfig
 
@@ -76,6 +76,16 @@ class EvalTask:
     def ranks(self) -> bool:
         """Whether options are ranked; otherwise answers are generated."""
         return self.metric.ranked
+
+    def prompt_config(self, prompts: PromptConfig) -> PromptConfig:
+        """The run's, with what the task wants of its own."""
+        own = {"delimiter": self.protocol.delimiter, "separator": self.protocol.separator}
+        own = {name: value for name, value in own.items() if value is not None}
+        return dataclasses.replace(prompts, **own)
+
+    def max_new_tokens(self, config: EvalConfig) -> int:
+        """The most new tokens of an answer, eos included."""
+        return self.protocol.max_new_tokens or config.max_new_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +166,36 @@ def evaluate(
       UserError: the vocabulary is not the checkpoint's, or `out_dir` holds another evaluation.
     """
     check_vocabulary(vocabulary, model_config, metadata)
-    prompts = (prompts or PromptConfig()).for_evaluation()
-    prompts = dataclasses.replace(prompts, delimiter=config.delimiter)
     bos_id = (metadata or {}).get("bos_id", model_config.bos_id)
+    model = {
+        "bos_id": bos_id,
+        "vocabulary": vocabulary_fingerprint(vocabulary),
+        "model": fingerprint(model_config.to_dict()),
+        "step": (metadata or {}).get("step"),
+        "plan": (metadata or {}).get("plan_fingerprint"),
+    }
+    engine = Engine(graphdef, params, model_config, bos_id, config.tokens_per_batch, mesh, preset)
+    runner = Runner(engine, vocabulary, config.seed)
+    return evaluate_with(
+        runner, tasks, config, out_dir, prompts=prompts, run=model | {**(run or {})}
+    )
+
+
+def evaluate_with(
+    answerer: Answerer,
+    tasks: Sequence[EvalTask],
+    config: EvalConfig,
+    out_dir: str,
+    *,
+    prompts: PromptConfig | None = None,
+    run: Mapping[str, Any],
+) -> list[tuple[str, int, str]]:
+    """`evaluate`, whoever answers: a model here, or one elsewhere whose answers are at hand.
+
+    Args:
+      run: what identifies the answerer; JSON-able, kept with the records.
+    """
+    prompts = prompts_of_evaluation(prompts or PromptConfig(), config)
     folder = RunFolder(out_dir)
     settings = {
         "delimiter": config.delimiter,
@@ -170,16 +207,34 @@ def evaluate(
         "max_new_tokens": config.max_new_tokens,
         "max_examples": config.max_examples,
         "examples_seed": config.seed,
-        "bos_id": bos_id,
-        "vocabulary": vocabulary_fingerprint(vocabulary),
-        "model": fingerprint(model_config.to_dict()),
-        "step": (metadata or {}).get("step"),
-        "plan": (metadata or {}).get("plan_fingerprint"),
     }
-    folder.open({**settings, **(run or {})}, [task.info for task in tasks])
-    engine = Engine(graphdef, params, model_config, bos_id, config.tokens_per_batch, mesh, preset)
-    runner = Runner(engine, vocabulary, config.seed)
-    return _Evaluation(runner, config, prompts, folder).run(tasks)
+    folder.open({**settings, **run}, [task.info for task in tasks])
+    return _Evaluation(answerer, config, prompts, folder).run(tasks)
+
+
+def prompts_of_evaluation(prompts: PromptConfig, config: EvalConfig) -> PromptConfig:
+    """How an evaluation renders, where a task wants nothing of its own."""
+    return dataclasses.replace(prompts.for_evaluation(), delimiter=config.delimiter)
+
+
+def instance_builder(
+    task: EvalTask, config: EvalConfig, prompts: PromptConfig, encode: EncodeBatch, positions: int
+) -> InstanceBuilder:
+    """What makes the instances of a task.
+
+    Args:
+      prompts: of the evaluation; the task's own settings go before them.
+      encode: texts to ids.
+      positions: of the model, leading token and new tokens included.
+    """
+    return InstanceBuilder(
+        level=task.instruction_level,
+        prompts=task.prompt_config(prompts),
+        encode=encode,
+        sequence_length=positions,
+        max_new_tokens=task.max_new_tokens(config),
+        joiner=task.protocol.joiner,
+    )
 
 
 class _Evaluation:
@@ -187,12 +242,12 @@ class _Evaluation:
 
     def __init__(
         self,
-        runner: Runner,
+        answerer: Answerer,
         config: EvalConfig,
         prompts: PromptConfig,
         folder: RunFolder,
     ):
-        self.runner, self.config = runner, config
+        self.answerer, self.config = answerer, config
         self.prompts, self.folder = prompts, folder
         self.failures: list[tuple[str, int, str]] = []
         self.constants: dict[str, Constant] = {}
@@ -207,7 +262,7 @@ class _Evaluation:
         total = sum(len(task.info.shots) for task in tasks)
         _log.info("evaluating %d of %d (task, shots) pairs", len(pending), total)
         with _progress(len(pending)) as (task_done, rows_done):
-            self.runner.engine = dataclasses.replace(self.runner.engine, progress=rows_done)
+            self.answerer.watch(rows_done)
             for jobs in _rounds(self.jobs(pending), self.config.instances_per_round):
                 self.round(jobs)
                 task_done(len(jobs))
@@ -239,35 +294,23 @@ class _Evaluation:
                 continue
             yield job
 
-    def prompt_config(self, task: EvalTask) -> PromptConfig:
-        """The run's, with what the task wants of its own."""
-        own = {"delimiter": task.protocol.delimiter, "separator": task.protocol.separator}
-        own = {name: value for name, value in own.items() if value is not None}
-        return dataclasses.replace(self.prompts, **own)
-
-    def max_new_tokens(self, task: EvalTask) -> int:
-        return task.protocol.max_new_tokens or self.config.max_new_tokens
-
     def instances(self, task: EvalTask, shots: int, examples: Sequence[Example]) -> list[Instance]:
-        builder = InstanceBuilder(
-            level=task.instruction_level,
-            prompts=self.prompt_config(task),
-            encode=self.runner.encode,
-            sequence_length=self.runner.engine.config.max_positions,
-            max_new_tokens=self.max_new_tokens(task),
-            joiner=task.protocol.joiner,
+        builder = instance_builder(
+            task, self.config, self.prompts, self.answerer.encode, self.answerer.max_positions
         )
         pool = task.demonstrations() if shots else ()
-        return builder.build(examples, pool, shots, task.ranks)
+        instances = builder.build(examples, pool, shots, task.ranks)
+        self.answerer.check(instances)
+        return instances
 
     def round(self, jobs: Sequence[_Job]) -> None:
         """Runs the instances of all jobs through the model and writes their records."""
         ranked = [i for job in jobs if job.task.ranks for i in job.instances]
-        scores = iter(self.runner.score(ranked))
+        scores = iter(self.answerer.score(ranked))
         requests = [
             self.request(job.task, i) for job in jobs if not job.task.ranks for i in job.instances
         ]
-        replies = iter(self.runner.generate(requests))
+        replies = iter(self.answerer.generate(requests))
         for job in jobs:
             outputs = [next(scores if job.task.ranks else replies) for _ in job.instances]
             try:
@@ -288,7 +331,7 @@ class _Evaluation:
         protocol = task.protocol
         return Request(
             instance,
-            self.max_new_tokens(task),
+            task.max_new_tokens(self.config),
             protocol.stop,
             protocol.samples,
             protocol.temperature,
@@ -329,28 +372,12 @@ class _Evaluation:
 
     def prompt_text(self, instance: Instance) -> str:
         """What the model saw before the answer, without the leading token."""
-        return decode(self.runner.vocabulary, instance.prompt)
+        return self.answerer.decode(instance.prompt)
 
     def ranked(
-        self, record: Record, rule: str, instance: Instance, scores: Sequence[scoring.TokenScore]
+        self, record: Record, rule: str, instance: Instance, candidates: tuple[Candidate, ...]
     ) -> Record:
         """The record of a rank classification, with all score components of every candidate."""
-        candidates = tuple(
-            Candidate(
-                text=text,
-                sum_logprob=score.sum_logprob,
-                n_tokens=len(ids),
-                n_chars=len(text),
-                n_bytes=len(text.encode("utf-8")),
-                logprob_eos_after=score.logprob_eos_after,
-                uncond_logprob=self.runner.unconditional[tuple(ids)],
-                is_greedy=score.is_greedy,
-                n_prompt_tokens_dropped=instance.n_prompt_tokens_dropped,
-            )
-            for text, ids, score in zip(
-                instance.candidates, instance.candidate_ids, scores, strict=True
-            )
-        )
         best, tied = choose(candidates, rule)
         return dataclasses.replace(
             record,
@@ -362,7 +389,7 @@ class _Evaluation:
 
     def summary(self, job: _Job, records: Sequence[Record]) -> dict[str, Any]:
         """The last line of a record file: the metrics of the task, and what to know about them."""
-        info, prompts = job.task.info, self.prompt_config(job.task)
+        info, prompts = job.task.info, job.task.prompt_config(self.prompts)
         shown = [len(r.demonstration_ids) for r in records]
         if info.task not in self.constants:
             self.constants[info.task] = best_constant(job.task.metric, records)

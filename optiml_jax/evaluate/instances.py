@@ -35,17 +35,28 @@ class Instance:
       correct: indices of the candidates that are references.
       contexts: under partial scoring the prompt of each candidate; `prompt` is the first of them.
       boundary_repaired: see `records.Record`.
+      shots: the demonstrations that were asked for.
+      texts: what `prompt` stands for, or each of `contexts`: the text with the demonstrations that
+        are in it, before any token is cut on the left.
+      full_texts: the same with all demonstrations.
+      is_cut: tokens of `texts` were cut on the left.
+      continuations: the text of `candidate_ids`, as it follows the prompt.
     """
 
     example: Example
     prompt: list[int]
     n_prompt_tokens_dropped: int
     demonstration_ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    full_texts: tuple[str, ...]
+    is_cut: bool
     candidates: tuple[str, ...] = ()
     candidate_ids: tuple[list[int], ...] = ()
     correct: tuple[int, ...] = ()
     contexts: tuple[list[int], ...] = ()
+    continuations: tuple[str, ...] = ()
     boundary_repaired: bool = False
+    shots: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +102,13 @@ class InstanceBuilder:
         if shots and not any(shown):
             raise UserError(f"no demonstrations for {shots} shots")
         pairs = list(zip(examples, shown, strict=True))
+        built = self._build(pairs, rank)
+        return [dataclasses.replace(i, shots=shots) for i in built] if shots else built
+
+    def _build(self, pairs: Sequence[tuple[Example, list[Example]]], rank: bool) -> list[Instance]:
         if not rank:
             return self._to_generate(pairs)
-        if any(e.contexts for e in examples):
+        if any(e.contexts for e, _ in pairs):
             return [self._with_contexts(e, d) for e, d in pairs]
         if self.joiner != " ":
             return [self._joined(e, d) for e, d in pairs]
@@ -133,8 +148,9 @@ class InstanceBuilder:
             pairs, prompts, sources, ids, candidates, strict=True
         ):
             own = tuple(known[bool(source), text] for text in options)
+            behind = tuple(target_text(source, text) for text in options)
             room = self._room(e, max(map(len, own)))
-            instances.append(_ranked(self._fit(e, prompt, full, room), options, own))
+            instances.append(_ranked(self._fit(e, prompt, full, room), options, own, behind))
         return instances
 
     def _joined(self, example: Example, shown: Sequence[Example]) -> Instance:
@@ -159,9 +175,12 @@ class InstanceBuilder:
             prompt=ids,
             n_prompt_tokens_dropped=len(full) - len(alone) + cut - len(ids),
             demonstration_ids=prompt.demonstration_ids[:shots],
+            texts=(source,),
+            full_texts=(prompt.source(),),
+            is_cut=cut > room,
             boundary_repaired=cut < len(alone),
         )
-        return _ranked(instance, options, own)
+        return _ranked(instance, options, own, tuple(self.joiner + o for o in options))
 
     def _with_contexts(self, example: Example, shown: Sequence[Example]) -> Instance:
         """Partial scoring: the same text behind each context, behind the same demonstrations."""
@@ -171,12 +190,14 @@ class InstanceBuilder:
                 f"example {example.example_id} has {len(example.contexts)} contexts for "
                 f"{len(options)} distinct options"
             )
-        (scored,) = self.encode([target_text("x", example.target)])
+        behind = target_text("x", example.target)
+        (scored,) = self.encode([behind])
         room = self._room(example, len(scored))
         prompts = [
             self._render(dataclasses.replace(example, input=c), shown) for c in example.contexts
         ]
-        ids = self.encode([prompt.source() for prompt in prompts])
+        full_texts = tuple(prompt.source() for prompt in prompts)
+        ids = self.encode(full_texts)
         fitted = [self._fit(example, *pair, room) for pair in zip(prompts, ids, strict=True)]
         shots = min(len(f.demonstration_ids) for f in fitted)
         prompts = [
@@ -193,8 +214,11 @@ class InstanceBuilder:
             fitted[0],
             n_prompt_tokens_dropped=len(ids[0]) - len(fitted[0].prompt),
             contexts=tuple(f.prompt for f in fitted),
+            texts=tuple(f.texts[0] for f in fitted),
+            full_texts=full_texts,
+            is_cut=any(f.is_cut for f in fitted),
         )
-        return _ranked(first, options, (scored,) * len(options))
+        return _ranked(first, options, (scored,) * len(options), (behind,) * len(options))
 
     def _room(self, example: Example, needed: int) -> int:
         """Positions left for the prompt, the leading token aside."""
@@ -215,17 +239,24 @@ class InstanceBuilder:
             prompt=fitted.ids,
             n_prompt_tokens_dropped=len(full) - len(fitted.ids),
             demonstration_ids=prompt.demonstration_ids[: fitted.shots],
+            texts=(prompt.source(fitted.shots),),
+            full_texts=(prompt.source(),),
+            is_cut=fitted.dropped_tokens > 0,
         )
 
 
 def _ranked(
-    instance: Instance, options: tuple[str, ...], candidate_ids: tuple[list[int], ...]
+    instance: Instance,
+    options: tuple[str, ...],
+    candidate_ids: tuple[list[int], ...],
+    continuations: tuple[str, ...],
 ) -> Instance:
     references = {r.strip() for r in instance.example.references}
     return dataclasses.replace(
         instance,
         candidates=options,
         candidate_ids=candidate_ids,
+        continuations=continuations,
         correct=tuple(i for i, text in enumerate(options) if text in references),
     )
 

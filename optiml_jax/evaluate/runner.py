@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import seqio
 
@@ -15,6 +16,7 @@ from optiml_jax.data.vocabulary import decode, encode_batch
 from optiml_jax.evaluate import decoding, scoring
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.instances import Instance
+from optiml_jax.evaluate.records import Candidate
 
 UNCONDITIONAL_CONTEXT = "Answer:"  # GPT-3 (section 2.4)
 
@@ -51,6 +53,34 @@ class Answer:
     raw: str = ""
 
 
+class Answerer(Protocol):
+    """Who answers the instances of an evaluation: a model here, or answers made elsewhere.
+
+    Attributes:
+      max_positions: of its rows, leading token and new tokens included.
+    """
+
+    max_positions: int
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Texts to ids."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids to text."""
+
+    def watch(self, progress: Callable[[int], None]) -> None:
+        """`progress` is called with the number of rows done, from now on."""
+
+    def check(self, instances: Sequence[Instance]) -> None:
+        """Raises a UserError if the instances of a task cannot be answered."""
+
+    def score(self, instances: Sequence[Instance]) -> list[tuple[Candidate, ...]]:
+        """The scores of every candidate of every instance."""
+
+    def generate(self, requests: Sequence[Request]) -> list[list[Answer]]:
+        """The one greedy answer, or the samples, of every request."""
+
+
 class Runner:
     """A model and its vocabulary; remembers the scores of candidates without their prompt."""
 
@@ -59,10 +89,23 @@ class Runner:
         self.unconditional: dict[tuple[int, ...], float] = {}
         (self.context,) = self.encode([UNCONDITIONAL_CONTEXT])
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return decode(self.vocabulary, ids)
+
+    @property
+    def max_positions(self) -> int:
+        return self.engine.config.max_positions
+
+    def watch(self, progress: Callable[[int], None]) -> None:
+        self.engine = dataclasses.replace(self.engine, progress=progress)
+
+    def check(self, instances: Sequence[Instance]) -> None:
+        """A model answers everything that fits, and instances do."""
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return encode_batch(self.vocabulary, texts)
 
-    def score(self, instances: Sequence[Instance]) -> list[list[scoring.TokenScore]]:
+    def score(self, instances: Sequence[Instance]) -> list[tuple[Candidate, ...]]:
         """The scores of every candidate of every instance."""
         self._score_unconditionally(instances)
         items = []
@@ -74,9 +117,34 @@ class Runner:
                 items.append(scoring.ScoreItem(instance.prompt, instance.candidate_ids))
         results = iter(scoring.score(self.engine, items))
         return [
-            [next(results)[0] for _ in instance.contexts] if instance.contexts else next(results)
+            self._candidates(
+                instance,
+                [next(results)[0] for _ in instance.contexts]
+                if instance.contexts
+                else next(results),
+            )
             for instance in instances
         ]
+
+    def _candidates(
+        self, instance: Instance, scores: Sequence[scoring.TokenScore]
+    ) -> tuple[Candidate, ...]:
+        return tuple(
+            Candidate(
+                text=text,
+                sum_logprob=score.sum_logprob,
+                n_tokens=len(ids),
+                n_chars=len(text),
+                n_bytes=len(text.encode("utf-8")),
+                logprob_eos_after=score.logprob_eos_after,
+                uncond_logprob=self.unconditional[tuple(ids)],
+                is_greedy=score.is_greedy,
+                n_prompt_tokens_dropped=instance.n_prompt_tokens_dropped,
+            )
+            for text, ids, score in zip(
+                instance.candidates, instance.candidate_ids, scores, strict=True
+            )
+        )
 
     def generate(self, requests: Sequence[Request]) -> list[list[Answer]]:
         """The one greedy answer, or the samples, of every request."""
