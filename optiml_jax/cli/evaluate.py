@@ -1,39 +1,37 @@
 """`optiml evaluate`: scores the evaluation tasks with one checkpoint or many; resumes itself."""
 
-import fnmatch
-import functools
 import logging
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.checkpoints import Model, checkpoints_dir, find_places, load_model
-from optiml_jax.cli.settings import Evaluate, Run, configured
-from optiml_jax.data.example import Drops, TaskSource
+from optiml_jax.cli.evaluation_tasks import evaluation_tasks, request_tokens
+from optiml_jax.cli.settings import Evaluate, Export, Run, configured, expand
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.vocabulary import load_vocabulary
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
-from optiml_jax.evaluate.evaluator import EvalTask, evaluate
-from optiml_jax.evaluate.instances import subsample
-from optiml_jax.evaluate.metrics import METRICS
-from optiml_jax.evaluate.records import RunFolder, TaskInfo
+from optiml_jax.evaluate.evaluator import evaluate, evaluate_with
+from optiml_jax.evaluate.records import RunFolder
 from optiml_jax.evaluate.rollup import rollup
+from optiml_jax.exchange.answer_files import model_name, read_answers
+from optiml_jax.exchange.answers import StoredAnswers
+from optiml_jax.files import write_json
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.train.duties import EvaluationHook
 from optiml_jax.train.metrics import SummaryWriter
-from tasks.registry import find_sources, register
-from tasks.splits import Manifest, Row, category
 
 _log = logging.getLogger(__name__)
-NUM_DEV = 250  # (example, prompt) pairs of a task that is for validation only; paper, section 4.1
 
 
 def main() -> int:
     run, settings = configured(Run), Evaluate()
+    if settings.answers:
+        return report_failures(of_answers(run, settings))
     evaluation = Evaluation(run, settings)
     places = find_places(run, settings)
     if len(places) > 1:
@@ -48,9 +46,40 @@ def main() -> int:
             failures.append(f"checkpoint {place}: {e}")
             _log.warning("%s", failures[-1])
     write_scalars(run)
+    return report_failures(failures)
+
+
+def report_failures(failures: Sequence[str]) -> int:
+    """Prints them; the exit status."""
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def of_answers(run: Run, settings: Evaluate) -> list[str]:
+    """Evaluates answers that were made elsewhere; returns what failed, in words.
+
+    No model runs, so that tasks are never taken from an earlier call.
+    """
+    vocabulary, config = load_vocabulary(run.vocabulary), EvalConfig()
+    files = read_answers([expand(place, "Evaluate.answers") for place in settings.answers])
+    answers = StoredAnswers(files, request_tokens(vocabulary, Export()), settings.missing_answers)
+    tasks = evaluation_tasks(run, settings, vocabulary)
+    name = settings.name.replace("{checkpoint}", settings.model or model_name(files))
+    folder = RunFolder(run.evaluation_dir / name)
+    for task in tasks:
+        for shots in task.info.shots:
+            folder.forget(task.info.task, shots)
+    print(f"{len(files.answers)} answers of {name}, {len(tasks)} tasks: {folder.path}")
+    identity = {"checkpoint": name, "answers": files.sha256, "step": None}
+    failed = evaluate_with(
+        answers, tasks, config, str(folder.path), prompts=PromptConfig(), run=identity
+    )
+    summary = answers.summary()
+    write_json(folder.path / "answers.json", summary)
+    for line in answers.remarks():
+        _log.warning("%s", line)
+    return [f"{name}: {task} at {shots} shots: {why}" for task, shots, why in failed]
 
 
 def check_name(settings: Evaluate) -> None:
@@ -71,16 +100,8 @@ class Evaluation:
 
     def __init__(self, run: Run, settings: Evaluate):
         self._run, self._settings, self._config = run, settings, EvalConfig()
-        manifest, self._vocabulary = Manifest.load(), load_vocabulary(run.vocabulary)
-        sources = find_sources(run.data, manifest)
-        tasks = [evaluation_task(s, manifest.row(s), settings, self._vocabulary) for s in sources]
-        self._tasks = [t for t in tasks if t is not None and t.info.shots]
-        if not self._tasks:
-            raise UserError(
-                f"nothing to evaluate: no task of {', '.join(run.data)} with the role "
-                f"{' or '.join(settings.roles)} "
-                f"matches Evaluate.tasks={settings.tasks} and Evaluate.shots={settings.shots}"
-            )
+        self._vocabulary = load_vocabulary(run.vocabulary)
+        self._tasks = evaluation_tasks(run, settings, self._vocabulary)
         self._mesh_config = MeshConfig()
         self._mesh = make_mesh(self._mesh_config)
 
@@ -133,56 +154,13 @@ def evaluation_hook(config: DecoderConfig, metadata: Mapping[str, Any]) -> Evalu
     return hook
 
 
-def evaluation_task(
-    source: TaskSource, row: Row, settings: Evaluate, vocabulary: Any
-) -> EvalTask | None:
-    """The task as the evaluator wants it, its metrics taken from SeqIO; None: not asked for."""
-    asked = any(fnmatch.fnmatchcase(source.name, pattern) for pattern in settings.tasks)
-    if not asked or {*settings.roles}.isdisjoint(row.role):
-        return None
-    tested = any(role.startswith("test") for role in row.role)
-    info = TaskInfo(
-        task=source.name,
-        benchmark=source.benchmark,
-        category=category(source),
-        level=row.level,
-        metric=row.metric,
-        aggregate_as=row.aggregate_as,
-        protocol=row.protocol,
-        shots=tuple(k for k in settings.shots if k in row.shots),
-        prompts="crossed" if tested else "pooled",
-    )
-    registered = register(
-        source, vocabulary, PromptConfig(), metric_fns=[METRICS[row.metric].fn], shots=0
-    )
-    return EvalTask(
-        info=info,
-        examples=functools.partial(read_test_split, source, None if tested else NUM_DEV),
-        demonstrations=source.demonstrations,
-        metric_fns=registered.metric_fns,
-        instruction_level=source.instruction_level,
-    )
-
-
-def read_test_split(source: TaskSource, limit: int | None) -> list:
-    """The evaluated examples, `limit` of them at most, drawn by hash.
-
-    An empty test part is a UserError, so the task counts as failed.
-    """
-    drops = Drops()
-    examples = list(source.read("test", drops))
-    if not examples:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in drops.items()) or "it is too small"
-        raise UserError(f"task {source.name} has no test instances ({reasons})")
-    return subsample(examples, limit, EvalConfig().seed)
-
-
 def write_scalars(run: Run, since: int = 0) -> None:
     """The evaluations of step `since` and later as TensorBoard scalars, in place of older ones."""
-    steps = {
-        p.parent: RunFolder(p.parent).load()[0]["step"] or 0
-        for p in run.evaluation_dir.glob("*/tasks.json")
+    runs = {
+        p.parent: RunFolder(p.parent).load()[0] for p in run.evaluation_dir.glob("*/tasks.json")
     }
+    # Answers made elsewhere belong to no step of this run.
+    steps = {path: own["step"] or 0 for path, own in runs.items() if "answers" not in own}
     folder = pathlib.Path(run.run_dir) / "tensorboard" / "evaluation"
     old = list(folder.glob("events.out.*"))
     writer = SummaryWriter(folder, first_step=since)

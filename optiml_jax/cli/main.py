@@ -27,6 +27,7 @@ VERBS = {
     "plan": "compute the packed, step-addressed training order of the mixture",
     "train": "fine-tune a model on the plan; run it again to resume",
     "evaluate": "score the evaluation tasks; run it again to resume",
+    "export": "write the questions of an evaluation, or the training data, for other programs",
     "report": "roll evaluations up to task, category and level and print tables",
     "splits": "count the tasks by role and level, and list what is missing or left out",
     "inspect": "show prompts, training rows and the mixture; write them as a page",

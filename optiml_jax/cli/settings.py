@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import gin
 
@@ -93,6 +94,10 @@ class Evaluate:
     roles: an evaluated task has one of these in the split manifest: "test" and "dev" are the
       paper's sets, "test_max" is for OPT-IML-Max too, "test_extra" is not in the paper.
     shots: numbers of demonstrations; the ones that the manifest also lists for a task are run.
+    answers: files, folders or globs with answers that were made elsewhere, by request id, in a form
+      of docs/exchange.md; they are evaluated in the place of a checkpoint.
+    missing_answers: "fail": a task that lacks answers is not evaluated; "wrong": empty answers.
+    model: whose answers they are; None: the name of their folder or file.
     """
 
     checkpoint: str | int | Sequence[str | int] = "latest"
@@ -101,10 +106,64 @@ class Evaluate:
     tasks: tuple[str, ...] = ("*",)
     roles: tuple[str, ...] = ("test",)
     shots: tuple[int, ...] = (0, 2)
+    answers: tuple[str, ...] = ()
+    missing_answers: Literal["fail", "wrong"] = "fail"
+    model: str | None = None
 
     def __post_init__(self):
+        if isinstance(self.answers, str):  # one file, not a sequence of letters
+            object.__setattr__(self, "answers", (self.answers,))
+        if self.missing_answers not in ("fail", "wrong"):
+            raise UserError(
+                f"Evaluate.missing_answers is {self.missing_answers!r}; choose 'fail' or 'wrong'"
+            )
         if isinstance(self.roles, str):  # one role, not a sequence of letters
             object.__setattr__(self, "roles", (self.roles,))
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Attributes:
+    what: "requests" of an evaluation (`Evaluate` says of which tasks and shots), or "training" data
+      of the mixture.
+    form: of requests "jsonl", "openai" (batch files) or "lm_eval" (tasks for `--include_path`); of
+      training data "jsonl" or "parquet".
+    output: the folder to write, new or empty; None means <run_dir>/export/<what>_<form>.
+    max_tokens: into which prompts are fitted, answer included: None, the positions of the run's
+      model; 0, prompts are whole, for another tokenizer to cut.
+    model: the model's name in the requests of "openai".
+    rows: of training data "prompt_completion" or "chat" (messages of user and assistant).
+    order: of training data "plan", as the run trains on it, or "task", every example once.
+    split: of training data.
+    shard_rows: rows of a file of training data.
+    """
+
+    what: str = "requests"
+    form: str = "jsonl"
+    output: str | None = None
+    max_tokens: int | None = None
+    model: str = "model"
+    rows: str = "prompt_completion"
+    order: str = "plan"
+    split: str = "train"
+    shard_rows: int = 50_000
+
+    def __post_init__(self):
+        forms = {"requests": ("jsonl", "openai", "lm_eval"), "training": ("jsonl", "parquet")}
+        _one_of("Export.what", self.what, tuple(forms))
+        _one_of(f"Export.form of {self.what}", self.form, forms[self.what])
+        _one_of("Export.rows", self.rows, ("prompt_completion", "chat"))
+        _one_of("Export.order", self.order, ("plan", "task"))
+        for name, least in (("max_tokens", 0), ("shard_rows", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"Export.{name} must be at least {least}, not {value}")
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 @gin.configurable

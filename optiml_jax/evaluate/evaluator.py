@@ -5,18 +5,14 @@ do not cost a hundred nearly empty batches. What a task is comes in as an EvalTa
 tasks are made from the records by rollup.py.
 """
 
-import contextlib
 import dataclasses
 import inspect
 import logging
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import seqio
-import tqdm
 
 from optiml_jax.data.example import Example, InstructionLevel
 from optiml_jax.data.identity import unless_common
@@ -28,6 +24,7 @@ from optiml_jax.evaluate.baselines import Constant, best_constant
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.instances import EncodeBatch, Instance, InstanceBuilder, subsample
+from optiml_jax.evaluate.progress import progress
 from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.evaluate.records import (
     RULES,
@@ -261,7 +258,7 @@ class _Evaluation:
         ]
         total = sum(len(task.info.shots) for task in tasks)
         _log.info("evaluating %d of %d (task, shots) pairs", len(pending), total)
-        with _progress(len(pending)) as (task_done, rows_done):
+        with progress(len(pending)) as (task_done, rows_done):
             self.answerer.watch(rows_done)
             for jobs in _rounds(self.jobs(pending), self.config.instances_per_round):
                 self.round(jobs)
@@ -414,35 +411,6 @@ class _Evaluation:
     def report(self, job: _Job, summary: Mapping[str, Any]) -> None:
         values = ", ".join(f"{k} {v:.1f}" for k, v in summary["metrics"].items())
         _log.info("%s at %d shots: %s", job.task.info.task, job.shots, values)
-
-
-@contextlib.contextmanager
-def _progress(
-    num_tasks: int,
-) -> Iterator[tuple[Callable[[int], object], Callable[[int], object]]]:
-    """Two functions to call with the tasks and with the rows that were done.
-
-    On a terminal they move a bar; elsewhere a line is logged every half minute.
-    """
-    rows, tasks, last = 0, 0, time.monotonic()
-    with tqdm.tqdm(
-        total=num_tasks, unit="task", desc="evaluate", disable=not sys.stderr.isatty()
-    ) as bar:
-
-        def task_done(n: int) -> None:
-            nonlocal tasks
-            tasks += n
-            bar.update(n)
-
-        def rows_done(n: int) -> None:
-            nonlocal rows, last
-            rows += n
-            bar.set_postfix(rows=rows)
-            if bar.disable and time.monotonic() - last > 30:
-                last = time.monotonic()
-                _log.info("%d of %d tasks, %d rows through the model", tasks, num_tasks, rows)
-
-        yield task_done, rows_done
 
 
 def _rounds(jobs: Iterable[_Job], size: int) -> Iterator[list[_Job]]:

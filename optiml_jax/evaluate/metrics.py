@@ -159,7 +159,7 @@ def _ranked_records(targets: Sequence[CandidateRow], scores: Sequence[float]) ->
                 references=tuple(texts[i] for i in right),
                 prediction=texts[best],
                 score=float(best in right),
-                candidates=tuple(_unscored(text) for text in texts),
+                candidates=tuple(unscored(text) for text in texts),
                 correct=right,
                 tied=values.count(values[best]) > 1,
             )
@@ -167,7 +167,7 @@ def _ranked_records(targets: Sequence[CandidateRow], scores: Sequence[float]) ->
     return records
 
 
-def _unscored(text: str) -> Candidate:
+def unscored(text: str) -> Candidate:
     return Candidate(text, 0.0, 1, max(1, len(text)), max(1, len(text)), 0.0, 0.0, False)
 
 

@@ -71,16 +71,18 @@ class Candidate:
       uncond_logprob: sum over the candidate's tokens after the context "Answer:" alone.
       is_greedy: every token of the candidate was the model's first choice.
       n_prompt_tokens_dropped: tokens of the full prompt that did not fit.
+
+    None is what is not known of answers that were made elsewhere.
     """
 
     text: str
     sum_logprob: float
-    n_tokens: int
+    n_tokens: int | None
     n_chars: int
     n_bytes: int
-    logprob_eos_after: float
-    uncond_logprob: float
-    is_greedy: bool
+    logprob_eos_after: float | None
+    uncond_logprob: float | None
+    is_greedy: bool | None
     n_prompt_tokens_dropped: int = 0
 
 
@@ -159,7 +161,13 @@ def prompt_key(text: str) -> str:
 
 def choose(candidates: Sequence[Candidate], rule: str) -> tuple[int, bool]:
     """Index of the first best candidate under `rule`, and whether another one equals it."""
-    scores = [RULES[rule](c) for c in candidates]
+    try:
+        scores = [RULES[rule](c) for c in candidates]
+    except TypeError as e:
+        raise UserError(
+            f"score rule {rule!r} needs more than these answers tell of candidate "
+            f"{candidates[0].text!r}: give them uncond_logprobs, eos_logprobs or n_tokens"
+        ) from e
     if any(math.isnan(s) for s in scores):
         raise ValueError(f"a candidate's score is not a number: {candidates}")
     best = scores.index(max(scores))
@@ -268,6 +276,11 @@ class RunFolder:
         """Writes down why a task gave no records; older records of it are removed."""
         write_json(self._file(task, shots, "failed.json"), {"task": task, "reason": reason})
         self._file(task, shots, "jsonl").unlink(missing_ok=True)
+
+    def forget(self, task: str, shots: int) -> None:
+        """Removes what is known of a task, so that it is evaluated again."""
+        for suffix in ("jsonl", "failed.json"):
+            self._file(task, shots, suffix).unlink(missing_ok=True)
 
     def status(self, info: TaskInfo, shots: int) -> tuple[Status, str]:
         """Whether the task is done, failed or missing, and the reason where it failed."""

@@ -43,6 +43,9 @@ class StoredAnswer:
     failure: str = ""
 
 
+COMPONENTS = ("logprobs", "uncond_logprobs", "eos_logprobs", "n_tokens", "is_greedy")
+
+
 @dataclasses.dataclass(frozen=True)
 class AnswerFiles:
     """All answers of some files.
@@ -69,12 +72,8 @@ def find_files(place: str) -> list[pathlib.Path]:
       UserError: there are none.
     """
     path = pathlib.Path(place)
-    found = (
-        sorted(path.rglob("*.jsonl"))
-        if path.is_dir()
-        else sorted(map(pathlib.Path, glob.glob(place)))
-    )
-    found = [p for p in found if p.is_file()]
+    found = path.rglob("*.jsonl") if path.is_dir() else map(pathlib.Path, glob.glob(place))
+    found = sorted(p for p in found if p.is_file())
     if not found:
         raise UserError(f"no answers at {place}: give a JSONL file, a folder of such, or a glob")
     newest: dict[tuple[pathlib.Path, str], pathlib.Path] = {}
@@ -82,6 +81,12 @@ def find_files(place: str) -> list[pathlib.Path]:
         stem = file.stem.rpartition("_")[0] if file.stem.startswith("samples_") else file.stem
         newest[file.parent, stem] = file
     return sorted(newest.values())
+
+
+def model_name(files: AnswerFiles) -> str:
+    """A name for whose answers these are: the folder of lm-evaluation-harness, else of the file."""
+    first = pathlib.Path(files.paths[0]).absolute()
+    return first.parent.name if len(files.paths) > 1 else first.stem
 
 
 def read_answers(places: Sequence[str]) -> AnswerFiles:
@@ -113,8 +118,8 @@ def _read(file: pathlib.Path, digest: Any) -> Iterator[tuple[str, StoredAnswer]]
                 yield _parse(json.loads(line))
             except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
                 raise UserError(
-                    f"{file}, line {number}: no answer in a form that is known ({e!r}); docs/exchange.md "
-                    "describes them"
+                    f"{file}, line {number}: no answer in a form that is known ({e!r}); "
+                    "docs/exchange.md describes them"
                 ) from e
 
 
@@ -127,10 +132,7 @@ def _parse(row: dict[str, Any]) -> tuple[str, StoredAnswer]:
     if not isinstance(request_id, str):
         raise TypeError("id is not a string")
     if "logprobs" in row:
-        names = [
-            f.name for f in dataclasses.fields(StoredAnswer) if f.name not in ("texts", "failure")
-        ]
-        values = {name: tuple(row[name]) for name in names if row.get(name) is not None}
+        values = {name: tuple(row[name]) for name in COMPONENTS if row.get(name) is not None}
         return request_id, _checked(StoredAnswer(**values))
     texts = row["texts"] if "texts" in row else [row["text"]]
     return request_id, _checked(StoredAnswer(texts=tuple(texts)))

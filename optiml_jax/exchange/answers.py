@@ -10,7 +10,7 @@ from optiml_jax.evaluate.answers import normalize_tk_instruct
 from optiml_jax.evaluate.instances import Instance
 from optiml_jax.evaluate.records import Candidate
 from optiml_jax.evaluate.runner import Answer, Request, cut_at
-from optiml_jax.exchange.answer_files import AnswerFiles, StoredAnswer
+from optiml_jax.exchange.answer_files import COMPONENTS, AnswerFiles, StoredAnswer
 from optiml_jax.exchange.requests import RequestIds, Tokens
 
 MissingAnswers = Literal["fail", "wrong"]
@@ -44,6 +44,9 @@ class StoredAnswers:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokens.encode(texts)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokens.decode(ids)
+
     def watch(self, progress: Callable[[int], None]) -> None:
         """Looking up takes no time."""
 
@@ -51,26 +54,24 @@ class StoredAnswers:
         """Raises a UserError that counts and names what a task lacks."""
         ids = RequestIds()
         asked = {ids(i): i for i in instances}
-        self.used |= asked.keys() & self._files.answers.keys()
-        failed = {
-            k: v.failure
-            for k in asked
-            if (v := self._files.answers.get(k)) is not None and v.failure
-        }
-        lacking = [k for k in asked if k not in self._files.answers or k in failed]
+        found = {k: self._files.answers[k] for k in asked if k in self._files.answers}
+        self.used |= found.keys()
+        failed = {k: answer.failure for k, answer in found.items() if answer.failure}
+        lacking = [k for k in asked if k not in found or k in failed]
         self.missing += lacking
         if lacking and self._missing == "fail":
             why = f"; one failed with: {next(iter(failed.values()))}" if failed else ""
             raise UserError(
-                f"{len(lacking)} of {len(asked)} requests have no answer: {name_ids(lacking)}{why}; "
-                "--gin.Evaluate.missing_answers=wrong scores them as wrong"
+                f"{len(lacking)} of {len(asked)} requests have no answer: {name_ids(lacking)}"
+                f"{why}; --gin.Evaluate.missing_answers=wrong scores them as wrong"
             )
         if different := [k for k in asked if self._files.doubles.get(k)]:
             raise UserError(
                 f"{len(different)} requests have two answers that differ: {name_ids(different)}"
             )
-        for key in asked.keys() - set(lacking):
-            _check_form(key, self._files.answers[key], asked[key])
+        for key, answer in found.items():
+            if key not in failed:
+                _check_form(key, answer, asked[key])
 
     def unknown(self) -> list[str]:
         """The ids in the files that no request had so far."""
@@ -101,7 +102,8 @@ class StoredAnswers:
         chosen = choice(answer.texts[0], instance.candidates)
         texts = instance.candidates
         if chosen is None:  # stands among the candidates as one that is never right
-            self.unmatched.append(key)
+            if key in self.used and not self._files.answers[key].failure:
+                self.unmatched.append(key)
             texts, chosen = (*texts, answer.texts[0].strip()), len(texts)
         logprobs = tuple(0.0 if i == chosen else IMPOSSIBLE for i in range(len(texts)))
         zeros = (0.0,) * len(texts)
@@ -113,6 +115,17 @@ class StoredAnswers:
             is_greedy=tuple(p == 0.0 for p in logprobs),
         )
         return _scored(dataclasses.replace(instance, candidates=texts), said)
+
+    def remarks(self) -> list[str]:
+        """What does not fit together, counted and named, one line each."""
+        unknown, doubles = self.unknown(), [k for k in self._files.doubles if k in self.used]
+        lines = {
+            "requests have no answer": self.missing,
+            "answers belong to no request of these tasks": unknown,
+            "requests have an answer more than once": doubles,
+            "answers name none of their candidates and count as wrong": self.unmatched,
+        }
+        return [f"{len(ids)} {what}: {name_ids(ids)}" for what, ids in lines.items() if ids]
 
     def summary(self) -> dict[str, Any]:
         """What is told of the files after the evaluation, JSON-able."""
@@ -162,7 +175,7 @@ def _check_form(key: str, answer: StoredAnswer, instance: Instance) -> None:
     wanted = len(instance.candidates)
     if not wanted and not answer.texts:
         raise UserError(f"answer {key} has log-probabilities, but its task wants a text")
-    for field in ("logprobs", "uncond_logprobs", "eos_logprobs", "n_tokens", "is_greedy"):
+    for field in COMPONENTS:
         found = len(getattr(answer, field))
         if wanted and found and found != wanted:
             raise UserError(f"answer {key} has {found} {field} for {wanted} candidates")

@@ -9,6 +9,7 @@ The tasks are `multiple_choice` and `generate_until`; each gives the metrics `sc
 requests, and `task_score`, which averages as the evaluation here does.
 """
 
+import ast
 import pathlib
 import re
 from collections.abc import Mapping
@@ -16,16 +17,16 @@ from typing import Any
 
 import yaml
 
-import optiml_jax.evaluate.answers
-import optiml_jax.evaluate.metrics
 from optiml_jax.data.example import seqio_name
 from optiml_jax.evaluate.evaluator import EvalTask
 from optiml_jax.exchange.request_files import FileStack, json_line
 from optiml_jax.files import atomic_path
 
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_PACKAGE = "optiml_scoring"
 _TASK_FILE = pathlib.Path(__file__).with_name("harness_task.py")
 _SCORED = ("sum", "chars", "bytes", "unconditional")  # rules of which the harness knows all parts
-_IMPORT = "from optiml_jax.evaluate import answers"
+_SCORING = "optiml_jax.evaluate.metrics"  # what is copied, with all that it imports of ours
 _METRICS = [
     {"metric": "score", "aggregation": "mean", "higher_is_better": True},
     {
@@ -63,10 +64,9 @@ class Harness(FileStack):
             self._first[self._current] = row
             self._file = self.open(f"data/{task_name(*self._current)}.jsonl")
         info = self._tasks[row["task"]].info
-        own = {"prompt_group": row["prompt_id"] if info.prompts == "crossed" else ""}
+        own: dict[str, Any] = {"crossed": info.prompts == "crossed"}
         if row["kind"] == "rank":
             own |= {"target": (row["correct"] or [0])[0], "continuation": row["continuations"][0]}
-        own["question"] = row["cluster"] if info.metric == "multirc" else row["id"]
         self._file.write(json_line(row | own))
 
     def __exit__(self, *error: Any) -> None:
@@ -88,13 +88,12 @@ class Harness(FileStack):
             self._dump(
                 group, {"group": group, "task": list(members), "aggregate_metric_list": [metric]}
             )
-        scoring = self.folder / "optiml_scoring"
-        scoring.mkdir(exist_ok=True)
-        (scoring / "__init__.py").write_text("")
-        for module in (optiml_jax.evaluate.answers, optiml_jax.evaluate.metrics):
-            source = pathlib.Path(module.__file__)
-            text = source.read_text("utf-8").replace(_IMPORT, "from optiml_scoring import answers")
-            (scoring / source.name).write_text(text, "utf-8")
+        for name, source in _modules(_SCORING, {}).items():
+            copy = self.folder / f"{name.replace('.', '/')}.py".replace("optiml_jax", _PACKAGE, 1)
+            for folder in copy.relative_to(self.folder).parents[:-1]:
+                (self.folder / folder).mkdir(exist_ok=True)
+                (self.folder / folder / "__init__.py").touch()
+            copy.write_text(source.replace("optiml_jax.", f"{_PACKAGE}."), "utf-8")
         (self.folder / "optiml_task.py").write_text(_TASK_FILE.read_text("utf-8"), "utf-8")
 
     def _dump(self, name: str, value: dict[str, Any]) -> None:
@@ -102,6 +101,20 @@ class Harness(FileStack):
         with atomic_path(self.folder / f"{name}.yaml") as temporary:
             # safe_dump quotes what it takes for a string; it is a tag.
             temporary.write_text(re.sub(r"'(!function [\w.]+)'", r"\1", text), "utf-8")
+
+
+def _modules(name: str, found: dict[str, str]) -> dict[str, str]:
+    """Our module of this name and all that it imports of ours -> their source texts."""
+    path = _ROOT / f"{name.replace('.', '/')}.py"
+    if name in found or not path.is_file():
+        return found
+    found[name] = path.read_text("utf-8")
+    for node in ast.walk(ast.parse(found[name])):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optiml_jax"):
+            _modules(node.module, found)
+            for alias in node.names:
+                _modules(f"{node.module}.{alias.name}", found)
+    return found
 
 
 def task_name(task: str, shots: int) -> str:

@@ -6,16 +6,29 @@ what failed or cannot be asked in this form.
 
 import contextlib
 import json
+import logging
 import pathlib
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, Self, TextIO
 
-from optiml_jax.files import atomic_path, disk_errors
+import tqdm
+
+from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.errors import UserError
+from optiml_jax.evaluate.config import EvalConfig
+from optiml_jax.evaluate.evaluator import EvalTask
+from optiml_jax.exchange.requests import Tokens, request_rows
+from optiml_jax.files import atomic_path, disk_errors, write_json
+
+_log = logging.getLogger(__name__)
 
 # Limits of the OpenAI API for one batch file; the second with some room.
 MAX_BATCH_REQUESTS = 50_000
 MAX_BATCH_BYTES = 190_000_000
 _MAX_STOPS = 4  # of the OpenAI API
+_SPOOL_BYTES = 64 * 2**20  # of a task's requests are in memory, the rest on disk
 _CHOOSE = "Reply with exactly one of these answers and nothing else:\n"
 
 
@@ -119,6 +132,64 @@ class OpenAIBatches(FileStack):
         if row["samples"]:
             body["n"] = row["samples"]
         return body
+
+
+def export_requests(
+    tasks: Sequence[EvalTask],
+    writer: RequestWriter,
+    folder: pathlib.Path,
+    config: EvalConfig,
+    prompts: PromptConfig,
+    tokens: Tokens,
+) -> dict[str, Any]:
+    """Writes the requests of all tasks, streaming; returns what `export.json` holds.
+
+    A task that cannot be asked is a failure with its reason, and none of its requests is written.
+    """
+    cells, failures = [], []
+    with (
+        writer,
+        tqdm.tqdm(
+            total=sum(len(t.info.shots) for t in tasks), disable=not sys.stderr.isatty()
+        ) as bar,
+    ):
+        for task in tasks:
+            for shots in task.info.shots:
+                own = {"task": task.info.task, "shots": shots}
+                try:
+                    rows = request_rows(task, shots, config, prompts, tokens)
+                    number, cut = _write(writer, rows)
+                    cells.append(own | {"requests": number, "cut": cut})
+                except Exception as e:  # the task's own, whatever it is
+                    reason = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+                    _log.debug("the failure of %s:", own, exc_info=e)
+                    failures.append(own | {"reason": reason})
+                bar.update()
+    written = {
+        "delimiter": config.delimiter,
+        "max_examples": config.max_examples,
+        "positions": tokens.positions if tokens.positions < 2**62 else None,
+        "tasks": cells,
+        "failures": failures,
+    }
+    write_json(folder / "export.json", written)
+    return written
+
+
+def _write(writer: RequestWriter, rows: Iterator[dict[str, Any]]) -> tuple[int, int]:
+    """Writes the rows, all of them or none; returns their number, and how many prompts were cut."""
+    number = cut = 0
+    with tempfile.SpooledTemporaryFile(_SPOOL_BYTES, "w+", encoding="utf-8") as spool:
+        for row in rows:
+            if refused := writer.refusal(row):
+                raise UserError(refused)
+            spool.write(json_line(row))
+            number += 1
+            cut += row["is_cut"]
+        spool.seek(0)
+        for line in spool:
+            writer.write(json.loads(line))
+    return number, cut
 
 
 def json_line(row: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import seqio
 
-from optiml_jax.cli.evaluate import evaluation_task
+from optiml_jax.cli.evaluation_tasks import evaluation_task
 from optiml_jax.cli.settings import Evaluate
 from optiml_jax.data.example import Example, TaskSource
 from tasks.splits import Manifest

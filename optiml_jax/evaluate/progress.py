@@ -1,0 +1,40 @@
+"""What an evaluation tells while it runs."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import tqdm
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def progress(
+    num_tasks: int,
+) -> Iterator[tuple[Callable[[int], object], Callable[[int], object]]]:
+    """Two functions to call with the tasks and with the rows that were done.
+
+    On a terminal they move a bar; elsewhere a line is logged every half minute.
+    """
+    rows, tasks, last = 0, 0, time.monotonic()
+    with tqdm.tqdm(
+        total=num_tasks, unit="task", desc="evaluate", disable=not sys.stderr.isatty()
+    ) as bar:
+
+        def task_done(n: int) -> None:
+            nonlocal tasks
+            tasks += n
+            bar.update(n)
+
+        def rows_done(n: int) -> None:
+            nonlocal rows, last
+            rows += n
+            bar.set_postfix(rows=rows)
+            if bar.disable and time.monotonic() - last > 30:
+                last = time.monotonic()
+                _log.info("%d of %d tasks, %d rows through the model", tasks, num_tasks, rows)
+
+        yield task_done, rows_done

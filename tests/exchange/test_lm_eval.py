@@ -1,0 +1,125 @@
+"""The exported tasks run in lm-evaluation-harness itself, on an exported model.
+
+The harness, torch and transformers are not ours: they tokenise, score and generate by themselves.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import exchange_bench as bench
+import pytest
+
+from optiml_jax.checkpoint.huggingface import write_huggingface
+from optiml_jax.evaluate.evaluator import evaluate, evaluate_with
+from optiml_jax.evaluate.records import RunFolder
+from optiml_jax.evaluate.rollup import Key, rollup
+from optiml_jax.exchange.answer_files import model_name, read_answers
+from optiml_jax.exchange.answers import StoredAnswers
+from optiml_jax.exchange.harness import Harness, task_name
+from optiml_jax.exchange.request_files import export_requests
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+pytest.importorskip("torch", reason="torch is not installed")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """(our evaluation, output of the harness): the same model on the same tasks."""
+    root, tasks = tmp_path_factory.mktemp("lm_eval"), bench.tasks()
+    config, graphdef, params = bench.model()
+    write_huggingface(root / "model", config, params, tokenizer_from=bench.vocabulary_folder())
+    (root / "tasks").mkdir()
+    written = export_requests(
+        tasks,
+        Harness(root / "tasks", {t.info.task: t for t in tasks}),
+        root / "tasks",
+        bench.CONFIG,
+        bench.PROMPTS,
+        bench.tokens(),
+    )
+    assert not written["failures"]
+    run_harness(root)
+    failed = evaluate(
+        tasks, graphdef, params, config, bench.vocabulary(), bench.CONFIG, str(root / "ours")
+    )
+    assert not failed
+    return root / "ours", root / "out"
+
+
+def run_harness(root: pathlib.Path) -> None:
+    arguments = ["--model", "hf", "--model_args", f"pretrained={root}/model,dtype=float32"]
+    arguments += ["--tasks", "optiml", "--include_path", f"{root}/tasks", "--log_samples"]
+    arguments += ["--output_path", f"{root}/out", "--device", "cpu", "--batch_size", "4"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{root}/hub"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lm_eval", "run", *arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def cells(tasks):
+    return [(task, shots) for task in tasks for shots in task.info.shots]
+
+
+def test_the_harness_gives_our_scores_instance_by_instance(both):
+    ours, out = both
+    for task, shots in cells(bench.tasks()):
+        records, _ = RunFolder(ours).read(task.info.task, shots)
+        (file,) = out.rglob(f"samples_{task_name(task.info.task, shots)}_*.jsonl")
+        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        rows.sort(key=lambda row: row["doc_id"])
+        scores = [row["score"] for row in rows]
+        assert scores == pytest.approx([r.score for r in records]), task.info.task
+        if task.ranks:
+            for row, record in zip(rows, records, strict=True):
+                theirs = [float(pair[0]) for pair in row["filtered_resps"]]
+                expected = [c.sum_logprob for c in record.candidates]
+                assert theirs[: len(expected)] == pytest.approx(expected, abs=1e-3)
+
+
+def test_tasks_and_groups_of_the_harness_are_those_of_our_tables(both):
+    ours, out = both
+    (file,) = out.rglob("results_*.json")
+    results = json.loads(file.read_text())
+    tree = rollup(ours)
+    for task, shots in cells(bench.tasks()):
+        mine = Key(shots, task.info.level, task.info.category, task.info.task)
+        (cell,) = [c for k, c in tree.cells.items() if k == mine]
+        theirs = results["results"][task_name(task.info.task, shots)]["task_score,none"]
+        assert 100 * theirs == pytest.approx(cell.value), task.info.task
+    for key, cell in tree.cells.items():
+        if len(key.path) == 2 and key.shots != "mean":
+            slug = {"C, one": "c_one", "Other": "other"}[key.category]
+            group = results["groups"][f"optiml_{key.level}_{slug}_{key.shots}shot"]
+            assert 100 * group["task_score,none"] == pytest.approx(cell.value)
+
+
+def test_its_answers_evaluated_here_give_our_records_and_table(both, tmp_path):
+    ours, out = both
+    files = read_answers([str(out)])
+    answers = StoredAnswers(files, bench.tokens(), "fail")
+    failed = evaluate_with(
+        answers, bench.tasks(), bench.CONFIG, str(tmp_path), run={"checkpoint": "x", "step": None}
+    )
+    assert not failed
+    assert not answers.remarks()
+    assert "model" in model_name(files)
+    assert rollup(tmp_path).cells == rollup(ours).cells
+    for task, shots in cells(bench.tasks()):
+        mine, theirs = (RunFolder(f).read(task.info.task, shots)[0] for f in (ours, tmp_path))
+        for a, b in zip(mine, theirs, strict=True):
+            assert (a.prediction, a.score, a.demonstration_ids, a.references, a.correct) == (
+                b.prediction,
+                b.score,
+                b.demonstration_ids,
+                b.references,
+                b.correct,
+            )
