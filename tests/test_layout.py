@@ -14,7 +14,7 @@ FLOORS = [  # from the top; a package imports only from floors below its own
     {"optiml_jax.train", "optiml_jax.exchange"},
     {"optiml_jax.checkpoint", "optiml_jax.evaluate"},
     {"optiml_jax.sharding", "optiml_jax.data"},
-    {"optiml_jax.model"},
+    {"optiml_jax.model", "optiml_jax.fetch"},
     {"optiml_jax.files"},
     {"optiml_jax.errors"},
 ]

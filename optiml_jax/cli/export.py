@@ -1,20 +1,36 @@
 """`optiml export`: the questions of an evaluation, or the training data, for other programs."""
 
-import logging
 import pathlib
 import sys
+from collections.abc import Iterable
+
+import seqio
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.evaluation_tasks import evaluation_tasks, request_tokens
-from optiml_jax.cli.settings import Evaluate, Export, Run, configured, expand
+from optiml_jax.cli.main import REPOSITORY
+from optiml_jax.cli.settings import Evaluate, Export, Fetch, Run, configured, expand
+from optiml_jax.data.example import seqio_name
+from optiml_jax.data.mixture import Mixture, mixing_rates
+from optiml_jax.data.plan import Plan
 from optiml_jax.data.prompts import PromptConfig
-from optiml_jax.data.vocabulary import load_vocabulary
+from optiml_jax.data.store import Store
+from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
+from optiml_jax.exchange.data_card import DataCard
 from optiml_jax.exchange.harness import Harness
 from optiml_jax.exchange.request_files import JsonLines, OpenAIBatches, export_requests
-
-_log = logging.getLogger(__name__)
+from optiml_jax.exchange.training_files import (
+    TrainingRows,
+    cached_counts,
+    planned_counts,
+    write_rows,
+)
+from optiml_jax.fetch.sources import read_sources
+from tasks import mixtures
+from tasks.registry import find_sources
+from tasks.splits import Manifest
 
 
 def main() -> int:
@@ -24,7 +40,8 @@ def main() -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; remove it, or set Export.output")
     folder.mkdir(parents=True, exist_ok=True)
-    return requests(run, settings, folder)
+    kinds = {"requests": requests, "training": training}
+    return kinds[settings.what](run, settings, folder)
 
 
 def requests(run: Run, settings: Export, folder: pathlib.Path) -> int:
@@ -51,6 +68,53 @@ def requests(run: Run, settings: Export, folder: pathlib.Path) -> int:
     for failure in written["failures"]:
         print("failed: {task} at {shots} shots: {reason}".format(**failure), file=sys.stderr)
     return 1 if written["failures"] else 0
+
+
+def training(run: Run, settings: Export, folder: pathlib.Path) -> int:
+    """Writes the training data of the mixture, and a card that says what it is."""
+    vocabulary = load_vocabulary(run.vocabulary)
+    split, form, layout = settings.split, settings.form, settings.rows
+    if settings.order == "plan":
+        plan = Plan.load(run.plan_dir(split))
+        cache_dir, counts = plan.meta["cache_dir"], planned_counts(plan)
+        rates = {t["task"]: t["rate"] for t in plan.meta["tasks"]}
+    else:
+        cache_dir, mixture, manifest = run.cache_dir, configured(Mixture), Manifest.load()
+        sources = mixtures.select(find_sources(run.data, manifest), mixture, manifest)
+        counts = cached_counts(cache_dir, [s.name for s in sources], split)
+        rates = mixing_rates(counts, mixture)
+    check_vocabulary(cache_dir, counts, vocabulary)
+    rows, store = TrainingRows(cache_dir, vocabulary, layout), Store(cache_dir)
+    if settings.order == "plan":
+        write_rows(rows.of_plan(plan), folder, split, form, layout, settings.shard_rows)
+    else:
+        for name in counts:
+            place = folder / seqio_name(name)
+            place.mkdir()
+            made = rows.of_task(store.task(name), split)
+            write_rows(made, place, split, form, layout, settings.shard_rows)
+    card = DataCard(settings.order, split, form, layout, counts, rates, store, known_licences())
+    card.write(folder)
+    print(f"{sum(counts.values())} rows of {len(counts)} tasks: {folder}")
+    return 0
+
+
+def check_vocabulary(cache_dir: str, tasks: Iterable[str], vocabulary: seqio.Vocabulary) -> None:
+    """UserError if the cache was made with another vocabulary: its tokens would spell nonsense."""
+    name = next(iter(tasks), None)
+    if name is None:
+        raise UserError("nothing to export: no task has an example of this split")
+    made = Store(cache_dir).task(name).info["vocabulary"]
+    if made["fingerprint"] != vocabulary_fingerprint(vocabulary):
+        raise UserError(
+            f"{cache_dir} was made with the vocabulary {made['spec']}; set Run.vocabulary to it"
+        )
+
+
+def known_licences() -> dict[str, tuple[str, ...]]:
+    """Collection -> the licences of its sources, as the list of sources names them."""
+    known = read_sources(REPOSITORY / Fetch().sources)
+    return {name: tuple(sorted({s.licence for s in group})) for name, group in known.items()}
 
 
 if __name__ == "__main__":

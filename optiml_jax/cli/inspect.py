@@ -15,6 +15,7 @@ import yaml
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Evaluate, Inspect, Run, configured
+from optiml_jax.data.cache_records import RecordIds
 from optiml_jax.data.example import TaskSource
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import PLAN_FILE, Plan, PlanConfig
@@ -24,7 +25,6 @@ from optiml_jax.data.vocabulary import EOS_ID, decode, encode_batch, load_vocabu
 from optiml_jax.errors import UserError
 from optiml_jax.report import composition, page, table1
 from optiml_jax.report import inspect_terminal as terminal
-from optiml_jax.report.cache_records import record_ids
 from optiml_jax.report.inspect_prompts import (
     Renderer,
     TaskFacts,
@@ -172,6 +172,7 @@ def show_rows(run: Run, settings: Inspect) -> None:
     cached = {task.name: task for task in plan.cached_tasks if task}
     colour = terminal.colours_wanted(sys.stdout)
     print(f"{terminal.LEGEND}\n")
+    record_ids = RecordIds(plan.meta["cache_dir"])
     for row in range(first, first + number):
         segments = row_segments(plan, row, functools.partial(decode, vocabulary), EOS_ID)
         tokens, loss = (sum(s.tokens[i] for s in segments) for i in (0, 1))
@@ -181,7 +182,7 @@ def show_rows(run: Run, settings: Inspect) -> None:
         )
         for i, segment in enumerate(segments, 1):
             split, task = plan.meta["split"], cached[segment.task]
-            ids = record_ids(plan.meta["cache_dir"], task, split, segment.index)
+            ids = record_ids.get(task, split, segment.index)
             print(terminal.segment_text(segment, ids, i, colour))
 
 

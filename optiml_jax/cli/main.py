@@ -23,6 +23,7 @@ from optiml_jax.cli.compilation_cache import CompilationCache
 from optiml_jax.errors import UserError
 
 VERBS = {
+    "fetch": "bring the data of collections and suites to where it is looked for",
     "prepare": "read the upstream files and cache every task of the mixture",
     "plan": "compute the packed, step-addressed training order of the mixture",
     "train": "fine-tune a model on the plan; run it again to resume",
@@ -84,11 +85,15 @@ def parse_gin(verb: str, arguments: Sequence[str]) -> None:
     )
     if verb == "prepare":
         parser.add_argument("--runner", help="an Apache Beam runner, e.g. DirectRunner")
+    if verb == "fetch":
+        parser.add_argument("--dry_run", action="store_true", help="print sizes and licences only")
     parsed, others = parser.parse_known_args(arguments)
     gin.add_config_file_search_path(str(REPOSITORY))
     bindings = [_binding(argument) for argument in others]
     if getattr(parsed, "runner", None):
         bindings.append(f"Prepare.runner = {parsed.runner!r}")
+    if getattr(parsed, "dry_run", False):
+        bindings.append("Fetch.dry_run = True")
     for path in parsed.gin_file:
         if not (pathlib.Path(path).is_file() or (REPOSITORY / path).is_file()):
             raise UserError(f"gin file not found: {path}")

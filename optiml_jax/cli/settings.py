@@ -161,6 +161,39 @@ class Export:
                 raise UserError(f"Export.{name} must be at least {least}, not {value}")
 
 
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Fetch:
+    """Attributes:
+    collections: collections and suites of `sources`, or globs over "<collection>/<source>".
+    root: the folder that all data lies in.
+    sources: the file that lists them.
+    accept: licences with restrictions that suit you, as `--dry_run` names them, or "all".
+    mirrors: beginning of an address -> what stands in its place, e.g. a folder as file:///...
+    workers: files at the same time.
+    retries: how often a file is tried again, after 1, 2, 4, ... seconds.
+    verify: reads what is there already and compares its hashes, else its sizes only.
+    dry_run: only prints what would come, its size and licence (also: `--dry_run`).
+    """
+
+    collections: tuple[str, ...] = ()
+    root: str = "$OPTIML_DATA"
+    sources: str = "tasks/data/sources.yaml"
+    accept: tuple[str, ...] = ()
+    mirrors: dict[str, str] = dataclasses.field(default_factory=dict)
+    workers: int = 8
+    retries: int = 5
+    verify: bool = True
+    dry_run: bool = False
+
+    def __post_init__(self):
+        for name in ("collections", "accept"):
+            if isinstance(getattr(self, name), str):  # one name, not a sequence of letters
+                object.__setattr__(self, name, (getattr(self, name),))
+        if self.workers < 1 or self.retries < 0:
+            raise UserError("Fetch.workers must be at least 1 and Fetch.retries at least 0")
+
+
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")

@@ -33,6 +33,7 @@ from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.store import COMPLETED_FILE, FORMAT_VERSION, INFO_FILE, num_shards
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size
 from optiml_jax.errors import UserError
+from optiml_jax.fetch.provenance import sources_of
 from optiml_jax.files import fingerprint, write_json
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,8 @@ def _cache_if_changed(
     if info is not None and info["fingerprint"] == wanted:
         # The same bytes under other names or times: nothing but what finds them is written anew.
         vocabulary = info["vocabulary"] | {"spec": settings.vocabulary_spec}
-        write_info(_folder(source, settings), info | {"files": digests, "vocabulary": vocabulary})
+        own = {"files": digests, "vocabulary": vocabulary, "provenance": sources_of(source.files)}
+        write_info(_folder(source, settings), info | own)
         return TaskOutcome(source.name, "unchanged", info["splits"])
     folder = _folder(source, settings)
     if folder.exists() and not (folder / INFO_FILE).exists():
@@ -198,6 +200,7 @@ def _write_task(
             "prompts": dataclasses.asdict(settings.prompt_config),
             "fingerprint": wanted,
             "files": digests,
+            "provenance": sources_of(source.files),
         }
         write_info(folder, info)
     return splits

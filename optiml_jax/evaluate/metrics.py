@@ -168,6 +168,7 @@ def _ranked_records(targets: Sequence[CandidateRow], scores: Sequence[float]) ->
 
 
 def unscored(text: str) -> Candidate:
+    """A candidate of which only the text is known, for metrics that ask for no more."""
     return Candidate(text, 0.0, 1, max(1, len(text)), max(1, len(text)), 0.0, 0.0, False)
 
 

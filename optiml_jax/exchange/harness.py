@@ -90,8 +90,8 @@ class Harness(FileStack):
             )
         for name, source in _modules(_SCORING, {}).items():
             copy = self.folder / f"{name.replace('.', '/')}.py".replace("optiml_jax", _PACKAGE, 1)
+            copy.parent.mkdir(parents=True, exist_ok=True)
             for folder in copy.relative_to(self.folder).parents[:-1]:
-                (self.folder / folder).mkdir(exist_ok=True)
                 (self.folder / folder / "__init__.py").touch()
             copy.write_text(source.replace("optiml_jax.", f"{_PACKAGE}."), "utf-8")
         (self.folder / "optiml_task.py").write_text(_TASK_FILE.read_text("utf-8"), "utf-8")

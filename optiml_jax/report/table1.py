@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from optiml_jax.data.cache_records import distinct_ids
 from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.data.prompts import PromptConfig, render
 from optiml_jax.data.store import CachedTask, Store
-from optiml_jax.report.cache_records import distinct_ids
 from optiml_jax.report.inspect_prompts import TaskFacts
 from optiml_jax.report.tables import Table
 

@@ -3,6 +3,7 @@
 The answers are made from the references and the options of the bench itself.
 """
 
+import collections
 import json
 import pathlib
 
@@ -11,9 +12,16 @@ import pytest
 from tiny_bench import write_tiny_bench
 
 from optiml_jax.cli.main import main
+from optiml_jax.data.example import Drops
+from optiml_jax.data.plan import Plan
+from optiml_jax.data.store import Store
+from optiml_jax.data.vocabulary import load_vocabulary, train_sentencepiece
 from optiml_jax.evaluate.records import RunFolder
 from optiml_jax.evaluate.rollup import Key, rollup
+from tasks.registry import find_sources
+from tasks.splits import Manifest
 
+MANIFEST = Manifest.load()
 TASK = "demo_superni/demo903_program_execution_third"
 
 
@@ -142,3 +150,73 @@ def test_no_answers_and_a_full_folder_are_said(bench, tmp_path, capsys):
     assert "no answers at" in capsys.readouterr().err
     assert optiml("export", bench) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+# --- training data --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planned(bench) -> pathlib.Path:
+    for verb in ("prepare", "plan"):
+        assert optiml(verb, bench, "PromptConfig.shots=(0.5, 0.5)", "TrainConfig.num_steps=20") == 0
+    return bench
+
+
+def loaded(folder: pathlib.Path, monkeypatch):
+    """The folder as Hugging Face's `datasets` reads it, by its card."""
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return datasets.load_dataset(str(folder), split="train", cache_dir=str(folder / "cache"))
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_training_data_in_the_order_of_the_plan(planned, tmp_path, monkeypatch, form):
+    more = (f"Export.form={form}", f"Export.output={tmp_path}/x", "Export.shard_rows=100")
+    assert optiml("export", planned, "Export.what=training", *more) == 0
+    table = loaded(tmp_path / "x", monkeypatch)
+    plan = Plan.load(planned / "run/plan/train")
+    entries = [(r, *entry) for r in range(plan.num_rows) for entry in plan.row(r)]
+    assert table.num_rows == len(entries) > 200
+    assert len(list((tmp_path / "x").glob(f"train-*.{form}"))) == -(-len(entries) // 100)
+    tasks = {t.name: t for t in plan.cached_tasks if t}
+    vocabulary = load_vocabulary(f"sentencepiece:{planned}/vocabulary.model")
+    examples = {s.name: s for s in find_sources({"demo_superni": f"{planned}/bench"}, MANIFEST)}
+    originals = {
+        name: {e.example_id: e for e in source.read("train", Drops())}
+        for name, source in examples.items()
+    }
+    for row, (number, task, index) in zip(table, entries, strict=True):
+        assert (row["row"], row["task"], row["category"]) == (number, task, "Program Execution")
+        ((source, target),) = tasks[task].read("train", [index])
+        text = row["prompt"] + row["completion"]
+        assert vocabulary.encode(text) == [*source.tolist(), *target.tolist()[:-1]]
+        original = originals[task][row["example_id"]]
+        assert row["completion"] == f" {original.target}"
+        assert f"Input: {original.input}" in row["prompt"]
+        assert row["prompt_id"] == original.prompt_id
+
+
+def test_training_data_by_task_as_chat_with_rates_and_card(planned, tmp_path, monkeypatch):
+    settings = ("Export.what=training", "Export.form=jsonl", "Export.order=task")
+    more = ("Export.rows=chat", f"Export.output={tmp_path}/x")
+    assert optiml("export", planned, *settings, *more) == 0
+    table = loaded(tmp_path / "x", monkeypatch)
+    store = Store(planned / "cache")
+    counts = {n: store.task(n).num_examples("train") for n in store.tasks()}
+    assert collections.Counter(table["task"]) == {n: c for n, c in counts.items() if c}
+    user, assistant = table[0]["messages"]
+    assert (user["role"], assistant["role"]) == ("user", "assistant")
+    assert assistant["content"] in user["content"]  # the task: one of its words
+    rates = json.loads((tmp_path / "x/rates.json").read_text())
+    assert sum(rates.values()) == pytest.approx(1)
+    card = (tmp_path / "x/README.md").read_text()
+    assert f"| demo_superni | {len(rates)} | {table.num_rows} | 100.0% |" in card
+    assert "not known" in card
+
+
+def test_another_vocabulary_than_the_caches_is_refused(planned, tmp_path, capsys):
+    train_sentencepiece(["other words"] * 9, tmp_path / "other.model", 280)
+    settings = ("Export.what=training", "Export.form=jsonl", f"Export.output={tmp_path}/x")
+    other = f"Run.vocabulary=sentencepiece:{tmp_path}/other.model"
+    assert optiml("export", planned, *settings, other) == 2
+    assert "was made with the vocabulary" in capsys.readouterr().err

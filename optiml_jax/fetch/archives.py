@@ -1,0 +1,47 @@
+"""Taking what is wanted out of a downloaded file: an archive, a compressed file, or itself."""
+
+import fnmatch
+import gzip
+import pathlib
+import shutil
+import tarfile
+import zipfile
+
+from optiml_jax.fetch.http import FetchError
+from optiml_jax.fetch.sources import Source
+
+
+def unpack(source: Source, file: pathlib.Path, tree: pathlib.Path) -> pathlib.Path:
+    """Unpacks `file` into `tree`, emptied before; the folder that holds `source.start`.
+
+    Raises:
+      FetchError: the archive is damaged, or has a member that would lie outside of `tree`.
+    """
+    shutil.rmtree(tree, ignore_errors=True)
+    tree.mkdir(parents=True)
+    try:
+        if tarfile.is_tarfile(file):
+            with tarfile.open(file) as archive:
+                members = [m for m in archive if m.isfile() and _wanted(source, m.name)]
+                archive.extractall(tree, members, filter="data")
+        elif zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                names = [n for n in archive.namelist() if not n.endswith("/")]
+                archive.extractall(tree, [n for n in names if _wanted(source, n)])
+        elif file.suffix == ".gz":
+            with gzip.open(file) as packed, open(tree / file.stem, "wb") as out:
+                shutil.copyfileobj(packed, out)
+        else:
+            shutil.copyfile(file, tree / file.name)
+    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as e:
+        raise FetchError(f"{file.name} of {source.id} cannot be unpacked: {e}") from e
+    return tree / source.start.strip("/")
+
+
+def _wanted(source: Source, name: str) -> bool:
+    name = name.removeprefix("./")
+    start = f"{source.start.strip('/')}/" if source.start else ""
+    inside = name.removeprefix(start)
+    return name.startswith(start) and (
+        not source.only or any(fnmatch.fnmatch(inside, glob) for glob in source.only)
+    )

@@ -1,0 +1,55 @@
+"""Parts of a git repository at a pinned revision, by the `git` program."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+
+from optiml_jax.fetch.http import FetchError
+from optiml_jax.fetch.sources import Source
+
+
+def checkout(source: Source, address: str, staging: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """Brings the wanted files of a repository into a folder below `staging`.
+
+    Objects that came before an interruption are kept; git verifies each by its id.
+
+    Args:
+      address: of the repository, mirrors applied.
+
+    Returns:
+      The folder that holds `source.start`, and the id of the commit.
+
+    Raises:
+      FetchError: git is missing, or says no.
+    """
+    repository, tree = staging / "repository.git", staging / "tree"
+    repository.mkdir(parents=True, exist_ok=True)
+    for lock in repository.rglob("*.lock"):  # of a git that was killed
+        lock.unlink(missing_ok=True)
+    _git(repository, "init", "--quiet", "--bare")
+    _git(repository, "config", "remote.origin.url", address)
+    # Only blobs that the checkout needs, where the server can do that.
+    wanted = ["--depth=1", "--filter=blob:none", "origin", source.revision]
+    _git(repository, "fetch", "--quiet", "--no-tags", *wanted)
+    commit = _git(repository, "rev-parse", "FETCH_HEAD^{commit}").strip()
+    shutil.rmtree(tree, ignore_errors=True)
+    tree.mkdir()
+    start = source.start.strip("/")
+    only = source.only or ("",)
+    paths = [f":(glob){'/'.join(filter(None, (start, glob)))}" for glob in only]
+    paths = ["."] if paths == [":(glob)"] else paths
+    _git(repository, f"--work-tree={tree}", "checkout", "--force", commit, "--", *paths)
+    return tree / start, commit
+
+
+def _git(repository: pathlib.Path, *arguments: str) -> str:
+    command = ["git", f"--git-dir={repository}", "-c", "core.quotepath=off", *arguments]
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    except FileNotFoundError as e:
+        raise FetchError("the program git is not installed") from e
+    if done.returncode:
+        raise FetchError(f"git {arguments[0]}: {' '.join(done.stderr.split())[-300:]}")
+    return done.stdout

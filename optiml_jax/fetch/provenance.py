@@ -1,0 +1,101 @@
+"""Where fetched files came from, written beside them, and whether they are still the same.
+
+`provenance.json` in the folder of a source:
+
+    {"sources": {"<collection>/<name>": {"address", "kind", "revision", "licence", "date",
+                                         "files": {"<path>": {"size", "sha256"}}}}}
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from optiml_jax.files import read_json, write_json
+
+FILE = "provenance.json"
+_CHUNK = 1 << 20
+_lock = threading.Lock()  # several sources may share a folder
+
+
+def sha256_of(path: pathlib.Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_blob_sha1(path: pathlib.Path) -> str:
+    """The id that git gives a file, by which the Hub names small files."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def describe(folder: pathlib.Path, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Size and hash of files, hashed in parallel."""
+    paths = sorted(paths)
+
+    def one(path: str) -> dict[str, Any]:
+        return {"size": (folder / path).stat().st_size, "sha256": sha256_of(folder / path)}
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(paths, pool.map(one, paths), strict=True))
+
+
+def load(folder: pathlib.Path) -> dict[str, Any]:
+    """Source id -> what is known of it; empty when the folder has no provenance."""
+    file = folder / FILE
+    return read_json(file, "the provenance of fetched data")["sources"] if file.exists() else {}
+
+
+def record(folder: pathlib.Path, source_id: str, entry: Mapping[str, Any]) -> None:
+    """Writes down a source that is there whole."""
+    with _lock:
+        write_json(folder / FILE, {"sources": {**load(folder), source_id: dict(entry)}})
+
+
+def damage(
+    folder: pathlib.Path, files: Mapping[str, Mapping[str, Any]], hashes: bool = True
+) -> dict[str, str]:
+    """Path -> what is wrong with it: "missing", "truncated", "changed".
+
+    Args:
+      hashes: also read the files; otherwise sizes are compared only.
+    """
+    found = {}
+    whole = []
+    for path, known in files.items():
+        place = folder / path
+        if not place.is_file():
+            found[path] = "missing"
+        elif (size := place.stat().st_size) != known["size"]:
+            found[path] = "truncated" if size < known["size"] else "changed"
+        else:
+            whole.append(path)
+    for path, now in describe(folder, whole).items() if hashes else ():
+        if now["sha256"] != files[path]["sha256"]:
+            found[path] = "changed"
+    return found
+
+
+def sources_of(paths: Iterable[str]) -> list[dict[str, str]]:
+    """Where files came from, without the lists of files; [] for those that were not fetched.
+
+    Looks for the nearest provenance.json above each file.
+    """
+    found: dict[str, dict[str, str]] = {}
+    by_folder: dict[pathlib.Path, dict[str, Any] | None] = {}
+    for path in map(pathlib.Path, paths):
+        for folder in path.absolute().parents:
+            if folder not in by_folder:
+                by_folder[folder] = load(folder)
+            for name, entry in by_folder[folder].items():
+                if str(path.absolute().relative_to(folder)) in entry["files"]:
+                    own = {k: v for k, v in entry.items() if k != "files"}
+                    found[name] = {"source": name, **own}
+    return [found[name] for name in sorted(found)]
