@@ -16,8 +16,8 @@ from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.evaluate.records import TaskInfo
 from optiml_jax.exchange.requests import Tokens
-from optiml_jax.model.config import OPTConfig
-from optiml_jax.model.opt import init_params
+from optiml_jax.model.decoder import init_params
+from optiml_jax.model.opt.config import OPTConfig
 
 WORDS = [
     "red",
