@@ -10,16 +10,14 @@ import contextlib
 import importlib
 import logging
 import os
-import pathlib
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 
-import gin
-
 import optiml_jax.cli.settings  # noqa: F401 - what gin may set
 from optiml_jax.cli.compilation_cache import CompilationCache
+from optiml_jax.cli.gin_files import read_settings
 from optiml_jax.errors import UserError
 
 VERBS = {
@@ -34,8 +32,6 @@ VERBS = {
     "inspect": "show prompts, training rows and the mixture; write them as a page",
     "convert": "read or write a Hugging Face OPT folder",
 }
-# Relative gin files and includes are looked up from here too, so that they work from any folder.
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,20 +84,12 @@ def parse_gin(verb: str, arguments: Sequence[str]) -> None:
     if verb == "fetch":
         parser.add_argument("--dry_run", action="store_true", help="print sizes and licences only")
     parsed, others = parser.parse_known_args(arguments)
-    gin.add_config_file_search_path(str(REPOSITORY))
     bindings = [_binding(argument) for argument in others]
     if getattr(parsed, "runner", None):
         bindings.append(f"Prepare.runner = {parsed.runner!r}")
     if getattr(parsed, "dry_run", False):
         bindings.append("Fetch.dry_run = True")
-    for path in parsed.gin_file:
-        if not (pathlib.Path(path).is_file() or (REPOSITORY / path).is_file()):
-            raise UserError(f"gin file not found: {path}")
-    try:
-        gin.parse_config_files_and_bindings(parsed.gin_file, bindings)
-    except (ValueError, TypeError, SyntaxError, OSError, AttributeError) as e:
-        message = " ".join(str(e).split())
-        raise UserError(f"gin configuration: {message}") from e
+    read_settings(parsed.gin_file, bindings)
 
 
 def _binding(argument: str) -> str:
@@ -141,8 +129,6 @@ def _logging() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     for name in ("optiml_jax", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO)
-    # Gin reports an error for each place where it looks for a file in vain before it finds it.
-    logging.getLogger().addFilter(lambda r: not r.getMessage().startswith("Path not found: "))
 
 
 def _usage() -> str:
