@@ -8,7 +8,7 @@ import seqio
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.evaluation_tasks import evaluation_tasks, request_tokens
-from optiml_jax.cli.main import REPOSITORY
+from optiml_jax.cli.gin_files import REPOSITORY
 from optiml_jax.cli.settings import Evaluate, Export, Fetch, Run, configured, expand
 from optiml_jax.data.example import seqio_name
 from optiml_jax.data.mixture import Mixture, mixing_rates

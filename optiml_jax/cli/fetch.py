@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from optiml_jax.cli import main as command_line
-from optiml_jax.cli.main import REPOSITORY
+from optiml_jax.cli.gin_files import REPOSITORY
 from optiml_jax.cli.settings import Fetch, expand
 from optiml_jax.errors import UserError
 from optiml_jax.fetch.fetcher import Fetcher, FetchSettings, Step
