@@ -99,5 +99,9 @@ def _untrained(run: Run, mesh: jax.sharding.Mesh, preset: str) -> Model:
         metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
         return Model("init", config, abstract_model(config)[0], params, metadata)
     shardings = param_shardings(abstract_model(config)[1], mesh, preset)
-    metadata = {"vocabulary": {"fingerprint": vocabulary_fingerprint(vocabulary)}, "step": 0}
+    metadata = {
+        "vocabulary": {"fingerprint": vocabulary_fingerprint(vocabulary)},
+        "step": 0,
+        "seed": train.seed,
+    }
     return Model("init", config, *init_params(config, train.seed, shardings), metadata)

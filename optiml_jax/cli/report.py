@@ -4,21 +4,24 @@ Writes the same tables as Markdown, LaTeX, CSV and a page with plots.
 """
 
 import collections
+import dataclasses
 import glob
 import itertools
 import os
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Report, Run, configured
 from optiml_jax.errors import UserError
-from optiml_jax.evaluate.records import RunFolder
+from optiml_jax.evaluate.records import RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import Rollup, rollup
 from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.report import paper_tables, published, run_tables, tables
 from optiml_jax.report.report_page import write_page
+from optiml_jax.report.seeds import joined_seeds
 from optiml_jax.report.selection import selection_table
 from tasks import splits
 from tasks.taxonomy import category
@@ -30,6 +33,8 @@ PUBLISHED = splits.DEFAULT_MANIFEST.parent / "published_results.yaml"
 def main() -> None:
     settings = Report()
     runs = evaluations(settings)
+    if settings.join_seeds and not settings.positions:
+        runs = joined_seeds(runs)
     folder = pathlib.Path(settings.output or pathlib.Path(configured(Run).run_dir, "report"))
     for table in write_report(folder, runs, settings):
         if len(table.rows) <= MOST_ROWS_PRINTED:
@@ -48,7 +53,7 @@ def write_report(
     made = run_tables.report(runs, found)
     if len(runs) > 1:
         made.append(selection_table(runs, settings.replicates))
-    printed = published.load(PUBLISHED)
+    printed = published.load_all([PUBLISHED, *settings.published])
     views = paper_tables.views_of(printed, runs, wanted_tasks(splits.Manifest.load()))
     paper = paper_tables.paper_tables(printed, views)
     write_page(folder / "report.html", runs, found, made, paper, settings.axis, settings.positions)
@@ -88,7 +93,26 @@ def evaluations(settings: Report) -> dict[str, Rollup]:
             )
     if len({*names}) < len(groups):
         raise UserError(f"two evaluations have the same name: {', '.join(names)}")
-    return {name: rollup(group) for name, group in zip(names, groups, strict=True)}
+    how = {"by": settings.by, "rule": settings.rule, "metric": settings.metric}
+    return {
+        name: rollup(group, **how, revise=revision())
+        for name, group in zip(names, groups, strict=True)
+    }
+
+
+def revision() -> Callable[[TaskInfo], TaskInfo] | None:
+    """Averages sub-tasks as `SplitConfig` asks for now, whatever it was at the evaluation."""
+    if not splits.SplitConfig().bbh_23:
+        return None
+    manifest = splits.Manifest.load()
+
+    def revised(info: TaskInfo) -> TaskInfo:
+        if not info.task.startswith("bbh"):
+            return info
+        row = manifest.lookup(info.task, None)
+        return dataclasses.replace(info, aggregate_as=row.aggregate_as)
+
+    return revised
 
 
 def by_checkpoint(folders: list[pathlib.Path]) -> list[list[pathlib.Path]]:

@@ -29,6 +29,8 @@ import tasks.flan.templates
 import tasks.promptsource.templates
 import tasks.splits
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.metrics import METRICS
+from optiml_jax.evaluate.protocol import RULE_NAMES
 
 
 @gin.configurable
@@ -207,9 +209,15 @@ class Report:
       oldest first. The first is what the others are compared with.
     names: of `runs`, in their order; empty: the parts of the paths in which they differ.
     axis: what the lines of the page are drawn over, e.g. "training tasks".
-    positions: where on it each of the runs is; empty: their training steps.
+    positions: where on it each of the runs is (seeds then stay apart); empty: their training steps.
     replicates: of the bootstrap.
     output: folder of the report's files; None means <run_dir>/report.
+    by: what the columns within a level are: "category" or "benchmark".
+    rule: scores ranked candidates by this rule instead of each task's own.
+    metric: scores the tasks of its kind (candidates ranked, or answers generated) by this one.
+    join_seeds: evaluations that differ in their seeds alone are one run.
+    published: files of further printed results, in the form of tasks/data/published_results.yaml.
+    answers: single answers per task and run that the page holds; 0: none.
     """
 
     runs: tuple[str, ...] = ()
@@ -218,10 +226,21 @@ class Report:
     positions: tuple[float, ...] = ()
     replicates: int = 10_000
     output: str | None = None
+    by: str = "category"
+    rule: str | None = None
+    metric: str | None = None
+    join_seeds: bool = True
+    published: tuple[str, ...] = ()
+    answers: int = 100
 
     def __post_init__(self):
-        if isinstance(self.runs, str):  # one folder, not a sequence of letters
-            object.__setattr__(self, "runs", (self.runs,))
+        for name in ("runs", "published"):  # one of them, not a sequence of letters
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, (getattr(self, name),))
+        known = {"by": ("category", "benchmark"), "rule": RULE_NAMES, "metric": tuple(METRICS)}
+        for name, values in known.items():
+            if (value := getattr(self, name)) is not None and value not in values:
+                raise UserError(f"Report.{name} = {value!r} is none of {', '.join(values)}")
 
 
 @gin.configurable

@@ -140,6 +140,11 @@ class Plan:
         return self.meta["fingerprint"]
 
     @property
+    def configuration(self) -> str:
+        """Of everything but how many rows there are and the seeds: plans of one configuration."""
+        return self.meta.get("configuration", self.fingerprint)
+
+    @property
     def summary(self) -> dict[str, Any]:
         """What the plan holds: see `plan_summary.summarise`.
 
@@ -263,6 +268,7 @@ def build_plan(
         ],
     }
     meta["fingerprint"] = _fingerprint(meta)
+    meta["configuration"] = _fingerprint(meta | {"fingerprint": "", "subset_seed": 0}, seed=0)
     tables = _LengthTables(list(lengths.values()))
     which = draws.draw_streams([s.row_share for s in streams], config.num_rows, config.seed)
     arrays = _rows(which, streams, pools, tables, config)
@@ -380,8 +386,8 @@ def _common_vocabulary(cached: Mapping[str, CachedTask]) -> dict[str, Any]:
     return vocabulary
 
 
-def _fingerprint(meta: Mapping[str, Any]) -> str:
-    config = {k: v for k, v in meta["config"].items() if k != "num_rows"}
+def _fingerprint(meta: Mapping[str, Any], **changed: Any) -> str:
+    config = {k: v for k, v in meta["config"].items() if k != "num_rows"} | changed
     # The folder may move and the same vocabulary may lie elsewhere.
     dependencies = {k: v for k, v in meta.items() if k not in ("cache_dir", "vocabulary")}
     vocabulary = meta["vocabulary"]["fingerprint"]

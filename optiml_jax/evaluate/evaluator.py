@@ -170,6 +170,9 @@ def evaluate(
         "model": fingerprint(model_config.to_dict()),
         "step": (metadata or {}).get("step"),
         "plan": (metadata or {}).get("plan_fingerprint"),
+        "seed": (metadata or {}).get("seed"),
+        "plan_seed": (metadata or {}).get("plan_seed"),
+        "configuration": _configuration(metadata or {}),
     }
     engine = Engine(graphdef, params, model_config, bos_id, config.tokens_per_batch, mesh, preset)
     runner = Runner(engine, vocabulary, config.seed)
@@ -232,6 +235,16 @@ def instance_builder(
         max_new_tokens=task.max_new_tokens(config),
         joiner=task.protocol.joiner,
     )
+
+
+def _configuration(metadata: Mapping[str, Any]) -> str | None:
+    """Of how the model came about but for its seeds; None: its seed is not known."""
+    if metadata.get("seed") is None:
+        return None
+    left_out = ("seed", "plan_seed", "plan_fingerprint", "num_microbatches", "step", "checkpoint")
+    same = {name: value for name, value in metadata.items() if name not in left_out}
+    plan = metadata.get("plan_configuration", metadata.get("plan_fingerprint"))
+    return fingerprint(same | {"plan_configuration": plan})
 
 
 class _Evaluation:

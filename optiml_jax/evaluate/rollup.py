@@ -233,18 +233,20 @@ def _weighted(trees: Sequence[Rollup], weights: Sequence[float], where: str) -> 
 
 def regroup(
     tree: Rollup,
-    place: Callable[[Key], tuple[str, str] | None],
+    place: Callable[[Key], tuple[str, ...] | None],
     holes: Mapping[Key, str] | None = None,
 ) -> Rollup:
     """The same instances under other columns.
 
     Args:
-      place: cell of a sub-task -> its (level, column); None leaves it out.
+      place: cell of a sub-task -> its (level, column), and its task where that is another; None
+        leaves it out.
       holes: more that is missing: sub-task in its new place -> reason.
     """
 
     def moved(key: Key) -> Key | None:
-        return (to := place(key)) and dataclasses.replace(key, level=to[0], category=to[1])
+        names = ("level", "category", "task")
+        return (to := place(key)) and dataclasses.replace(key, **dict(zip(names, to, strict=False)))
 
     leaves = [dataclasses.replace(leaf, key=k) for leaf in tree.leaves if (k := moved(leaf.key))]
     missing = {

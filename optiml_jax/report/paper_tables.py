@@ -21,7 +21,7 @@ _MAX_NAMES = 4
 _WAYS = {"A": "A: mean of the averages", "B": "B: mean of all cells", "levels": "mean of levels"}
 
 
-Views = Mapping[int, Mapping[str, Rollup]]  # number of a printed table -> run -> its columns
+Views = Mapping[int | str, Mapping[str, Rollup]]  # number of a printed table -> run -> its columns
 
 
 def views_of(
@@ -57,7 +57,7 @@ def view(table: PublishedTable, tree: Rollup, wanted: Sequence[Wanted]) -> Rollu
     }
     places: dict[tuple[str, int], Column] = {}
 
-    def place(key: Key) -> tuple[str, str] | None:
+    def place(key: Key) -> tuple[str, str, str] | None:
         if (key.subtask, key.shots) not in places:
             places[key.subtask, key.shots] = next(
                 (
@@ -68,7 +68,10 @@ def view(table: PublishedTable, tree: Rollup, wanted: Sequence[Wanted]) -> Rollu
                 None,
             )
         column = places[key.subtask, key.shots]
-        return column and column.place
+        if column is None:
+            return None
+        aggregate = key.task if key.task != key.subtask else None
+        return (*column.place, column.merged(key.subtask, aggregate))
 
     known = [key for key in tree.cells if len(key.path) == 5 and key.shots != MEAN and place(key)]
     prompts = collections.defaultdict(set)
@@ -97,7 +100,8 @@ def _holes(
     """What the column lacks at `shots`: its sub-tasks, and why."""
 
     def cell(task: str, aggregate: str | None) -> Key:
-        return Key(shots, *column.place, aggregate or task, task.split("/", 1)[0], task)
+        place = (*column.place, column.merged(task, aggregate))
+        return Key(shots, *place, task.split("/", 1)[0], task)
 
     members = [w for w in members if shots in w.shots]
     for w in members:
@@ -122,7 +126,7 @@ def coverage_table(published: Sequence[PublishedTable], views: Views) -> Table:
             known = [c for key in cells if (c := tree.cells.get(key)) and c.value is not None]
             whole = sum(not cell.missing for cell in known)
             found.append(f"{len(known)} of {len(cells)}, {whole} whole" if known else _NONE)
-        rows.append((f"table {table.number}", table.title, *found))
+        rows.append((table.name.replace("Table", "table"), table.title, *found))
     columns = ("paper", "what", *(next(iter(views.values())) if views else ()))
     notes = (
         "how many numbers of each table a run has; whole: none of its data or prompts is missing",
@@ -149,7 +153,7 @@ def paper_table(table: PublishedTable, views: Mapping[str, Rollup]) -> Table:
         cells["", label] = lambda tree, way=way: [tree.selection[way]]
     lines = {place: [_pair(of(tree)) for _, _, tree in models] for place, of in cells.items()}
     form = "/".join(f"{k}-shot" for k in table.shots)
-    title = f"Table {table.number}: {table.title}" + (f" ({form})" if alike else "")
+    title = f"{table.name}: {table.title}" + (f" ({form})" if alike else "")
     notes = _notes(table, views)
     if len(lines) <= len(names):
         columns = ("model", *(name for _, name in lines))

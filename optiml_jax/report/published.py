@@ -4,6 +4,7 @@ The facts are in a YAML file whose first lines describe it; here they are read a
 are laid out beside an evaluation is in `paper_tables.py`.
 """
 
+import collections
 import dataclasses
 import fnmatch
 import pathlib
@@ -16,8 +17,11 @@ import yaml
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.rollup import Key, Rollup, from_columns
 
-_TABLE = ("table", "title", "roles", "shots", "columns", "rows", "average", "selection", "note")
-_COLUMN = ("name", "level", "category", "benchmark", "tasks", "shots")
+_TABLE = (
+    *("table", "title", "roles", "shots", "columns", "rows", "average", "selection", "note"),
+    "source",
+)
+_COLUMN = ("name", "level", "category", "benchmark", "tasks", "shots", "merge")
 _ROW = ("model", "setting", "cells", "average")
 _NOT_PRINTED = "-"
 
@@ -43,13 +47,15 @@ class Wanted:
         return self.task.split("/", 1)[0]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Column:
     """A column: the mean of the evaluation tasks that its fields choose.
 
     Attributes:
       place: (level, name), by which cells of it are found in a `Rollup`.
       shots: those that the table prints for it.
+      tasks: a glob, or several.
+      merge: glob -> name: tasks that count as one in this column.
     """
 
     name: str
@@ -58,13 +64,20 @@ class Column:
     level: str | None = None
     category: str | None = None
     benchmark: str | None = None
-    tasks: str = "*"
+    tasks: str | Sequence[str] = "*"
+    merge: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def merged(self, task: str, aggregate: str | None) -> str:
+        """The name under which a task counts."""
+        fitting = (name for glob, name in self.merge.items() if fnmatch.fnmatchcase(task, glob))
+        return next(fitting, aggregate or task)
 
     def chooses(self, wanted: Wanted) -> bool:
         fields = ("level", "category", "benchmark")
         asked = {name: value for name in fields if (value := getattr(self, name))}
         fits = all(getattr(wanted, name) == value for name, value in asked.items())
-        return fits and fnmatch.fnmatchcase(wanted.task, self.tasks)
+        globs = [self.tasks] if isinstance(self.tasks, str) else self.tasks
+        return fits and any(fnmatch.fnmatchcase(wanted.task, glob) for glob in globs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +97,7 @@ class PublishedRow:
 class PublishedTable:
     """One printed table; see the top of the YAML file."""
 
-    number: int
+    number: int | str
     title: str
     source: str
     roles: tuple[str, ...]
@@ -93,6 +106,11 @@ class PublishedTable:
     averaged: bool
     selection: bool
     note: str
+
+    @property
+    def name(self) -> str:
+        """`Table 9`; a table that has no number goes by its name."""
+        return f"Table {self.number}" if isinstance(self.number, int) else self.number
 
     @property
     def shots(self) -> tuple[int, ...]:
@@ -115,6 +133,21 @@ def load(path: str | pathlib.Path) -> list[PublishedTable]:
     return [
         _table(value, source, f"{path}, table {i}") for i, value in enumerate(content["tables"], 1)
     ]
+
+
+def load_all(paths: Sequence[str | pathlib.Path]) -> list[PublishedTable]:
+    """The tables of several files.
+
+    Raises:
+      UserError: as `load`, or two tables have one number.
+    """
+    tables = [table for path in paths for table in load(path)]
+    numbers = collections.Counter(table.number for table in tables)
+    twice = [number for number, times in numbers.items() if times > 1]
+    if twice:
+        files = ", ".join(map(str, paths))
+        raise UserError(f"published results: table {twice[0]!r} is there twice, in {files}")
+    return tables
 
 
 def _table(value: Any, source: str, where: str) -> PublishedTable:
@@ -146,7 +179,7 @@ def _table(value: Any, source: str, where: str) -> PublishedTable:
     return PublishedTable(
         number=value["table"],
         title=title,
-        source=source,
+        source=str(value.get("source", source)),
         roles=tuple(value["roles"]),
         columns=columns,
         rows=rows,

@@ -16,6 +16,7 @@ from optiml_jax.train.optimizer import OptimizerConfig
 
 logger = logging.getLogger(__name__)
 
+_IN_THE_FINGERPRINT = {"plan_configuration", "plan_seed"}  # of the plan
 # Fields of the model that may change between two starts of a run: they trade memory for time.
 _FREE_FIELDS = {"remat"}
 # ... and between a run and the checkpoint it starts from: what is computed from the same weights.
@@ -106,6 +107,8 @@ def run_metadata(
         "vocabulary": plan.meta["vocabulary"],
         "bos_id": plan.config.bos_id,
         "plan_fingerprint": plan.fingerprint,
+        "plan_configuration": plan.configuration,
+        "plan_seed": plan.config.seed,
         "seed": config.seed,
         "global_batch_size": config.global_batch_size,
         "num_microbatches": config.num_microbatches,
@@ -126,7 +129,9 @@ def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str
             stored.get("num_microbatches"),
             current["num_microbatches"],
         )
-    names = [name for name in current if name not in ("model", "num_microbatches")]
+    names = [
+        name for name in current if name not in {"model", "num_microbatches"} | _IN_THE_FINGERPRINT
+    ]
     differences = _differences(stored, current, names)
     fields = [name for name in current["model"] if name not in _FREE_FIELDS]
     differences += _differences(_model_of(stored), current["model"], fields)
