@@ -5,6 +5,7 @@ A reader is a module with `find_tasks(root, manifest, benchmark)`; that of a col
 `mixtures.py`.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import seqio
@@ -13,6 +14,7 @@ from optiml_jax.data.example import TaskSource, check_unique_names, seqio_name
 from optiml_jax.data.preprocessors import seqio_task
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.metrics import METRICS
 from tasks.crossfit import reader as crossfit
 from tasks.exmix import reader as exmix
 from tasks.flan import reader as flan
@@ -78,7 +80,7 @@ def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource
         sources += BENCHMARKS[benchmark].find_tasks(root, manifest, benchmark)
     check_unique_names([s.name for s in sources])
     manifest.warn_of_unmatched_rows(sources)
-    return sources
+    return [dataclasses.replace(s, metric=manifest.row(s).metric) for s in sources]
 
 
 def registered_name(task: str, shots: int | None = None) -> str:
@@ -91,7 +93,7 @@ def register(
     vocabulary: seqio.Vocabulary,
     prompt_config: PromptConfig,
     sequence_length: int = 2048,
-    metric_fns: Sequence[Callable] = (),
+    metric_fns: Sequence[Callable] | None = None,
     shots: int | None = None,
 ) -> seqio.Task:
     """Registers a task with SeqIO under `registered_name`, in the place of one of that name.
@@ -101,12 +103,26 @@ def register(
       vocabulary: of inputs and targets.
       prompt_config: how prompts are rendered.
       sequence_length: tokens of source and target together, `</s>` included.
-      metric_fns: SeqIO metric functions.
+      metric_fns: SeqIO metric functions; None: those of the source's metric.
       shots: None for the training task, whose cache `optiml prepare` writes; a number for an
-        evaluation variant with so many demonstrations.
+        evaluation variant with so many demonstrations. Where candidates are ranked, the variant has
+        a record for each candidate, and the training task no metric.
     """
     name = registered_name(source.name, shots)
+    metric = METRICS.get(source.metric)
+    ranked = metric is not None and metric.ranked and metric_fns is None
+    if metric_fns is None:
+        metric_fns = [] if metric is None or (ranked and shots is None) else [metric.fn]
     seqio.TaskRegistry.remove(name)
-    task = seqio_task(name, source, vocabulary, prompt_config, sequence_length, metric_fns, shots)
+    task = seqio_task(
+        name,
+        source,
+        vocabulary,
+        prompt_config,
+        sequence_length,
+        metric_fns,
+        shots,
+        by_candidate=ranked and shots is not None,
+    )
     seqio.TaskRegistry.add_provider(name, task)
     return task

@@ -19,7 +19,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.evaluate.records import RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import Rollup, rollup
 from optiml_jax.files import atomic_path, disk_errors
-from optiml_jax.report import paper_tables, published, run_tables, tables
+from optiml_jax.report import measure_tables, paper_tables, published, run_tables, tables
 from optiml_jax.report.report_page import write_page
 from optiml_jax.report.seeds import joined_seeds
 from optiml_jax.report.selection import selection_table
@@ -51,6 +51,8 @@ def write_report(
     """Writes all files of the report; gives its tables."""
     found = run_tables.evidence(runs, settings.replicates)
     made = run_tables.report(runs, found)
+    more = (measure_tables.seeds_table(runs, found.estimates), measure_tables.measures_table(runs))
+    made += [table for table in more if table is not None]
     if len(runs) > 1:
         made.append(selection_table(runs, settings.replicates))
     printed = published.load_all([PUBLISHED, *settings.published])

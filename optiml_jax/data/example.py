@@ -77,6 +77,7 @@ class TaskSource:
         a suite with prompts of its own (see `prompts.render`).
       upstream_split: the official split that the upstream release puts the task in, if any.
       settings: everything else that changes what `read` yields (JSON-able; fingerprinted).
+      metric: how its answers are scored, a name of `evaluate/metrics.py`; "": not said.
     """
 
     name: str
@@ -87,6 +88,7 @@ class TaskSource:
     instruction_level: InstructionLevel = "task"
     upstream_split: str | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metric: str = ""
 
     @property
     def benchmark(self) -> str:

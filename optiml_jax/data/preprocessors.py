@@ -4,6 +4,7 @@ Both ways go through the same pure functions of `prompts.py`, so a live task and
 equal records. Writing caches, rates and packing live elsewhere.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -30,6 +31,7 @@ from optiml_jax.data.vocabulary import encode_batch
 # TensorFlow would take the whole memory of a GPU that JAX wants.
 tf.config.set_visible_devices([], "GPU")
 
+CANDIDATE = "candidate"
 PASSTHROUGH = ("task", "example_id", "prompt_id", "references", "options")
 # Feature -> dtype of a record: source ids, target ids with the final `</s>`, and strings.
 ENCODED_FEATURES = {"inputs": "int32", "targets": "int32", **dict.fromkeys(PASSTHROUGH, "string")}
@@ -108,7 +110,10 @@ def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
 
 
 def prompt_source(
-    source: TaskSource, config: PromptConfig, shots: int | None = None
+    source: TaskSource,
+    config: PromptConfig,
+    shots: int | None = None,
+    by_candidate: bool = False,
 ) -> seqio.FunctionDataSource:
     """A SeqIO source of rendered prompts, read anew at every pass over the data.
 
@@ -116,6 +121,8 @@ def prompt_source(
       source: the task.
       config: how prompts are rendered.
       shots: demonstrations of every prompt; None draws a training prompt's from `config.shots`.
+      by_candidate: a record for each candidate of an example, with a feature `candidate` that says
+        which: item, number, whether it is right, text, group (JSON).
 
     Returns:
       A source of records with the features of `_PARTS` (of a RenderedPrompt) and the strings of
@@ -135,6 +142,16 @@ def prompt_source(
             chosen = select_demonstrations(example, pool, shots, shown)
             yield example, render(example, chosen, level, shown)
 
+    def candidates(split: str) -> Iterator[dict[str, Any]]:
+        shown = config.for_evaluation()
+        pool = source.demonstrations() if shots else ()
+        for item, example in enumerate(source.read(split, Drops())):
+            chosen = select_demonstrations(example, pool, shots or 0, shown)
+            for row, asked in _by_candidate(item, example):
+                prompt = render(asked, chosen, level, shown)
+                parts = {name: getattr(prompt, name) for name in _PARTS}
+                yield {**parts, **passthrough_features(example), CANDIDATE: json.dumps(row)}
+
     def records(split: str) -> Iterator[dict[str, Any]]:
         for example, prompt in prompts(split):
             parts = {name: getattr(prompt, name) for name in _PARTS}
@@ -142,12 +159,29 @@ def prompt_source(
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # one file per task
-        strings = dict.fromkeys(PASSTHROUGH, tf.TensorSpec([], tf.string))
+        names = (*PASSTHROUGH, CANDIDATE) if by_candidate else PASSTHROUGH
+        strings = dict.fromkeys(names, tf.TensorSpec([], tf.string))
         return tf.data.Dataset.from_generator(
-            lambda: records(split), output_signature=_PARTS | strings
+            lambda: (candidates if by_candidate else records)(split),
+            output_signature=_PARTS | strings,
         )
 
     return seqio.FunctionDataSource(dataset_fn, splits=source.splits)
+
+
+def _by_candidate(item: int, example: Example) -> Iterator[tuple[list[Any], Example]]:
+    """The rows of an example's candidates (see `prompt_source`), each with what it asks for."""
+    options = list(dict.fromkeys(o.strip() for o in example.options or ()))
+    right = {r.strip() for r in example.references}
+    group = f"{example.prompt_id}\0{example.meta.get('group') or example.example_id}"
+    for i, option in enumerate(options):
+        row = [item, i, option in right, option, group]
+        if example.contexts:
+            yield row, dataclasses.replace(example, input=example.contexts[i])
+        else:
+            # The target keeps the space that it starts with where its task wants one.
+            lead = example.target[: len(example.target) - len(example.target.lstrip())]
+            yield row, dataclasses.replace(example, target=lead + option)
 
 
 def tokenize_and_fit(
@@ -179,7 +213,7 @@ def tokenize_and_fit(
         return {
             "inputs": tf.ensure_shape(inputs, [None]),
             "targets": tf.ensure_shape(targets, [None]),
-            **{name: record[name] for name in PASSTHROUGH},
+            **{name: record[name] for name in record if name not in _PARTS},
         }
 
     encoded = dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
@@ -194,6 +228,7 @@ def seqio_task(
     sequence_length: int,
     metric_fns: Sequence[Callable] = (),
     shots: int | None = None,
+    by_candidate: bool = False,
 ) -> seqio.Task:
     """The SeqIO Task of a source, not registered.
 
@@ -207,10 +242,11 @@ def seqio_task(
       sequence_length: tokens of source and target together, `</s>` included.
       metric_fns: SeqIO metric functions.
       shots: demonstrations of every prompt; None makes training prompts.
+      by_candidate: a record for each candidate, for metrics of `(targets, scores)`.
     """
     return seqio.Task(
         name,
-        source=prompt_source(source, config, shots),
+        source=prompt_source(source, config, shots, by_candidate),
         preprocessors=[
             functools.partial(
                 tokenize_and_fit,
@@ -228,8 +264,13 @@ def seqio_task(
 def _all_references(
     output: Any, example: Mapping[str, Any] | None = None, is_target: bool = False
 ) -> Any:
-    """What SeqIO's Evaluator hands to metrics: every reference as target, answers as they are."""
-    return json.loads(example["references"]) if is_target else output
+    """What SeqIO's Evaluator hands to metrics: every reference as target, answers as they are.
+
+    Of a candidate its row is the target.
+    """
+    if not is_target:
+        return output
+    return json.loads(example[CANDIDATE if CANDIDATE in example else "references"])
 
 
 def _plain(part: bytes | np.ndarray | np.int32) -> str | tuple[str, ...] | int:

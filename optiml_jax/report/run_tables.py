@@ -227,7 +227,7 @@ def cells_table(runs: Mapping[str, Rollup]) -> Table:
 def interval_table(tree: Rollup, values: Mapping[Key, Estimate]) -> Table:
     """Levels and the average of one run with their intervals."""
     rows = []
-    for key in _level_keys(tree):
+    for key in level_keys(tree):
         if key in values:
             e = values[key]
             rows.append(
@@ -339,7 +339,7 @@ def _shots_order(key: Key) -> tuple:
     return (key.shots == MEAN, key.shots)
 
 
-def _level_keys(tree: Rollup) -> list[Key]:
+def level_keys(tree: Rollup) -> list[Key]:
     keys = [k for k in tree.cells if len(k.path) <= 1]
     return sorted(keys, key=lambda k: (*_order(k), *_shots_order(k)))
 

@@ -111,3 +111,82 @@ def test_evaluations_without_a_common_task_are_shown_but_not_compared(tmp_path, 
     assert status == 0
     assert "they have no example in common" in text
     assert "no task is in all runs" in text
+
+
+def seed_run(folder: pathlib.Path, seed: int, shift: float) -> None:
+    run = RunFolder(folder)
+    settings = {"step": 100, "checkpoint": str(folder), "seed": seed, "configuration": "same"}
+    run.open(settings, [TaskInfo("b/t", "b", "Textual Entailment", "fully_held_out", "rougeL")])
+    records = [
+        Record(f"e{i}", "p", f"b/t:{i}", ("a",), "a", 0.4 + shift + i / 100) for i in range(5)
+    ]
+    run.write("b/t", 0, records, SUMMARY)
+
+
+def test_evaluations_that_differ_in_the_seed_alone_are_one_run(tmp_path, report):
+    for seed, shift in ((1, 0.0), (2, 0.1), (3, 0.2)):
+        seed_run(tmp_path / f"seed{seed}" / "step_100", seed, shift)
+    status, text = report(f"--gin.Report.runs='{tmp_path}/seed*/step_100'")
+    assert status == 0
+    assert columns(report) == ["seed*/step_100 (3 seeds)"]
+    # 42, 52 and 62: mean 52, standard deviation 10.
+    assert "10.00" in text
+    assert "42.0 52.0 62.0" in text
+    status, _ = report(
+        f"--gin.Report.runs='{tmp_path}/seed*/step_100'", "--gin.Report.join_seeds=False"
+    )
+    assert len(columns(report)) == 3
+
+
+def bbh_run(folder: pathlib.Path) -> None:
+    run = RunFolder(folder)
+    tasks = [f"bbh/logical_deduction_{n}_objects" for n in ("three", "five", "seven")]
+    tasks.append("bbh/navigate")
+    infos = [
+        TaskInfo(task, "bbh", "BBH", "held_out_unspecified", "em_bbh", shots=(3,)) for task in tasks
+    ]
+    run.open({"step": 1, "checkpoint": "c"}, infos)
+    for task in tasks:
+        right = float(task == "bbh/navigate")
+        records = [
+            Record(f"e{i}", "p", f"{task}:{i}", ("(A)",), "So the answer is (a).", right)
+            for i in range(5)
+        ]
+        run.write(task, 3, records, SUMMARY | {"metric": "em_bbh"})
+
+
+def average(report) -> float:
+    with open(report.out / "report.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if not row["level"] and row["shots"] == "3"]
+    return float(rows[0]["score"])
+
+
+def test_stored_records_are_averaged_and_scored_anew_without_the_model(tmp_path, report):
+    bbh_run(tmp_path / "bbh")
+    runs = f"--gin.Report.runs='{tmp_path}/bbh'"
+    assert report(runs)[0] == 0
+    assert average(report) == pytest.approx(25.0)  # of four files
+    assert report(runs, "--gin.SplitConfig.bbh_23=True")[0] == 0
+    assert average(report) == pytest.approx(50.0)  # of two tasks
+    assert report(runs, "--gin.Report.metric='em_tk_instruct'")[0] == 0
+    assert average(report) == pytest.approx(0.0)  # "so the answer is a" is not "a"
+    status, text = report(runs, "--gin.Report.metric='nonsense'")
+    assert status == 2
+    assert "Report.metric = 'nonsense' is none of acc_rank" in text
+
+
+def test_a_published_table_of_the_user_is_printed_beside_ours(tmp_path, report):
+    bbh_run(tmp_path / "bbh")
+    (tmp_path / "mine.yaml").write_text(
+        "tables:\n- {table: My paper, title: Navigate, roles: [test_max], shots: [3], source: me,\n"
+        "   columns: [{name: Navigate, tasks: bbh/navigate}], rows: [{model: M, cells: [55.5]}]}\n",
+        "utf-8",
+    )
+    status, text = report(
+        f"--gin.Report.runs='{tmp_path}/bbh'", f"--gin.Report.published='{tmp_path}/mine.yaml'"
+    )
+    assert status == 0
+    assert "My paper: Navigate" in text
+    assert "55.5" in text
+    assert "BBH groups: BIG-Bench Hard" in text
+    assert "Flan-PaLM 540B" in text

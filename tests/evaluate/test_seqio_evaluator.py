@@ -1,20 +1,18 @@
 """SeqIO's own Evaluator, fed by our scoring and decoding, finds the metrics that ours finds."""
 
-import json
-
 import numpy as np
 import pytest
 import seqio
-import tensorflow as tf
 import toy_evaluation as toy
 
 from optiml_jax.data.example import TaskSource
-from optiml_jax.data.preprocessors import output_features, prompt_source, tokenize_and_fit
-from optiml_jax.data.prompts import PromptConfig, render, target_text
+from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.decoding import Prompt, generate
+from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.records import RunFolder
 from optiml_jax.evaluate.scoring import ScoreItem, score
+from tasks.registry import register
 
 PROMPTS = PromptConfig(delimiter=toy.CONFIG.delimiter)
 PAD = 2  # predictions of unequal length are padded with eos, at which decoding stops
@@ -49,83 +47,65 @@ def score_fn(dataset):
     return [(i, s.sum_logprob) for i, (s,) in zip(indices, score(engine(), items), strict=True)]
 
 
-def generation_task(task):
-    """The registered form of a task: rendered prompts, tokens, references beside them."""
-    source = TaskSource(
-        task.info.task, ("test",), (), lambda split, drops: iter(task.examples()), list
-    )
-
-    def postprocess(text, example, is_target):
-        return json.loads(example["references"]) if is_target else text
-
-    return seqio.Task(
-        "toy_gen",
-        source=prompt_source(source, PROMPTS, shots=0),
-        preprocessors=[
-            lambda ds: tokenize_and_fit(ds, toy.vocabulary(), 128),
-        ],
-        output_features=output_features(toy.vocabulary()),
-        postprocess_fn=postprocess,
-        metric_fns=list(task.metric_fns),
+def source_of(task):
+    return TaskSource(
+        name=task.info.task,
+        splits=("test",),
+        files=(),
+        read=lambda split, drops: iter(task.examples()),
+        demonstrations=task.demonstrations,
+        metric=task.info.metric,
     )
 
 
-def ranking_task(task):
-    """One row per candidate; the target is (item, candidate, whether it is right)."""
+def judgement(task, i, split="test"):
+    """Two answers per question, to be judged."""
+    gold = ("True", "False")[i % 3 == 0]
+    fields = {"target": gold, "references": (gold,), "options": ("False", "True")}
+    return toy.example(task, i, split, meta={"group": f"question {i // 2}"}, **fields)
 
-    def rows():
-        for i, example in enumerate(task.examples()):
-            source = render(example, (), "task", PROMPTS).source()
-            for c, option in enumerate(example.options):
-                yield {
-                    "inputs": toy.vocabulary().encode(source),
-                    "targets": [*toy.vocabulary().encode(target_text(source, option)), 2],
-                    "row": [i, c, option in example.references],
-                }
 
-    def dataset_fn(split, shuffle_files, seed=None):
-        spec = tf.TensorSpec([None], tf.int32)
-        signature = dict.fromkeys(("inputs", "targets", "row"), spec)
-        return tf.data.Dataset.from_generator(rows, output_signature=signature)
+def number(task, i, split="test"):
+    return toy.example(task, i, split, target=str(i), references=(str(i),))
 
-    return seqio.Task(
-        "toy_rank",
-        source=seqio.FunctionDataSource(dataset_fn, splits=["test"]),
-        preprocessors=[],
-        output_features=output_features(toy.vocabulary()),
-        postprocess_fn=lambda text, example, is_target: tuple(example["row"]),
-        metric_fns=list(task.metric_fns),
-    )
+
+MAKERS = {
+    "acc_rank": toy.ranking_example,
+    "macro_f1": toy.ranking_example,
+    "matthews": judgement,
+    "f1_positive": judgement,
+    "multirc": judgement,
+    "em_number": number,
+    "correlation": number,
+}
 
 
 @pytest.mark.parametrize(
-    ("metric", "register"),
-    [("rougeL", generation_task), ("em", generation_task), ("acc_rank", ranking_task)],
+    ("metric", "shots"), [*((m, 0) for m in sorted(METRICS)), ("acc_rank", 2), ("rougeL", 2)]
 )
-def test_seqio_and_our_evaluator_find_the_same_metrics(metric, register, tmp_path):
-    task = toy.eval_task("b/t", metric, number=7)
-    toy.run([task], tmp_path)
-    records, summary = RunFolder(tmp_path).read("b/t", 0)
-    seqio_task = register(task)
-    seqio.TaskRegistry.remove(seqio_task.name)
-    seqio.TaskRegistry.add_provider(seqio_task.name, seqio_task)
+def test_seqios_evaluator_finds_our_numbers_on_registered_tasks(metric, shots, tmp_path):
+    make = MAKERS.get(metric, toy.example)
+    task = toy.eval_task("b/t", metric, shots=(shots,), number=8, make=make)
+    assert not toy.run([task], tmp_path)
+    records, summary = RunFolder(tmp_path).read("b/t", shots)
+    registered = register(source_of(task), toy.vocabulary(), PROMPTS, 128, shots=shots)
     evaluator = seqio.Evaluator(
-        seqio_task.name,
+        registered.name,
         feature_converter=seqio.PrefixLMFeatureConverter(pack=False, bos_id=2),
         eval_split="test",
     )
     future, outputs = evaluator.evaluate(
         compute_metrics=True, step=0, predict_fn=predict_fn, score_fn=score_fn
     )
-    assert future.result()[seqio_task.name] == pytest.approx(summary["metrics"])
-    ours = [r.prediction for r in records]
-    if metric == "acc_rank":
+    assert future.result()[registered.name] == pytest.approx(summary["metrics"])
+    if METRICS[metric].ranked:
         stored = [c.sum_logprob for r in records for c in r.candidates]
-        (theirs,) = outputs[seqio_task.name].values()
+        (theirs,) = outputs[registered.name].values()
         np.testing.assert_allclose(theirs, stored, atol=1e-4)
         # The toy model is not to be right, or wrong, everywhere: that would prove nothing.
         assert 0 < summary["metrics"]["accuracy"] < 100
     else:
-        (tokens,) = outputs[seqio_task.name].values()
+        (tokens,) = outputs[registered.name].values()
+        ours = [r.prediction for r in records]
         assert [toy.vocabulary().decode(t).strip() for t in tokens] == ours
         assert len(set(ours)) > 1
