@@ -14,7 +14,6 @@ from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import EvalTask
 from optiml_jax.evaluate.instances import subsample
-from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.records import TaskInfo
 from optiml_jax.exchange.requests import Tokens
 from optiml_jax.model.architectures import model_config
@@ -76,9 +75,7 @@ def evaluation_task(
         shots=tuple(k for k in settings.shots if k in row.shots),
         prompts="crossed" if tested else "pooled",
     )
-    registered = register(
-        source, vocabulary, PromptConfig(), metric_fns=[METRICS[row.metric].fn], shots=0
-    )
+    registered = register(source, vocabulary, PromptConfig(), shots=0)
     return EvalTask(
         info=info,
         examples=functools.partial(read_test_split, source, None if tested else NUM_DEV),

@@ -20,6 +20,7 @@ from optiml_jax.evaluate.records import RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import Rollup, rollup
 from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.report import measure_tables, paper_tables, published, run_tables, tables
+from optiml_jax.report.answers_data import answers_data
 from optiml_jax.report.report_page import write_page
 from optiml_jax.report.seeds import joined_seeds
 from optiml_jax.report.selection import selection_table
@@ -58,7 +59,17 @@ def write_report(
     printed = published.load_all([PUBLISHED, *settings.published])
     views = paper_tables.views_of(printed, runs, wanted_tasks(splits.Manifest.load()))
     paper = paper_tables.paper_tables(printed, views)
-    write_page(folder / "report.html", runs, found, made, paper, settings.axis, settings.positions)
+    answers = answers_data(evaluation_folders(settings), settings.answers)
+    write_page(
+        folder / "report.html",
+        runs,
+        found,
+        made,
+        paper,
+        settings.axis,
+        settings.positions,
+        answers if settings.answers else None,
+    )
     files = {
         "report.md": "\n".join(tables.render(t, "markdown") for t in made + paper),
         "report.tex": tables.latex(made + paper),
@@ -72,7 +83,16 @@ def write_report(
 
 
 def evaluations(settings: Report) -> dict[str, Rollup]:
-    """Name -> evaluation: those that `settings` names, else all of the run by step."""
+    """Name -> evaluation, of `evaluation_folders`."""
+    how = {"by": settings.by, "rule": settings.rule, "metric": settings.metric}
+    return {
+        name: rollup(group, **how, revise=revision())
+        for name, group in evaluation_folders(settings).items()
+    }
+
+
+def evaluation_folders(settings: Report) -> dict[str, list[pathlib.Path]]:
+    """Name -> folders: the evaluations that `settings` names, else all of the run by step."""
     if settings.runs:
         folders = [f for p in settings.runs for f in sorted(glob.glob(p), key=by_number) or [p]]
         groups = by_checkpoint([pathlib.Path(f) for f in folders])
@@ -95,11 +115,7 @@ def evaluations(settings: Report) -> dict[str, Rollup]:
             )
     if len({*names}) < len(groups):
         raise UserError(f"two evaluations have the same name: {', '.join(names)}")
-    how = {"by": settings.by, "rule": settings.rule, "metric": settings.metric}
-    return {
-        name: rollup(group, **how, revise=revision())
-        for name, group in zip(names, groups, strict=True)
-    }
+    return dict(zip(names, groups, strict=True))
 
 
 def revision() -> Callable[[TaskInfo], TaskInfo] | None:

@@ -28,6 +28,7 @@ def write_page(
     paper: Sequence[Table],
     axis: str,
     positions: Sequence[float],
+    answers: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the page.
 
@@ -39,6 +40,7 @@ def write_page(
       paper: the same, in a tab of their own.
       axis: what `positions` are.
       positions: where on it each run is; empty: by training step.
+      answers: from `answers_data`.
     """
     failed = sum(len(tree.failures) for tree in runs.values())
     summary = f"{len(runs)} evaluation{'s' * (len(runs) != 1)}"
@@ -53,6 +55,7 @@ def write_page(
         "rows": _rows(runs, found),
         "tables": [table_data(table) for table in tables],
         "paper": [table_data(table) for table in paper],
+        "answers": answers,
     }
     write_filled(path, "report.html", data)
 

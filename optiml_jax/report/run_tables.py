@@ -66,12 +66,11 @@ def report(runs: Mapping[str, Rollup], found: Evidence) -> list[Table]:
       runs: name -> evaluation; each is compared with the first one.
       found: from `evidence`.
     """
-    tables = [details_table(runs), task_table(runs), column_table(runs, depth=2)]
+    tables = [column_table(runs, depth=1), column_table(runs, depth=2), task_table(runs)]
     if any(tree.failures for tree in runs.values()):
         tables.insert(0, failure_table(runs))
     if any(len(tree.by_metric) > 1 for tree in runs.values()):
         tables.append(metric_table(runs))
-    tables.append(column_table(runs, depth=1))
     first, *others = runs
     if not others:
         tables.append(interval_table(runs[first], found.estimates[first]))
@@ -82,7 +81,7 @@ def report(runs: Mapping[str, Rollup], found: Evidence) -> list[Table]:
             continue
         for depth in (1, 2):
             tables.append(gain_table(runs[first], found.gains[name], first, name, depth))
-    return tables
+    return [*tables, details_table(runs)]
 
 
 # --- what was evaluated, run by run ---------------------------------------------------------------
