@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from optiml_jax.checkpoint.streaming import StreamedArray, StreamedSave
 from optiml_jax.errors import UserError
 from optiml_jax.files import fingerprint, read_json, write_json
 
@@ -86,7 +87,7 @@ class CheckpointManager:
         self._check_space(items)
         self._pending = (step, metadata)
         with self._cleaned_up(step), _save_errors(self.directory):
-            arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+            arguments = {name: _save_args(item) for name, item in items.items()}
             self._orbax.save(step, args=ocp.args.Composite(**arguments), force=True)
         if not self._async_save:
             self.wait()
@@ -180,6 +181,12 @@ class CheckpointManager:
                     shutil.rmtree(folder, ignore_errors=True)
             self._pending = None
             raise
+
+
+def _save_args(item: Any) -> ocp.args.CheckpointArgs:
+    if any(isinstance(leaf, StreamedArray) for leaf in jax.tree.leaves(item)):
+        return StreamedSave(item)
+    return ocp.args.StandardSave(item)
 
 
 def _is_not_raised(record: logging.LogRecord) -> bool:

@@ -1,0 +1,156 @@
+"""Arrays that are written to a checkpoint and read from one piece by piece, never whole in memory.
+
+`StreamedArray` stands in the pytree that `CheckpointManager.save` gets for an array that is
+computed while it is written; on disk it is an array like any other, and restoring it is Orbax's.
+`open_arrays` gives the arrays of a checkpoint as TensorStores, whose parts are read on their own.
+Both know nothing of models.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+Index = tuple[slice, ...]
+
+# Bytes of a piece: large enough for the disk, small beside the arrays of a large model.
+PIECE_BYTES = 1 << 27
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamedArray:
+    """An array whose pieces are asked for, one after another, while it is written.
+
+    Attributes:
+      shape: of the whole array.
+      dtype: as stored.
+      piece: shape of the pieces, which are also the chunks on disk.
+      read: index -> the piece there, in any dtype. Called in a thread of its own, for one piece
+        after the other in the order of the array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    piece: tuple[int, ...]
+    read: Callable[[Index], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def pieces(self) -> Iterator[Index]:
+        """The index of every piece."""
+        return grid(self.shape, self.piece)
+
+
+def grid(shape: Sequence[int], piece: Sequence[int]) -> Iterator[Index]:
+    """The indices that cut `shape` into parts of at most the shape `piece`, the last axis first."""
+    counts = [math.ceil(size / step) for size, step in zip(shape, piece, strict=True)]
+    for places in np.ndindex(*counts):
+        starts = [place * step for place, step in zip(places, piece, strict=True)]
+        yield tuple(
+            slice(start, min(start + step, size))
+            for start, step, size in zip(starts, piece, shape, strict=True)
+        )
+
+
+def piece_shape(shape: Sequence[int], itemsize: int, stacked: bool) -> tuple[int, ...]:
+    """The shape of pieces of about `PIECE_BYTES`: some rows, of one layer where they are `stacked`.
+
+    Small arrays are one piece, whatever is stacked in them.
+    """
+    shape = tuple(shape)
+    if math.prod(shape) * itemsize <= PIECE_BYTES // 8:
+        return shape
+    layers = (1,) if stacked else ()
+    rows, *rest = shape[len(layers) :]
+    row_bytes = math.prod(rest) * itemsize
+    return (*layers, min(rows, max(1, PIECE_BYTES // row_bytes)), *rest)
+
+
+class _ArrayWriter(ocp.type_handlers.NumpyHandler):
+    """Writes `StreamedArray`s for Orbax; what is on disk says that it is a JAX array."""
+
+    def __init__(self):
+        super().__init__(deepcopy_host_arrays=False)
+
+    def typestr(self) -> str:
+        return ocp.type_handlers.ArrayHandler().typestr()
+
+    async def _background_serialize(
+        self, values: Sequence[StreamedArray], infos: Sequence[Any], args: Any = None
+    ) -> None:
+        """One piece at a time, where Orbax would write all arrays at once, each as one chunk."""
+        del args
+        for value, info in zip(values, infos, strict=True):
+            await info.await_path_creation()
+            spec = ocp.type_handlers.get_json_tspec_write(
+                info,
+                use_ocdbt=True,
+                global_shape=value.shape,
+                local_shape=value.piece,
+                dtype=value.dtype,
+                process_index=0,
+            )
+            store = await ts.open(ts.Spec(spec), create=True, context=info.ts_context)
+            for index in value.pieces():
+                part = np.ascontiguousarray(value.read(index), dtype=value.dtype)
+                await store[index].write(part, can_reference_source_data_indefinitely=True)
+
+
+class _Handler(ocp.PyTreeCheckpointHandler):
+    """A pytree of `StreamedArray`s."""
+
+    def __init__(self):
+        registry = ocp.type_handlers.create_type_handler_registry(
+            (StreamedArray, _ArrayWriter()), (jax.Array, ocp.type_handlers.ArrayHandler())
+        )
+        super().__init__(type_handler_registry=registry)
+
+
+@ocp.args.register_with_handler(_Handler, for_save=True)
+@dataclasses.dataclass
+class StreamedSave(ocp.args.PyTreeSave):
+    """What Orbax is given to save a pytree whose leaves are all `StreamedArray`s."""
+
+
+@ocp.args.register_with_handler(_Handler, for_restore=True)
+@dataclasses.dataclass
+class _StreamedRestore(ocp.args.PyTreeRestore):
+    """Orbax asks for one with every handler; restoring is done with its standard handler."""
+
+
+def open_arrays(item: str | os.PathLike, names: Sequence[str]) -> Mapping[str, ts.TensorStore]:
+    """The arrays of an item's folder that Orbax wrote, by name; no number is read yet."""
+    base = str(item)
+    base = base if "://" in base else f"file://{os.path.abspath(base)}"
+    context = ts.Context({"file_io_concurrency": {"limit": 8}})
+    opened = {}
+    for name in names:
+        store = {"driver": "ocdbt", "base": base + "/", "path": name + "/"}
+        opened[name] = ts.open(
+            {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False},
+            open=True,
+            read=True,
+            context=context,
+        )
+    return {name: future.result() for name, future in opened.items()}
+
+
+def chunk_shape(array: ts.TensorStore) -> tuple[int, ...]:
+    """The shape of the parts that are read as a whole."""
+    return tuple(array.chunk_layout.read_chunk.shape)
