@@ -91,7 +91,9 @@ class ShardWriter:
         max_shard_bytes: int,
     ):
         self.views: dict[str, np.ndarray] = {}
-        sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in tensors.items()}
+        sizes = {
+            name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in tensors.items()
+        }
         shards = _in_shards(sizes, max_shard_bytes)
         files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
         files = [WEIGHTS] if len(shards) == 1 else files

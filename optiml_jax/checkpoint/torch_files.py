@@ -219,4 +219,3 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _TYPE_NAMES:
             return _TYPES[_TYPE_NAMES[name]]
         return type(name, (Opaque,), {"origin": f"{module}.{name}"})
-
