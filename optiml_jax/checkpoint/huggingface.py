@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from optiml_jax.checkpoint.safetensors_files import INDEX, TORCH_INDEX, open_folder
+from optiml_jax.checkpoint.safetensors_files import INDEX, TORCH_INDEX, TORCH_WEIGHTS, open_folder
 from optiml_jax.checkpoint.weights import Weights, checked, read_params, write_weights
 from optiml_jax.errors import UserError
 from optiml_jax.files import disk_errors, read_json
@@ -48,7 +48,7 @@ def fetch(source: str | os.PathLike) -> pathlib.Path:
     Args:
       source: a folder, or a name on the Hub (`facebook/opt-125m`), with a revision if one is
         wanted (`facebook/opt-125m@refs/pr/1`). Where the Hub's main branch has no safetensors, the
-        conversion that the Hub's own bot offers is taken.
+        conversion that the Hub's own bot offers is taken, else pytorch_model.bin.
 
     Raises:
       UserError: neither a folder nor a name that the Hub knows, or no network.
@@ -65,27 +65,31 @@ def fetch(source: str | os.PathLike) -> pathlib.Path:
 def _download(name: str, revision: str | None) -> pathlib.Path:
     import huggingface_hub
 
-    wanted = ["config.json", "generation_config.json", "*.safetensors", INDEX, *TOKENIZER_FILES]
+    small = ["config.json", "generation_config.json", *TOKENIZER_FILES]
 
-    def snapshot(revision: str | None) -> pathlib.Path:
+    def snapshot(*weights: str, revision: str | None = revision) -> pathlib.Path:
         return pathlib.Path(
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=[*small, *weights]
+            )
         )
 
     try:
-        folder = snapshot(revision)
-        if revision is None and not any(folder.glob("*.safetensors")):
-            for pull in huggingface_hub.get_repo_discussions(name):
-                if pull.is_pull_request and pull.author == "SFconvertbot" and pull.status == "open":
-                    logging.info("%s has no safetensors; taking %s", name, pull.git_reference)
-                    return snapshot(pull.git_reference)
+        folder = snapshot("*.safetensors", INDEX)
+        if any(folder.glob("*.safetensors")):
+            return folder
+        pulls = [] if revision else huggingface_hub.get_repo_discussions(name)
+        for pull in pulls:
+            if pull.is_pull_request and pull.author == "SFconvertbot" and pull.status == "open":
+                logging.info("%s has no safetensors; taking %s", name, pull.git_reference)
+                return snapshot("*.safetensors", INDEX, revision=pull.git_reference)
+        return snapshot(TORCH_WEIGHTS, "pytorch_model-*.bin", TORCH_INDEX)
     except Exception as e:  # the Hub's client raises many kinds, some of them httpx's own
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(
             f"cannot get {name} from the Hugging Face Hub ({reason}); "
             "check the name and the network, or give a local folder"
         ) from e
-    return folder
 
 
 def read_config(folder: str | os.PathLike) -> DecoderConfig:

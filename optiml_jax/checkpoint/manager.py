@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "optiml.json"
 # Orbax stamps this file while it renames the folder, after the manifest has been written.
 _ORBAX_STAMP = "_CHECKPOINT_METADATA"
+_CHUNK_BYTES = 1 << 28
 _OVERHEAD = 1 << 20  # bytes of a checkpoint beside its arrays, generously: some dozen small files
 
 
@@ -186,7 +187,13 @@ class CheckpointManager:
 def _save_args(item: Any) -> ocp.args.CheckpointArgs:
     if any(isinstance(leaf, StreamedArray) for leaf in jax.tree.leaves(item)):
         return StreamedSave(item)
-    return ocp.args.StandardSave(item)
+    return ocp.args.StandardSave(item, save_args=jax.tree.map(_chunks, item))
+
+
+def _chunks(array: jax.Array) -> ocp.SaveArgs:
+    """Chunks of one layer in large stacked arrays, so that conversion can read layer by layer."""
+    layers = array.ndim > 2 and array.nbytes > _CHUNK_BYTES
+    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if layers else ())
 
 
 def _is_not_raised(record: logging.LogRecord) -> bool:

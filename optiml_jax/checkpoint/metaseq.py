@@ -6,8 +6,8 @@ distributed/stitch_fsdp_ckpt.py):
 - one file: `restored.pt`, `checkpoint_last.pt`, `consolidated.pt`;
 - tensor parallelism: `<name>-model_part-<p>.pt`, each with its rows of k, v, q, fc1 and the
   embedding, its columns of out_proj and fc2, and all of the rest;
-- FSDP: `<name>[-model_part-<p>]-shard<s>.pt`, in which the parameters of each wrapped module are one
-  flat array, cut into equal parts and padded at the end. `shard_metadata` says which they are;
+- FSDP: `<name>[-model_part-<p>]-shard<s>.pt`, in which the parameters of each wrapped module are
+  one flat array, cut into equal parts and padded at the end. `shard_metadata` says which they are;
   files of `reshard_mp.py` have lost it, and the parameters then lie in the order of the modules;
 - keys, values and queries in one `qkv_proj`, in this order, or in three tensors.
 
@@ -68,9 +68,10 @@ def open_metaseq(source: str | pathlib.Path) -> tuple[OPTConfig, dict[str, Tenso
     files = _find_files(pathlib.Path(source))
     _allow_open_files(sum(map(len, files)) + 64)
     states = [[read_torch_file(path) for path in shards] for shards in files]
-    for path, state in zip(sum(files, []), sum(states, []), strict=True):
-        if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-            raise UserError(f"{path} is no checkpoint of metaseq: it has no entry 'model'")
+    for paths, shards in zip(files, states, strict=True):
+        for path, state in zip(paths, shards, strict=True):
+            if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+                raise UserError(f"{path} is no checkpoint of metaseq: it has no entry 'model'")
     known = _model_fields(states[0][0])
     parts = [_unflattened(shards, known, len(files), files[0][0]) for shards in states]
     tensors = dict(_renamed(_glued(parts, files[0][0])))
@@ -265,7 +266,7 @@ def _renamed(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tenso
 
 
 def _model_fields(state: Mapping[str, Any]) -> dict[str, Any]:
-    """metaseq's fields of the model, from the configuration in the file, as far as there are any."""
+    """metaseq's own fields of the model, as far as the file has any."""
     fields: dict[str, Any] = {}
     for place in (plain(state.get("args")), plain(state.get("cfg"))):
         if isinstance(place, dict):
@@ -277,7 +278,7 @@ def _model_fields(state: Mapping[str, Any]) -> dict[str, Any]:
 def _config(
     tensors: Mapping[str, Tensor], known: Mapping[str, Any], path: pathlib.Path
 ) -> OPTConfig:
-    """The configuration: sizes from the tensors, the rest from the file's own or a published one."""
+    """The configuration: sizes from the tensors, the rest from the file or a published size."""
     prefix = "model.decoder."
     layers = [re.match(rf"{re.escape(prefix)}layers\.(\d+)\.", name) for name in tensors]
     try:

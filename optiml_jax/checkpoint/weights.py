@@ -273,7 +273,7 @@ def write_weights(
             _write_piece(writer.views, layout, index, values)
             progress(values.nbytes)
     writer.close()
-    bytes_of = {kind: 0 for kind in types.values()}
+    bytes_of = dict.fromkeys(types.values(), 0)
     for path, leaf in leaves.items():
         bytes_of[types[path]] += int(np.prod(leaf.shape))
     return max(bytes_of, key=lambda kind: bytes_of[kind]).name

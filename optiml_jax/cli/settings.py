@@ -297,18 +297,19 @@ class Inspect:
 @dataclasses.dataclass(frozen=True)
 class Convert:
     """Attributes:
-    source: a Hugging Face OPT folder or Hub name (read), or a checkpoint of ours (written).
+    source: a Hugging Face folder or Hub name or metaseq's files (read), or a checkpoint of ours
+      (written).
     destination: the folder to make.
     to: "optiml" or "huggingface".
-    vocabulary: spec stored with a checkpoint read from Hugging Face; None: the source's own.
-    dtype: of the tensors written for Hugging Face.
+    vocabulary: spec stored with a checkpoint that is made; None: the source's own.
+    dtype: of the tensors that are written: float32, bfloat16 or float16; None: that of the source.
     """
 
     source: str
     destination: str
     to: str = "optiml"
     vocabulary: str | None = None
-    dtype: str = "float32"
+    dtype: str | None = None
 
 
 def expand(text: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 
@@ -12,7 +13,6 @@ import pytest
 import safetensors
 from safetensors.numpy import load_file
 
-from optiml_jax.checkpoint import huggingface
 from optiml_jax.checkpoint.huggingface import (
     fetch,
     read_config,
@@ -197,15 +197,40 @@ def test_a_configuration_of_another_kind_is_refused(field, value, message, tmp_p
         read_huggingface(folder)
 
 
-def test_a_folder_without_safetensors_says_how_to_get_them(tmp_path):
+def test_a_folder_without_weights_is_refused(tmp_path):
     folder = opt_cases.write_folder(tmp_path, PRE)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin only.*save_pretrained") as caught:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds neither model\.safetensors nor .*pytorch_model"):
         read_huggingface(folder)
-    assert "\n" not in str(caught.value)
+
+
+def test_torchs_pickles_are_read(tmp_path):
+    """pytorch_model.bin as torch writes it, whole and in shards, holds what safetensors hold."""
+    torch = pytest.importorskip("torch", reason=ABSENT)
+    folder = opt_cases.write_folder(tmp_path / "a", PRE)
+    expected = read_huggingface(folder)[1]
+    tensors = {k: torch.from_numpy(v) for k, v in opt_cases.random_tensors(PRE).items()}
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    _assert_equal(read_huggingface(folder)[1], expected)
+    weight_map = {}
+    for number in (0, 1):
+        part = dict(list(tensors.items())[number::2])
+        torch.save(part, folder / f"pytorch_model-{number}.bin")
+        weight_map |= dict.fromkeys(part, f"pytorch_model-{number}.bin")
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(UserError, match=r"holds neither model\.safetensors nor"):
-        read_huggingface(folder)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    _assert_equal(read_huggingface(folder)[1], expected)
+
+
+def test_buffers_that_transformers_ignores_are_left_aside(tmp_path, caplog):
+    tensors = opt_cases.random_tensors(PRE)
+    tensors["model.decoder.version"] = np.array([3.0], np.float32)
+    expected = read_huggingface(opt_cases.write_folder(tmp_path / "a", PRE))[1]
+    with caplog.at_level("INFO"):
+        _, params = read_huggingface(opt_cases.write_folder(tmp_path / "b", PRE, tensors))
+    _assert_equal(params, expected)
+    assert "left aside, as transformers does: model.decoder.version" in caplog.text
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):
@@ -229,13 +254,10 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path, monkeyp
     with pytest.raises(UserError, match=r"in exists already; choose a new folder"):
         write_huggingface(tmp_path / "in", PRE, params)
 
-    def full(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise safetensors.SafetensorError(
-            "Error while serializing: I/O error: No space left on device (os error 28)"
-        )
+    def full(*_):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(huggingface.safetensors.numpy, "save_file", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"no space left on the disk of .*out"):
         write_huggingface(tmp_path / "out", PRE, params)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
@@ -293,7 +315,7 @@ class _Hub:
         opt_cases.write_folder(root / "converted", PRE)
 
     def snapshot_download(self, name, revision, allow_patterns):
-        assert not any(".bin" in pattern for pattern in allow_patterns)
+        assert not any(".bin" in pattern for pattern in allow_patterns)  # not before safetensors
         self.asked.append((name, revision))
         if revision not in self.folders:
             raise OSError(f"404: no revision {revision}\nmore lines")

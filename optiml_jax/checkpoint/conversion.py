@@ -1,0 +1,117 @@
+"""From the files of other programs into a checkpoint, and from a checkpoint to Hugging Face.
+
+Both ways go piece by piece, with a progress bar: memory holds some pieces, never a model.
+"""
+
+import contextlib
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import tqdm
+
+from optiml_jax.checkpoint.huggingface import open_huggingface, write_huggingface
+from optiml_jax.checkpoint.manager import CheckpointManager, find_checkpoint
+from optiml_jax.checkpoint.metaseq import is_metaseq, open_metaseq
+from optiml_jax.checkpoint.weights import (
+    Weights,
+    checked,
+    stored_params,
+    streamed_params,
+)
+from optiml_jax.errors import UserError
+from optiml_jax.files import disk_errors
+from optiml_jax.model.config import DTYPES, DecoderConfig
+
+
+@contextlib.contextmanager
+def open_weights(source: str) -> Iterator[Weights]:
+    """Yields the weights of a source, whatever its form; no number is read yet.
+
+    Args:
+      source: a Hugging Face folder or Hub name, or metaseq's files (metaseq.py).
+
+    Raises:
+      UserError: none of these, or damaged, incomplete or of another model.
+    """
+    if is_metaseq(source):
+        config, tensors = open_metaseq(source)
+        yield checked(Weights(source, config, tensors))
+    else:
+        with open_huggingface(source) as weights:
+            yield weights
+
+
+def into_checkpoint(
+    weights: Weights,
+    destination: pathlib.Path,
+    metadata: dict[str, Any],
+    dtype: str | None = None,
+) -> None:
+    """Writes the checkpoint <destination>/checkpoints/0, parameters only; whole or not at all.
+
+    Args:
+      weights: what to write; see `open_weights`.
+      destination: must not exist, or be empty.
+      metadata: what the checkpoint says about itself.
+      dtype: stored type; None: that of the source.
+
+    Raises:
+      UserError: an unknown type, a value too large for it, a full disk.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"cannot store tensors as {dtype!r}; choose one of {', '.join(DTYPES)}")
+    with _whole(destination) as temporary, _bar("reading", 0) as bar:
+        params = streamed_params(weights, dtype, bar.update)
+        bar.total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        manager = CheckpointManager(temporary / "checkpoints", async_save=False)
+        manager.save(0, {"params": params}, metadata)
+        manager.close()
+
+
+def out_of_checkpoint(
+    source: str | os.PathLike,
+    destination: pathlib.Path,
+    config: DecoderConfig,
+    dtype: str | None = None,
+    **more: Any,
+) -> None:
+    """Writes a Hugging Face folder from a checkpoint.
+
+    Args:
+      source: a run folder, its `checkpoints` folder or one step folder.
+      destination: must not exist, or be empty.
+      config: of the model in it.
+      dtype: of the tensors; None: as they are stored.
+      **more: of `write_huggingface`.
+    """
+    params = stored_params(find_checkpoint(source) / "params", config)
+    total = sum(
+        math.prod(array.shape) * array.dtype.numpy_dtype.itemsize
+        for array in jax.tree.leaves(params)
+    )
+    with _bar("writing", total) as bar:
+        write_huggingface(destination, config, params, dtype=dtype, progress=bar.update, **more)
+
+
+def _bar(what: str, total: int) -> tqdm.tqdm:
+    return tqdm.tqdm(total=total, desc=what, unit="B", unit_scale=True, dynamic_ncols=True)
+
+
+@contextlib.contextmanager
+def _whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder that takes the place of `folder` when the block succeeds."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; choose a new folder or remove it")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        with disk_errors(folder, "a converted model"):
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
