@@ -8,7 +8,7 @@ set -euo pipefail
 run() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
 gin=(--gin_file=gin/runs/quickstart.gin "$@")
 
-run python -m tasks.demo.build --out=build/demo
+run python -m tasks.demo --out=build/demo
 run optiml prepare "${gin[@]}"
 run optiml plan "${gin[@]}"
 run optiml inspect "${gin[@]}" --gin.Inspect.html=runs/quickstart/inspect.html

@@ -16,7 +16,7 @@ FLOORS = [  # from the top; a package imports only from floors below its own
     {"optiml_jax.sharding", "optiml_jax.data"},
     {"optiml_jax.model", "optiml_jax.fetch"},
     {"optiml_jax.files"},
-    {"optiml_jax.errors"},
+    {"optiml_jax.errors", "optiml_jax.quiet"},
 ]
 WITHOUT_TENSORFLOW = [
     "optiml_jax.model.decoder",
@@ -98,6 +98,7 @@ def test_tasks_use_only_the_data_contract_and_the_metrics():
         "optiml_jax.evaluate.metrics",
         "optiml_jax.evaluate.protocol",
         "optiml_jax.errors",
+        "optiml_jax.quiet",
     )
     for path in python_files():
         if module_name(path).startswith("tasks"):

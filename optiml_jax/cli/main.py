@@ -6,19 +6,17 @@ A UserError becomes one line on stderr and exit status 2; Ctrl-C becomes one lin
 
 import argparse
 import ast
-import contextlib
 import importlib
 import logging
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import optiml_jax.cli.settings  # noqa: F401 - what gin may set
 from optiml_jax.cli.compilation_cache import CompilationCache
 from optiml_jax.cli.gin_files import read_settings
 from optiml_jax.errors import UserError
+from optiml_jax.quiet import held_stderr
 
 VERBS = {
     "fetch": "bring the data of collections and suites to where it is looked for",
@@ -103,26 +101,6 @@ def _binding(argument: str) -> str:
         if not value.startswith(("@", "%", "[", "(", "{'", '{"')):  # but "{checkpoint}" is text
             value = repr(value)
     return f"{name} = {value}"
-
-
-@contextlib.contextmanager
-def held_stderr() -> Iterator[None]:
-    """Keeps back what is written to stderr, and shows it if the block fails.
-
-    TensorFlow's libraries print notes at import that no variable of theirs turns off.
-    """
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "wb") as stderr:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            shutil.copyfileobj(held, stderr)
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr.fileno(), 2)
 
 
 def _logging() -> None:

@@ -16,6 +16,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.model.architectures import model_config
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.quiet import held_stderr
 from optiml_jax.sharding.mesh import MeshConfig
 from optiml_jax.train.config import TrainConfig, run_metadata
 from optiml_jax.train.duties import EvaluationHook
@@ -63,7 +64,7 @@ def evaluation_hook(model: DecoderConfig, metadata: dict[str, Any]) -> Evaluatio
             "Evaluate.during_training: not with several processes; leave it at 0 and run "
             "optiml evaluate --gin.Evaluate.checkpoint=all"
         )
-    with command_line.held_stderr():
+    with held_stderr():
         from optiml_jax.cli.evaluate import evaluation_hook as make
 
     return make(model, metadata)

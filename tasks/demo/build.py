@@ -1,6 +1,6 @@
 """Writes the demo bench: about 40 small tasks, in the file formats of all the collections.
 
-    python -m tasks.demo.build --out=build/demo
+    python -m tasks.demo --out=build/demo
 
 Each collection's folder is as a user's copy of the real one would be. Beside them goes
 vocabulary.model, a SentencePiece vocabulary trained on the prompts.
@@ -181,14 +181,10 @@ def train_vocabulary(out: str | os.PathLike) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m tasks.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="folder to write the bench to")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
     tasks = build(options.out, options.seed)
     train_vocabulary(options.out)
     print(f"{len(tasks)} tasks in the formats of {len(load_tasks())} collections: {options.out}")
-
-
-if __name__ == "__main__":
-    main()
