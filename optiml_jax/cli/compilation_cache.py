@@ -30,15 +30,24 @@ class CompilationCache:
     folder: str | None = None
     max_bytes: int = 2 << 30
 
-    def enable(self) -> None:
-        """Makes JAX use the folder. Call it before anything is compiled."""
-        if self.folder == "" or os.environ.get(VARIABLE):
-            return
+    def place(self) -> pathlib.Path | None:
+        """The folder of this machine's programs; None: nothing is kept."""
+        if os.environ.get(VARIABLE):
+            return pathlib.Path(os.environ[VARIABLE])
+        if self.folder == "":
+            return None
         base = self.folder or os.path.join(
             os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
             *("optiml_jax", "compiled"),
         )
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / machine()))
+        return pathlib.Path(base) / machine()
+
+    def enable(self) -> None:
+        """Makes JAX use the folder. Call it before anything is compiled."""
+        place = self.place()
+        if place is None or os.environ.get(VARIABLE):
+            return
+        jax.config.update("jax_compilation_cache_dir", str(place))
         jax.config.update("jax_compilation_cache_max_size", self.max_bytes)
         # An evaluation compiles hundreds of small programs; none of them takes JAX's default, 1 s.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

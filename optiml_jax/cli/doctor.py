@@ -1,0 +1,135 @@
+"""`optiml doctor`: what this machine has, what a gin file finds on it, and what is missing."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import resource
+import shutil
+import sys
+
+import gin
+import jax
+import psutil
+
+from optiml_jax.cli import main as command_line
+from optiml_jax.cli.compilation_cache import CompilationCache
+from optiml_jax.cli.settings import Run, configured
+from optiml_jax.errors import UserError
+from tasks.registry import BENCHMARKS
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "t5")
+ORACLES = ("torch", "transformers", "lm-eval")
+FEW_FILES = 4096  # a mixture of 2,000 tasks has several cache files open per task while it is read
+GIB = 2**30
+
+
+def main() -> int:
+    findings = [*versions(), *machine(), *run_folders()]
+    width = max(len(name) for name, _, _ in findings)
+    for name, value, missing in findings:
+        print(f"{'!' if missing else ' '} {name:{width}}  {value}")
+    problems = sum(missing for _, _, missing in findings)
+    if problems:
+        print(f"\n{problems} of these need a look (marked !)", file=sys.stderr)
+    return int(problems > 0)
+
+
+Finding = tuple[str, str, bool]  # name, value, whether something is wrong
+
+
+def versions() -> list[Finding]:
+    found = [("python", f"{platform.python_version()} ({sys.executable})", False)]
+    found += [
+        (name, v or "not installed", v is None) for name in PACKAGES for v in [_version(name)]
+    ]
+    oracles = ", ".join(f"{name} {_version(name) or 'not installed'}" for name in ORACLES)
+    return [*found, ("test oracles", oracles, False)]
+
+
+def machine() -> list[Finding]:
+    devices = jax.local_devices()
+    kinds = sorted({d.device_kind for d in devices})
+    memory = [s["bytes_limit"] for d in devices if (s := d.memory_stats()) and "bytes_limit" in s]
+    each = f", {min(memory) / GIB:.1f} GiB each for arrays" if memory else ""
+    total = psutil.virtual_memory()
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    cache = CompilationCache().place()
+    return [
+        ("devices", f"{len(devices)} x {', '.join(kinds)} ({jax.default_backend()}){each}", False),
+        ("processors", f"{len(os.sched_getaffinity(0))} usable, {platform.machine()}", False),
+        ("memory", f"{total.available / GIB:.1f} of {total.total / GIB:.1f} GiB free", False),
+        (
+            "open files",
+            f"{files} allowed" + ("; say: ulimit -n 65536" if files < FEW_FILES else ""),
+            files < FEW_FILES,
+        ),
+        ("compiled programs", str(cache) if cache else "not kept", False),
+        (
+            "git",
+            shutil.which("git") or "not found; `optiml fetch` needs it",
+            not shutil.which("git"),
+        ),
+    ]
+
+
+def run_folders() -> list[Finding]:
+    """What the gin file names; without one, what lies in $OPTIML_DATA."""
+    try:
+        gin.query_parameter("Run.cache_dir")
+    except ValueError:
+        return [_data_root()]
+    try:
+        run = configured(Run)
+    except UserError as e:
+        return [("run", str(e), True)]
+    found = [_folder(f"data: {name}", folder) for name, folder in run.data.items()]
+    unknown = [(f"data: {n}", "unknown benchmark", True) for n in run.data if n not in BENCHMARKS]
+    return [*found, *unknown, _vocabulary(run), *(_disk(n, getattr(run, n)) for n in _WRITTEN)]
+
+
+_WRITTEN = ("cache_dir", "run_dir")
+
+
+def _data_root() -> Finding:
+    root = os.environ.get("OPTIML_DATA")
+    if not root:
+        return ("$OPTIML_DATA", "not set; say: export OPTIML_DATA=/folder/of/your/data", False)
+    if not os.path.isdir(root):
+        return ("$OPTIML_DATA", f"{root} is not there", True)
+    return ("$OPTIML_DATA", f"{root}: {', '.join(sorted(os.listdir(root))) or 'empty'}", False)
+
+
+def _folder(name: str, folder: str) -> Finding:
+    there = os.path.exists(folder)
+    return (name, folder if there else f"{folder} is not there", not there)
+
+
+def _vocabulary(run: Run) -> Finding:
+    kind, _, place = run.vocabulary.partition(":")
+    missing = kind == "sentencepiece" and not os.path.exists(place)
+    return ("vocabulary", run.vocabulary + (" is not there" if missing else ""), missing)
+
+
+def _disk(name: str, folder: str) -> Finding:
+    """Free space where a folder is or will be, and whether it can be written."""
+    if "://" in folder:
+        return (name, folder, False)
+    place = pathlib.Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / GIB
+    writable = os.access(place, os.W_OK)
+    said = f"{folder}: {free:.1f} GiB free" + ("" if writable else f"; {place} cannot be written")
+    return (name, said, not writable)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.main([pathlib.Path(__file__).stem, *sys.argv[1:]]))

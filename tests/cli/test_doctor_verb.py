@@ -1,0 +1,59 @@
+"""`optiml doctor` finds what is there and marks what is missing."""
+
+import jax
+import pytest
+
+from optiml_jax.cli.main import main
+
+
+def doctor(capsys, *arguments: str) -> tuple[int, str, str]:
+    status = main(["doctor", *arguments])
+    return status, *capsys.readouterr()
+
+
+def test_versions_devices_and_missing_folders_are_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("OPTIML_NOWHERE", raising=False)
+    (tmp_path / "there").mkdir()
+    status, out, err = doctor(
+        capsys,
+        "--gin_file=gin/runs/quickstart.gin",
+        f"--gin.Run.data={{'demo_superni': '{tmp_path}/there', 'nonsense': '{tmp_path}/gone'}}",
+        f"--gin.Run.run_dir={tmp_path}/runs/new",
+        f"--gin.Run.vocabulary=sentencepiece:{tmp_path}/vocabulary.model",
+    )
+    lines = {line[2:].split("  ")[0].strip(): line for line in out.splitlines()}
+    assert jax.__version__ in lines["jax"]
+    assert f"{len(jax.devices())} x cpu" in lines["devices"]
+    assert lines["data: demo_superni"].startswith(" ")
+    assert "GiB free" in lines["run_dir"]
+    marked = {name for name, line in lines.items() if line.startswith("!")}
+    assert (
+        {"data: nonsense", "vocabulary"}
+        <= marked
+        <= {
+            "data: nonsense",
+            "vocabulary",
+            "open files",
+        }
+    )
+    assert status == 1
+    assert "need a look" in err
+
+
+def test_without_a_gin_file_the_data_folder_is_listed(tmp_path, capsys, monkeypatch):
+    (tmp_path / "flan").mkdir()
+    monkeypatch.setenv("OPTIML_DATA", str(tmp_path))
+    assert f"{tmp_path}: flan" in doctor(capsys)[1]
+    monkeypatch.setenv("OPTIML_DATA", str(tmp_path / "gone"))
+    status, out, _ = doctor(capsys)
+    assert "gone is not there" in out
+    assert status == 1
+
+
+@pytest.mark.parametrize("text", ["$OPTIML_NOWHERE/x"])
+def test_a_variable_that_is_not_set_is_a_finding(capsys, text):
+    status, out, _ = doctor(
+        capsys, "--gin_file=gin/runs/quickstart.gin", f"--gin.Run.run_dir={text}"
+    )
+    assert "OPTIML_NOWHERE is not set" in out
+    assert status == 1
