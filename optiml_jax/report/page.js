@@ -25,6 +25,35 @@ function table(columns, rows, text = 1) {
     element("tbody", {}, ...rows.map(row => element("tr", {}, ...row.map((cell, i) => element("td", look(i), cell)))))));
 }
 
+// The same with a filter, and with columns that sort: numbers as numbers, marks and brackets aside.
+function sortable(columns, rows, text = 1) {
+  const made = table(columns, rows, text), body = made.querySelector("tbody"), lines = [...body.rows];
+  const value = (row, i) => {
+    const cell = row.cells[i].textContent, n = parseFloat(cell.replace(/[<[,]/g, "").replace("−", "-"));
+    return i < text || Number.isNaN(n) ? cell.toLowerCase() : n;
+  };
+  let sorted = null, sign = 1;
+  [...made.querySelectorAll("th")].forEach((th, i) => {
+    const sort = () => {
+      sign = sorted === i ? -sign : i < text ? 1 : -1;  // numbers: the largest first
+      sorted = i;
+      const order = lines.map((row, n) => [value(row, i), n, row]).sort(([a, n], [b, m]) =>
+        typeof a !== typeof b ? (typeof a === "number" ? -1 : 1) : a < b ? -sign : a > b ? sign : n - m);
+      body.append(...order.map(([, , row]) => row));
+      made.querySelectorAll("th").forEach((other, j) =>
+        j === i ? other.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending") : other.removeAttribute("aria-sort"));
+    };
+    th.replaceChildren(element("button", {type: "button", onclick: sort}, columns[i]));
+  });
+  if (rows.length < 8) return made;
+  const filter = element("input", {type: "search", class: "filter", placeholder: "filter rows", "aria-label": "filter rows",
+    oninput: event => {
+      const words = event.target.value.toLowerCase();
+      for (const row of lines) row.hidden = !row.textContent.toLowerCase().includes(words);
+    }});
+  return element("div", {}, filter, made);
+}
+
 function notes(lines) {
   return element("ul", {class: "notes"}, ...lines.map(line => element("li", {}, line)));
 }

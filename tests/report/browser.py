@@ -69,6 +69,16 @@ class Browser:
         self.call("Page.navigate", url=f"{page.as_uri()}{fragment}")
         self.wait("document.readyState == 'complete' && location.protocol == 'file:'")
 
+    def resize(self, width: int, height: int = 900) -> None:
+        """Gives the page another size, as another device would."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)

@@ -6,8 +6,9 @@ import paper_run
 import pytest
 from browser import Browser, find_browser
 
-from optiml_jax.evaluate.records import TaskInfo
+from optiml_jax.evaluate.records import Candidate, Record, RunFolder, TaskInfo, prompt_key
 from optiml_jax.evaluate.rollup import MEAN, Key
+from optiml_jax.report.answers_data import answers_data
 from optiml_jax.report.report_page import write_page
 from optiml_jax.report.run_tables import evidence, report
 from optiml_jax.report.tables import Table
@@ -30,9 +31,35 @@ def browser():
     browser.close()
 
 
+def write_answers(folder, said):
+    """A ranked task of four examples; `said`: the candidate that each is answered with."""
+    run = RunFolder(folder)
+    info = TaskInfo("c/ranked", "c", "Entailment", "fully_held_out", "acc_rank")
+    run.open({"step": 0}, [info])
+    records = [
+        Record(
+            example_id=f"e{i}",
+            prompt_id="p",
+            cluster=f"c/ranked:e{i}",
+            references=("yes",),
+            prediction=("no", "yes")[c],
+            score=float(c),
+            candidates=tuple(
+                Candidate(text, -float(c != j), 1, 3, 3, 0.0, 0.0, False)
+                for j, text in enumerate(("no", "yes"))
+            ),
+            correct=(1,),
+            prompt=prompt_key(f"Is {i} even?\nAnswer:"),
+        )
+        for i, c in enumerate(said)
+    ]
+    prompts = {r.prompt: f"Is {i} even?\nAnswer:" for i, r in enumerate(records)}
+    summary = paper_run.summary(info, len(records))
+    run.write("c/ranked", 0, records, summary, prompts)
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
+def runs(tmp_path_factory, root):
     return {
         "small": paper_run.write_run(root / "a", TASKS),
         "middle": paper_run.write_run(root / "b", TASKS, gain=0.1, fail=[("b/odd", 5)]),
@@ -46,10 +73,25 @@ def found(runs):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory, runs, found):
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def answers(runs, root):
+    write_answers(root / "before", (0, 1, 0, 1))
+    write_answers(root / "after", (1, 1, 0, 0))
+    folders = {"before": [root / "a", root / "before"], "after": [root / "b", root / "after"]}
+    return answers_data(folders, 100)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, runs, found, answers):
     path = tmp_path_factory.mktemp("page") / "report.html"
     paper = [Table("Table 9: of a paper", ("column", "printed", "ours"), (("CB", "1.0", "2.0†"),))]
-    write_page(path, runs, found, report(runs, found), paper, "training tasks", (16, 64, 1024))
+    write_page(
+        path, runs, found, report(runs, found), paper, "training tasks", (16, 64, 1024), answers
+    )
     return path
 
 
@@ -85,7 +127,7 @@ def test_bars_are_as_long_as_the_scores(opened, runs):
 def test_an_average_that_lacks_a_task_is_marked_and_says_which(opened):
     opened.choose("#shots", "5-shot")
     assert opened.texts("#view-scores h2") == ["Scores, 5-shot"]
-    average = opened.texts("#view-scores .bar-row:first-child text")
+    average = opened.texts("#view-scores .bar-row:nth-child(2) text")
     assert [text.endswith("†") for text in average] == [False, True, False]
     titles = opened.evaluate("[...document.querySelectorAll('title')].map(e => e.textContent)")
     assert any("b/odd at 5 shots: file cut in half" in title for title in titles)
@@ -170,4 +212,105 @@ def test_it_fits_a_phone_in_the_dark(browser, page):
     assert browser.evaluate("document.documentElement.dataset.theme") == "dark"
     browser.call("Emulation.clearDeviceMetricsOverride")
     browser.call("Emulation.setEmulatedMedia", features=[])
+    assert browser.errors == []
+
+
+OUTSIDE = """(() => {
+  const found = [];
+  for (const card of document.querySelectorAll("section.card")) {
+    if (!card.getClientRects().length) continue;
+    const box = card.getBoundingClientRect();
+    const parts = "svg *, h2, h3, p, summary, pre, select, input, button, .answer";
+    for (const e of card.querySelectorAll(parts)) {
+      if (e.closest(".scroll") || e.tagName === "title" || !e.getClientRects().length) continue;
+      const r = e.getBoundingClientRect();
+      if (r.left < box.left - .5 || r.right > box.right + .5)
+        found.push(`${e.tagName} ${e.textContent.slice(0, 40)}: ${r.left} to ${r.right}`);
+    }
+    if (box.right > innerWidth + .5) found.push("the card is wider than the window");
+  }
+  if (document.documentElement.scrollWidth > innerWidth) found.push("the page scrolls sideways");
+  return found;
+})()"""
+
+
+@pytest.mark.parametrize("width", [1280, 820, 390, 320])
+def test_nothing_leaves_its_card_on_any_screen(browser, page, width):
+    browser.resize(width)
+    for view in ("scores", "lines", "gains", "answers", "paper", "tables"):
+        browser.open(page, f"#{view}")
+        if view == "answers":
+            browser.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
+        assert browser.evaluate(OUTSIDE) == [], view
+        assert browser.errors == []
+    browser.resize(1280)
+
+
+def test_the_axis_covers_intervals_and_baselines(opened):
+    ticks = [float(t) for t in opened.texts("#view-scores .ticks text")]
+    rows = json.loads(opened.evaluate("JSON.stringify(data.rows)"))
+    numbers = []
+    for row in rows:
+        for part in row["scores"][opened.evaluate("shots()")]:
+            if part and part["value"] is not None:
+                numbers += [part["value"], part["baseline"], *part["interval"]]
+    assert ticks[0] <= min(0, *numbers)
+    assert ticks[-1] >= max(numbers)
+    assert len(ticks) >= 3
+    width = "e.getBoundingClientRect()"
+    ends = opened.evaluate(
+        f"[...document.querySelectorAll('#view-scores .whisker')].map(e => {width}.right)"
+    )
+    marks = "document.querySelectorAll('#view-scores .ticks line')"
+    last = max(opened.evaluate(f"[...{marks}].map(e => {width}.right)"))
+    assert max(ends) <= last + 0.5
+
+
+def test_single_answers_are_filtered_and_flips_shown_side_by_side(browser, page):
+    browser.open(page, "#answers")
+    browser.choose("#a-task", "c/ranked")
+    assert len(browser.texts(".example summary")) == 4
+    browser.choose("#a-kind", "wrong")  # of the last run, "after"
+    assert [text.split(",")[2].split()[0] for text in browser.texts(".example summary")] in (
+        ["e2", "e3"],
+        ["e3", "e2"],
+    )
+    browser.choose("#a-kind", "flipped")
+    assert {text.split(",")[2].split()[0] for text in browser.texts(".example summary")} == {
+        "e0",
+        "e3",
+    }
+    browser.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
+    prompts = browser.texts(".example pre")
+    assert sorted(prompts) == ["Is 0 even?\nAnswer:", "Is 3 even?\nAnswer:"]
+    assert sorted(browser.texts(".answer b")) == ["after", "after", "before", "before"]
+    assert "0.00  yes" in browser.texts(".answer .best")
+    browser.choose("#a-kind", "")
+    browser.type("#a-text", "is 2 EVEN")
+    assert len(browser.texts(".example summary")) == 1
+    assert browser.errors == []
+
+
+def test_tables_sort_and_filter_and_begin_with_scores(browser, page):
+    browser.open(page, "#tables")
+    titles = browser.texts("#view-tables h3")
+    assert titles.index("Levels") < titles.index("What was run") == len(titles) - 1
+    shown = "[...document.querySelectorAll('#view-tables table')]"
+    which = f"{shown}.find(t => t.rows[0].cells[2].textContent === 'task')"  # "Tasks"
+    column = f"[...{which}.tBodies[0].rows].filter(r => !r.hidden).map(r => r.cells[5].textContent)"
+    browser.evaluate(f"{which}.rows[0].cells[5].querySelector('button').click()")
+    values = [float(v.rstrip("†")) for v in browser.evaluate(column) if v[0].isdigit()]
+    assert values == sorted(values, reverse=True)
+    browser.evaluate(f"{which}.rows[0].cells[5].querySelector('button').click()")
+    values = [float(v.rstrip("†")) for v in browser.evaluate(column) if v[0].isdigit()]
+    assert values == sorted(values)
+    field = "[...document.querySelectorAll('#view-tables .filter')].pop()"
+    before = browser.evaluate(
+        f"{field}.parentElement.querySelectorAll('tbody tr:not([hidden])').length"
+    )
+    browser.evaluate(f"{field}.value = 'taught'; {field}.dispatchEvent(new Event('input'))")
+    after = browser.evaluate(
+        f"{field}.parentElement.querySelectorAll('tbody tr:not([hidden])').length"
+    )
+    assert 0 < after < before
     assert browser.errors == []
