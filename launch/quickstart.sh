@@ -22,7 +22,7 @@ cat <<TEXT
 What next:
   runs/quickstart/inspect.html              every task with its prompts, and the mixture, in a browser
   optiml splits --gin_file=gin/runs/quickstart.gin      which task is trained on, and held out how
-  tensorboard --logdir runs/quickstart      the curves of this run
+  tensorboard --logdir runs                 the curves of all runs, their settings beside their scores
   runs/quickstart/report/report.md          all tables; records of every answer are in evaluation/
   a longer run, verb by verb (plan, train, evaluate, report) in a folder of its own:
     optiml plan --gin_file=gin/runs/quickstart.gin --gin.Run.run_dir=runs/longer --gin.TrainConfig.num_steps=4000

@@ -1,6 +1,5 @@
 """Taking what is wanted out of a downloaded file: an archive, a compressed file, or itself."""
 
-import fnmatch
 import gzip
 import pathlib
 import shutil
@@ -22,12 +21,14 @@ def unpack(source: Source, file: pathlib.Path, tree: pathlib.Path) -> pathlib.Pa
     try:
         if tarfile.is_tarfile(file):
             with tarfile.open(file) as archive:
-                members = [m for m in archive if m.isfile() and _wanted(source, m.name)]
+                members = [
+                    m for m in archive if m.isfile() and source.wants(m.name.removeprefix("./"))
+                ]
                 archive.extractall(tree, members, filter="data")
         elif zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
                 names = [n for n in archive.namelist() if not n.endswith("/")]
-                archive.extractall(tree, [n for n in names if _wanted(source, n)])
+                archive.extractall(tree, [n for n in names if source.wants(n)])
         elif file.suffix == ".gz":
             with gzip.open(file) as packed, open(tree / file.stem, "wb") as out:
                 shutil.copyfileobj(packed, out)
@@ -36,12 +37,3 @@ def unpack(source: Source, file: pathlib.Path, tree: pathlib.Path) -> pathlib.Pa
     except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as e:
         raise FetchError(f"{file.name} of {source.id} cannot be unpacked: {e}") from e
     return tree / source.start.strip("/")
-
-
-def _wanted(source: Source, name: str) -> bool:
-    name = name.removeprefix("./")
-    start = f"{source.start.strip('/')}/" if source.start else ""
-    inside = name.removeprefix(start)
-    return name.startswith(start) and (
-        not source.only or any(fnmatch.fnmatch(inside, glob) for glob in source.only)
-    )

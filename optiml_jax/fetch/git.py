@@ -35,21 +35,25 @@ def checkout(source: Source, address: str, staging: pathlib.Path) -> tuple[pathl
     commit = _git(repository, "rev-parse", "FETCH_HEAD^{commit}").strip()
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir()
-    start = source.start.strip("/")
-    only = source.only or ("",)
-    paths = [f":(glob){'/'.join(filter(None, (start, glob)))}" for glob in only]
-    paths = ["."] if paths == [":(glob)"] else paths
-    _git(repository, f"--work-tree={tree}", "checkout", "--force", commit, "--", *paths)
-    return tree / start, commit
+    names = _git(repository, "ls-tree", "-r", "-z", "--name-only", commit).split("\0")
+    wanted = [name for name in names if name and source.wants(name)]
+    if not wanted:
+        raise FetchError(f"{address} at {commit} has none of the wanted files")
+    checkout = ["checkout", "--force", "--pathspec-from-file=-", "--pathspec-file-nul", commit]
+    literally = ["--literal-pathspecs", f"--work-tree={tree}"]
+    _git(repository, *literally, *checkout, said="\0".join(wanted))
+    return tree / source.start.strip("/"), commit
 
 
-def _git(repository: pathlib.Path, *arguments: str) -> str:
-    command = ["git", f"--git-dir={repository}", "-c", "core.quotepath=off", *arguments]
+def _git(repository: pathlib.Path, *arguments: str, said: str = "") -> str:
+    command = ["git", f"--git-dir={repository}", *arguments]
     environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        done = subprocess.run(
+            command, input=said, capture_output=True, text=True, check=False, env=environment
+        )
     except FileNotFoundError as e:
         raise FetchError("the program git is not installed") from e
     if done.returncode:
-        raise FetchError(f"git {arguments[0]}: {' '.join(done.stderr.split())[-300:]}")
+        raise FetchError(f"git says: {' '.join(done.stderr.split())[-300:]}")
     return done.stdout

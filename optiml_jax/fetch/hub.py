@@ -1,7 +1,6 @@
 """Data sets of the Hugging Face Hub: what files there are, and where they go."""
 
 import collections
-import fnmatch
 import pathlib
 import re
 from collections.abc import Mapping
@@ -73,11 +72,10 @@ def offline_files(source: Source, folder: pathlib.Path) -> dict[str, Remote]:
 
 def _wanted(source: Source, files: Mapping[str, Any]) -> dict[str, Any]:
     """Where the wanted files go -> file."""
-    if source.only:
-        files = {p: f for p, f in files.items() if any(fnmatch.fnmatch(p, g) for g in source.only)}
+    files = {path: file for path, file in files.items() if source.wants(path)}
     if source.revision != PARQUET:
         start = f"{source.start.strip('/')}/" if source.start else ""
-        return {p.removeprefix(start): f for p, f in files.items() if p.startswith(start)}
+        return {path.removeprefix(start): file for path, file in files.items()}
     # <config>/<split>/0000.parquet becomes what readers of rows look for.
     splits: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
     for path in sorted(files):

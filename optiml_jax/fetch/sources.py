@@ -4,6 +4,7 @@ What is done with a source is said in the module of its kind: git.py, hub.py, ht
 """
 
 import dataclasses
+import fnmatch
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -58,6 +59,14 @@ class Source:
     @property
     def id(self) -> str:
         return f"{self.collection}/{self.name}"
+
+    def wants(self, path: str) -> bool:
+        """Whether a file upstream is needed: it lies in `start` and matches one of `only`."""
+        start = f"{self.start.strip('/')}/" if self.start else ""
+        inside = path.removeprefix(start)
+        return path.startswith(start) and (
+            not self.only or any(fnmatch.fnmatchcase(inside, glob) for glob in self.only)
+        )
 
 
 def restricted(licence: str) -> bool:

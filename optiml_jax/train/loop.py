@@ -93,7 +93,9 @@ def train(
             programs = compile_programs(
                 config, model, optimizer, devices, mesh.preset, length, validates
             )
-            reporter = stack.enter_context(make_reporter(config, model, devices, length, step))
+            reporter = stack.enter_context(
+                make_reporter(config, model, devices, length, step, metadata)
+            )
             saving = Saving(config, reporter, checkpoints, metadata, saved=step or None)
             duties: list[Duty] = [Reporting(config, reporter, checkpoints)]
             if validates:

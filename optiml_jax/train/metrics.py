@@ -8,9 +8,12 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tensorboard.compat.proto import event_pb2, summary_pb2, types_pb2
+from tensorboard.plugins.hparams import metadata as hparams
+from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from optiml_jax.files import disk_errors
@@ -79,6 +82,30 @@ class SummaryWriter:
         value.tensor.string_val.append(text.encode())
         self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
 
+    def hparams(self, step: int, values: Mapping[str, Any], name: str) -> None:
+        """Says with which settings this run was made, for TensorBoard's HPARAMS tab.
+
+        Its metrics are the last values of all scalars of the folder and of those below it.
+
+        Args:
+          values: setting -> value; mappings in it are flattened, and what is neither number, text
+            nor truth value is left out.
+          name: of the run, the same after it is resumed.
+        """
+        start = plugin_data_pb2.SessionStartInfo(group_name=name, start_time_secs=time.time())
+        for key, value in _flat(values):
+            if isinstance(value, bool):
+                start.hparams[key].bool_value = value
+            elif isinstance(value, str):
+                start.hparams[key].string_value = value
+            else:
+                start.hparams[key].number_value = value
+        data = plugin_data_pb2.HParamsPluginData(session_start_info=start)
+        value = summary_pb2.Summary.Value(tag=hparams.SESSION_START_INFO_TAG)
+        value.metadata.CopyFrom(hparams.create_summary_metadata(data))
+        value.tensor.CopyFrom(hparams.NULL_TENSOR)
+        self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
+
     def flush(self) -> None:
         """Puts what has been written where TensorBoard can read it."""
         with disk_errors(self._folder, "TensorBoard events"):
@@ -93,6 +120,14 @@ class SummaryWriter:
         event.wall_time = time.time()
         with disk_errors(self._folder, "TensorBoard events"):
             self._file.write(event.SerializeToString())
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        elif isinstance(value, bool | int | float | str):
+            yield f"{before}{key}", value
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:

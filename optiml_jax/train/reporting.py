@@ -8,8 +8,10 @@ import logging
 import math
 import pathlib
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -142,8 +144,14 @@ def make_reporter(
     mesh: jax.sharding.Mesh,
     sequence_length: int,
     start: int,
+    metadata: Mapping[str, Any],
 ) -> Iterator[Reporter]:
-    """The open reporter of a run that goes on after `start` updates."""
+    """The open reporter of a run that goes on after `start` updates.
+
+    Args:
+      metadata: of the run (`config.run_metadata`); TensorBoard shows it as hyperparameters, and
+        the file config.gin of the run's folder, where there is one, as text.
+    """
     device = mesh.devices.flat[0]
     peak = config.peak_flops or metrics.peak_flops(device.device_kind, model.dtype)
     writer = None
@@ -151,6 +159,11 @@ def make_reporter(
         writer = metrics.SummaryWriter(pathlib.Path(config.run_dir) / "tensorboard", start + 1)
         said = f"peak_flops = {peak:g}" if peak else f"peak_flops of {device.device_kind} unknown"
         writer.text(start + 1, "mfu_formula", f"{metrics.MFU_FORMULA}; {said}")
+        run_dir = pathlib.Path(config.run_dir)
+        writer.hparams(start + 1, metadata, run_dir.resolve().name)
+        if (gin := run_dir / "config.gin").exists():
+            indented = textwrap.indent(gin.read_text("utf-8"), "    ")  # code, in Markdown
+            writer.text(start + 1, "config_gin", indented)
     reporter = Reporter(
         writer,
         start,

@@ -18,6 +18,7 @@ from optiml_jax.data.store import Store
 from optiml_jax.data.vocabulary import load_vocabulary, train_sentencepiece
 from optiml_jax.evaluate.records import RunFolder
 from optiml_jax.evaluate.rollup import Key, rollup
+from optiml_jax.fetch import provenance
 from tasks.registry import find_sources
 from tasks.splits import Manifest
 
@@ -157,6 +158,9 @@ def test_no_answers_and_a_full_folder_are_said(bench, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def planned(bench) -> pathlib.Path:
+    files = [str(p.relative_to(bench / "bench")) for p in (bench / "bench").glob("tasks/*.json")]
+    entry = {"licence": "CC-TEST-1.0", "files": provenance.describe(bench / "bench", files)}
+    provenance.record(bench / "bench", "own/bench", entry)
     for verb in ("prepare", "plan"):
         assert optiml(verb, bench, "PromptConfig.shots=(0.5, 0.5)", "TrainConfig.num_steps=20") == 0
     return bench
@@ -210,8 +214,8 @@ def test_training_data_by_task_as_chat_with_rates_and_card(planned, tmp_path, mo
     rates = json.loads((tmp_path / "x/rates.json").read_text())
     assert sum(rates.values()) == pytest.approx(1)
     card = (tmp_path / "x/README.md").read_text()
-    assert f"| demo_superni | {len(rates)} | {table.num_rows} | 100.0% |" in card
-    assert "not known" in card
+    line = f"| demo_superni | {len(rates)} | {table.num_rows} | 100.0% | CC-TEST-1.0 |"
+    assert line in card
 
 
 def test_another_vocabulary_than_the_caches_is_refused(planned, tmp_path, capsys):

@@ -51,7 +51,9 @@ def test_run_folder_holds_what_is_needed_to_understand_the_run(line):
     run = line / "run"
     assert "TrainConfig.num_steps = 4" in (run / "config.gin").read_text()
     assert (run / "checkpoints" / "4").is_dir()
-    assert list((run / "tensorboard").glob("events.out.*"))
+    events = b"".join(p.read_bytes() for p in (run / "tensorboard").glob("events.out.*"))
+    assert b"config_gin" in events
+    assert b"_hparams_/session_start_info" in events
     assert list((run / "tensorboard" / "evaluation").glob("events.out.*"))
 
 

@@ -1,6 +1,7 @@
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 import tiny_run
@@ -26,6 +27,47 @@ def test_scalars_and_texts_are_read_by_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.SummaryMetadata("mfu_formula").plugin_data.plugin_name == "text"
     assert events.Tensors("mfu_formula")[0].tensor_proto.string_val == [MFU_FORMULA.encode()]
+
+
+def session_groups(logdir: pathlib.Path) -> dict:
+    """What TensorBoard's own HPARAMS plugin shows of a folder: run -> (settings, metrics)."""
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+    from tensorboard import context
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.plugins import base_plugin
+    from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+    runs = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(logdir))
+    provider = data_provider.MultiplexerDataProvider(runs.Reload(), str(logdir))
+    backend = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    request = api_pb2.ListSessionGroupsRequest(slice_size=9, allowed_statuses=[0, 1, 2, 3])
+    reply = list_session_groups.Handler(context.RequestContext(), backend, "e", request).run()
+    return {
+        group.name: (
+            {k: getattr(v, v.WhichOneof("kind")) for k, v in group.hparams.items()},
+            {f"{m.name.group}:{m.name.tag}": m.value for m in group.metric_values},
+        )
+        for group in reply.session_groups
+    }
+
+
+def test_runs_are_compared_by_their_settings_and_final_scores(tmp_path):
+    for name, rate in (("a", 0.25), ("b", 0.5)):
+        folder = tmp_path / name / "tensorboard"
+        writer = SummaryWriter(folder, 1)
+        settings = {"optimizer": {"learning_rate": rate, "betas": (0.9, 0.95)}, "seed": 3}
+        writer.hparams(1, settings | {"init_from": None, "tied": True}, name)
+        for step in (1, 2):
+            writer.scalars(step, {"loss": rate / step})
+        writer.close()
+        writer = SummaryWriter(folder / "evaluation", 0)
+        for step in (1, 2):
+            writer.scalars(step, {"eval/level/held_out": 100 * rate * step})
+        writer.close()
+    groups = session_groups(tmp_path)
+    assert groups["a"][0] == {"optimizer.learning_rate": 0.25, "seed": 3, "tied": True}
+    assert groups["a"][1] == {":loss": 0.125, "evaluation:eval/level/held_out": 50.0}
+    assert groups["b"][1] == {":loss": 0.25, "evaluation:eval/level/held_out": 100.0}
 
 
 def test_a_resumed_writer_replaces_the_steps_after_its_first(tmp_path):
