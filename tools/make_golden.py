@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 GOLDENS = ROOT / "tests" / "goldens"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "model"), str(ROOT / "tests" / "sharding")]
 
+import llama_cases  # noqa: E402
 import opt_cases  # noqa: E402
 import sharding_dump  # noqa: E402
 
@@ -22,12 +23,13 @@ import sharding_dump  # noqa: E402
 def main() -> None:
     GOLDENS.mkdir(exist_ok=True)
     (GOLDENS / "shardings.txt").write_text(sharding_dump.dump())
-    for name, config in opt_cases.CASES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            opt_cases.write_folder(pathlib.Path(folder), config)
-            tokens = opt_cases.random_tokens(config)
-            outputs = opt_cases.torch_outputs(pathlib.Path(folder), tokens)
-        np.savez_compressed(GOLDENS / f"opt_{name}.npz", **outputs)
+    for module, prefix in ((opt_cases, "opt_"), (llama_cases, "")):
+        for name, case in module.CASES.items():
+            with tempfile.TemporaryDirectory() as folder:
+                module.write_folder(pathlib.Path(folder), case)
+                tokens = module.random_tokens(case)
+                outputs = module.torch_outputs(pathlib.Path(folder), tokens)
+            np.savez_compressed(GOLDENS / f"{prefix}{name}.npz", **outputs)
 
 
 if __name__ == "__main__":

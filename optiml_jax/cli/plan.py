@@ -5,10 +5,11 @@ import pathlib
 import sys
 
 from optiml_jax.cli import main as command_line
-from optiml_jax.cli.settings import Run, configured
+from optiml_jax.cli.settings import Run, configured, is_bound
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import Plan, PlanConfig, plan_mixture
 from optiml_jax.data.store import Store
+from optiml_jax.model.architectures import model_config
 from optiml_jax.train.config import TrainConfig
 from tasks import mixtures
 from tasks.registry import find_sources
@@ -35,10 +36,17 @@ def main() -> None:
             tasks_with_split(run.cache_dir, tasks, split),
             mixture,
             split,
-            configured(PlanConfig, num_rows=num_rows),
+            configured(PlanConfig, num_rows=num_rows, **special_ids()),
             run.plan_dir(split),
         )
         print_plan(plan)
+
+
+def special_ids() -> dict[str, int | None]:
+    """The model's special ids, for the fields of `PlanConfig` that gin does not set."""
+    model = model_config()
+    names = ("bos_id", "pad_id")
+    return {n: getattr(model, n) for n in names if not is_bound(f"PlanConfig.{n}")}
 
 
 def tasks_with_split(cache_dir: str, tasks: list[str], split: str) -> list[str]:

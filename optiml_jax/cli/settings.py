@@ -324,6 +324,15 @@ def expand(text: str, name: str) -> str:
     return expanded
 
 
+def is_bound(name: str) -> bool:
+    """Whether gin sets a parameter, "PlanConfig.bos_id"."""
+    try:
+        gin.query_parameter(name)
+    except ValueError:
+        return False
+    return True
+
+
 def configured(settings: type, **given):
     """Makes a settings object; a parameter that neither gin nor `given` sets is a UserError."""
     try:

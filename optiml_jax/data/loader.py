@@ -131,19 +131,21 @@ def assemble(
     examples: Sequence[tuple[np.ndarray, np.ndarray]],
     examples_per_row: np.ndarray,
     sequence_length: int,
-    bos_id: int = 2,
+    bos_id: int | None = 2,
     pad_id: int = 1,
 ) -> Batch:
     """Lays examples out in packed rows.
 
     A segment is `bos + source + target` without its last token against `source + target`; the
-    target ends with </s>. An empty source (plain text) has loss everywhere.
+    target ends with the end-of-text token. An empty source (plain text) has loss everywhere.
+    Without a `bos`, a segment is `source + target` against the same one place further on: its first
+    token is predicted by nothing, its last slot predicts nothing.
 
     Args:
       examples: per example its (source, target) token ids, 1-D integer arrays, row after row.
       examples_per_row: int[R], how many of them lie in each row; a row's tokens fit L.
       sequence_length: L.
-      bos_id: the token in front of every segment.
+      bos_id: the token in front of every segment; None: none.
       pad_id: token and target of empty slots.
 
     Raises:
@@ -159,11 +161,16 @@ def assemble(
     ends = np.cumsum(lengths)
     starts = ends - lengths
     targets = np.concatenate([part for pair in examples for part in pair], dtype=np.int32)
-    tokens = np.empty_like(targets)
-    tokens[1:] = targets[:-1]
-    tokens[starts] = bos_id
     slots = np.arange(len(targets))
     positions = slots - np.repeat(starts, lengths)
+    has_loss = positions >= np.repeat(sources, lengths)
+    if bos_id is None:
+        tokens = targets
+        targets, has_loss = np.roll(targets, -1), np.roll(has_loss, -1)
+        targets[ends - 1], has_loss[ends - 1] = pad_id, False
+    else:
+        tokens = np.roll(targets, 1)
+        tokens[starts] = bos_id
 
     num_rows = len(examples_per_row)
     row_of = np.repeat(np.arange(num_rows), examples_per_row)
@@ -184,5 +191,5 @@ def assemble(
         "targets": scatter(targets, pad_id, np.int32),
         "segment_ids": scatter(np.repeat(segments, lengths), 0, np.int32),
         "positions": scatter(positions, 0, np.int32),
-        "loss_weights": scatter(positions >= np.repeat(sources, lengths), 0, np.float32),
+        "loss_weights": scatter(has_loss, 0, np.float32),
     }

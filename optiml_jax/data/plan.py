@@ -59,7 +59,8 @@ class PlanConfig:
       num_rows: rows of the plan: at least steps * global_batch_size.
       sequence_length: slots of a row (L), at least as many as the longest cached example.
       seed: of the draws of tasks and of each task's order.
-      bos_id: token in front of every example, in training as in evaluation.
+      bos_id: token in front of every example, in training as in evaluation; None: none. `optiml
+        plan` takes it from the model, like pad_id, where gin does not set it.
       pad_id: token of empty slots.
       lookahead: drawn examples that wait for a row they fill; more fill better and wait longer.
     """
@@ -67,7 +68,7 @@ class PlanConfig:
     num_rows: int
     sequence_length: int = 2048
     seed: int = 1234
-    bos_id: int = 2
+    bos_id: int | None = 2
     pad_id: int = 1
     lookahead: int = 256
 

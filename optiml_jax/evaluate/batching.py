@@ -25,7 +25,7 @@ class Engine:
     Attributes:
       graphdef, params: the model, `nnx.merge(graphdef, params)`.
       config: of the model.
-      bos_id: token in front of every row, the same as in training.
+      bos_id: token in front of every row, the same as in training; None: none.
       tokens_per_batch: rows x length of a batch; the longest rows may make it larger.
       mesh: devices over which parameters and rows are laid; None is one device.
       preset: rule table of the sharding.
@@ -35,11 +35,17 @@ class Engine:
     graphdef: Any
     params: Any
     config: DecoderConfig
-    bos_id: int = 2
+    bos_id: int | None = 2
     tokens_per_batch: int = 8192
     mesh: jax.sharding.Mesh | None = None
     preset: str = "standard"
     progress: Callable[[int], None] = lambda rows: None
+
+    def row(self, tokens: Sequence[int]) -> list[int]:
+        """`tokens` with what stands in front of them; never empty, or nothing could follow."""
+        if self.bos_id is None:
+            return [*tokens] or [self.config.eos_id]
+        return [self.bos_id, *tokens]
 
     def bucket(self, length: int) -> int:
         """The length that rows of `length` tokens are padded to: 64, 128, ..., max_positions."""

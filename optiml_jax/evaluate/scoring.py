@@ -79,7 +79,7 @@ def score(engine: Engine, items: Sequence[ScoreItem]) -> list[list[TokenScore]]:
     Raises:
       UserError: a prompt and its longest candidate are longer than the model's positions.
     """
-    prompts = [[engine.bos_id, *item.prompt] for item in items]
+    prompts = [engine.row(item.prompt) for item in items]
     for i, item in enumerate(items):
         for c, candidate in enumerate(item.candidates):
             if not len(candidate):

@@ -11,13 +11,14 @@ import gin
 
 from optiml_jax.errors import UserError
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.llama import config as llama
 from optiml_jax.model.opt import config as opt
 
 # Of checkpoints that were written before they said it, and of `model_config` without a size.
 DEFAULT = "opt"
-CONFIGS: Mapping[str, type[DecoderConfig]] = {"opt": opt.OPTConfig}
+CONFIGS: Mapping[str, type[DecoderConfig]] = {"opt": opt.OPTConfig, "llama": llama.LlamaConfig}
 # Architecture -> published size -> fields of its configuration; no size occurs twice.
-SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"opt": opt.SIZES}
+SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"opt": opt.SIZES, "llama": llama.SIZES}
 
 
 @gin.configurable

@@ -30,22 +30,28 @@ class DocumentMask:
       segment_ids: int32[B, L], 0 for padding, `SHARED_SEGMENT` for what all segments continue.
       branch_ids: int32[B, L], 0 for the beginning of a segment, then the number of the branch;
         None: no branches.
+      positions: int32[B, L], the place of each token in its document; only a sliding window asks
+        for them.
     """
 
     segment_ids: jax.Array
     branch_ids: jax.Array | None = None
+    positions: jax.Array | None = None
 
     @property
     def valid(self) -> jax.Array:
         """bool[B, L]: the tokens that are not padding."""
         return self.segment_ids != 0
 
-    def lower(self) -> jax.Array:
-        """bool[B, L, L]: whether the token of axis 1 sees the token of axis 2, in the same rows."""
-        index = jnp.arange(self.segment_ids.shape[1])
-        return self.lower_earlier(self) & (index[:, None] >= index[None, :])
+    def lower(self, window: int | None = None) -> jax.Array:
+        """bool[B, L, L]: whether the token of axis 1 sees the token of axis 2, in the same rows.
 
-    def lower_earlier(self, keys: "DocumentMask") -> jax.Array:
+        With a `window`, a token sees itself and the window - 1 positions before it.
+        """
+        index = jnp.arange(self.segment_ids.shape[1])
+        return self.lower_earlier(self, window) & (index[:, None] >= index[None, :])
+
+    def lower_earlier(self, keys: "DocumentMask", window: int | None = None) -> jax.Array:
         """bool[B, L, S]: whether the tokens see `keys`, S tokens that all come before them.
 
         `keys` may have fewer rows, A, of which each stands before B // A consecutive rows.
@@ -56,6 +62,8 @@ class DocumentMask:
         if keys.branch_ids is not None:
             of_key = keys.branch_ids[:, None, :]
             sees &= (of_key == 0) | (of_key == self.branch_ids[:, :, None])
+        if window is not None:
+            sees &= self.positions[:, :, None] - keys.positions[:, None, :] < window
         return sees & keys.valid[:, None, :]
 
 

@@ -101,6 +101,11 @@ class DecoderConfig:
         return self.d_model // self.num_heads
 
     @property
+    def sliding_window(self) -> int | None:
+        """A token sees itself and the sliding_window - 1 tokens before it; None: all of them."""
+        return None
+
+    @property
     def num_params(self) -> int:
         """The number of parameters; a tied output embedding counts once."""
         raise NotImplementedError
@@ -117,9 +122,10 @@ class DecoderConfig:
         """FLOPs of one token in training: 6 * num_matmul_params + 12 * layers * width * length.
 
         Forward and backward, full attention, no recomputation (PaLM, appendix B); the width is that
-        of all heads together.
+        of all heads together, the length at most the sliding window.
         """
-        attention = 12 * self.num_layers * self.num_heads * self.head_dim * sequence_length
+        length = min(sequence_length, self.sliding_window or sequence_length)
+        attention = 12 * self.num_layers * self.num_heads * self.head_dim * length
         return 6 * self.num_matmul_params + attention
 
     def to_dict(self) -> dict[str, Any]:

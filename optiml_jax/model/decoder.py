@@ -17,6 +17,8 @@ from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.huggingface_form import HuggingFaceForm, TensorLayout
 from optiml_jax.model.kv_cache import KVCache
+from optiml_jax.model.llama import huggingface as llama_form
+from optiml_jax.model.llama.model import Llama
 from optiml_jax.model.opt import huggingface as opt_form
 from optiml_jax.model.opt.model import OPT
 
@@ -79,6 +81,7 @@ class Decoder(Protocol):
 
 _ROOMS: Mapping[str, tuple[Callable[[Any, nnx.Rngs], Any], HuggingFaceForm]] = {
     "opt": (OPT, opt_form.FORM),
+    "llama": (Llama, llama_form.FORM),
 }
 
 

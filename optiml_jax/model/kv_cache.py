@@ -37,10 +37,11 @@ class KVCache:
     def empty(cls, config: DecoderConfig, batch_size: int, capacity: int) -> "KVCache":
         """A cache for `batch_size` rows of `capacity` tokens (prompt and new ones together)."""
         shape = (config.num_layers, batch_size, config.num_kv_heads, capacity, config.head_dim)
+        free = jnp.zeros((batch_size, capacity), jnp.int32)
         return cls(
             key=jnp.zeros(shape, config.dtype),
             value=jnp.zeros(shape, config.dtype),
-            mask=DocumentMask(jnp.zeros((batch_size, capacity), jnp.int32)),
+            mask=DocumentMask(free, positions=free if config.sliding_window else None),
             index=jnp.zeros((batch_size,), jnp.int32),
             fresh=True,
         )
@@ -68,7 +69,7 @@ class KVCache:
             # The two index arrays stand apart, so their axes [B, L] come first in the update.
             new = jnp.transpose(new, (1, 3, 0, 2, 4)).astype(buffer.dtype)
             buffer = buffer.at[:, rows, :, slots].set(new, mode="drop")
-            return constrain(buffer, "layers", "batch", "heads", None, None)
+            return constrain(buffer, "layers", "batch", "kv_heads", None, None)
 
         def write_field(buffer: jax.Array, new: jax.Array) -> jax.Array:
             return buffer.at[rows, slots].set(new, mode="drop")
@@ -101,14 +102,17 @@ class KVCache:
                 buffer = buffer.at[:, rows, :, :size].set(before, mode="drop")
             new = jnp.transpose(new, (1, 3, 0, 2, 4)).astype(buffer.dtype)
             buffer = buffer.at[:, rows[:, None], :, slots].set(new, mode="drop")
-            return constrain(buffer, "layers", "batch", "heads", None, None)
+            return constrain(buffer, "layers", "batch", "kv_heads", None, None)
 
         index = self.index.at[rows].set(start + new.index, mode="drop")
         filled = jnp.arange(self.capacity) < (start + new.index)[:, None]
         segments = self.mask.segment_ids.at[rows].set(filled.astype(jnp.int32), mode="drop")
+        positions = self.mask.positions  # a row is one document: its slots are its positions
+        if positions is not None:
+            positions = positions.at[rows].set(jnp.arange(self.capacity), mode="drop")
         return KVCache(
             key=write(self.key, new.key, None if prefix is None else prefix.key),
             value=write(self.value, new.value, None if prefix is None else prefix.value),
-            mask=DocumentMask(segments),
+            mask=DocumentMask(segments, positions=positions),
             index=index,
         )

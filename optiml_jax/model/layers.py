@@ -114,7 +114,7 @@ def run_stack(
       blocks: called as block(x, allowed, earlier, dropout_key, *extra) -> (x, (key, value));
         `earlier` as the parts of `attention.attend`, key and value [B, Hkv, L, Dh].
       x: [B, L, D].
-      mask: of the tokens of `x`.
+      mask: of the tokens of `x`, with their positions if the model has a sliding window.
       cache: what came before; None: nothing did, and nothing is kept.
       prefix: what stands before the rows of `cache`, only read.
       dropout_key: None turns dropout off.
@@ -124,9 +124,10 @@ def run_stack(
       [B, L, D], and the cache with these tokens when one was given.
     """
     graphdef, layers = nnx.split(blocks)
-    allowed = mask.lower()
+    window = config.sliding_window
+    allowed = mask.lower(window)
     caches = [c for c in (prefix, cache) if c is not None and not c.fresh]
-    allowed_earlier = [mask.lower_earlier(c.mask) for c in caches]
+    allowed_earlier = [mask.lower_earlier(c.mask, window) for c in caches]
     keys = None
     if dropout_key is not None:
         keys = jax.random.split(dropout_key, config.num_layers)

@@ -30,6 +30,7 @@ _STANDARD: Rules = {
     "projection": (),
     "positions": (),
     "heads": ("tensor",),
+    "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
     "norm": (),
@@ -37,6 +38,8 @@ _STANDARD: Rules = {
     "batch": ("data", "fsdp"),
     "length": (),
 }
+# Axes that stay whole where the mesh does not divide them: few heads of keys serve many of queries.
+_WHOLE_IF_UNEVEN = ("kv_heads",)
 PRESETS: Mapping[str, Rules] = {
     "standard": _STANDARD,
     # The residual stream is cut along the length too: less memory where tensor > 1.
@@ -161,7 +164,10 @@ def _param_spec(
     rules: Rules,
     mesh: jax.sharding.Mesh,
 ) -> PartitionSpec:
-    spec = [rules[axis] for axis in axes]
+    spec = [
+        () if axis in _WHOLE_IF_UNEVEN and size % _size(mesh, rules[axis]) else rules[axis]
+        for axis, size in zip(axes, shape, strict=True)
+    ]
     for axis, size, mesh_axes in zip(axes, shape, spec, strict=True):
         if size % _size(mesh, mesh_axes):
             raise UserError(

@@ -48,6 +48,16 @@ def test_bos_and_pad_are_those_of_the_config():
     assert batch["targets"].tolist() == [[7, 8, 2, 3, 3]]
 
 
+def test_without_a_leading_token_the_first_token_is_predicted_by_nothing():
+    pairs = [(np.array([7, 6]), np.array([8, 2])), (np.array([], int), np.array([5, 4, 2]))]
+    batch = assemble(pairs, np.array([2]), 8, bos_id=None)
+    assert batch["tokens"].tolist() == [[7, 6, 8, 2, 5, 4, 2, 1]]
+    assert batch["targets"].tolist() == [[6, 8, 2, 1, 4, 2, 1, 1]]
+    assert batch["loss_weights"].tolist() == [[0, 1, 1, 0, 1, 1, 0, 0]]
+    assert batch["positions"].tolist() == [[0, 1, 2, 3, 0, 1, 2, 0]]
+    assert batch["segment_ids"].tolist() == [[1, 1, 1, 1, 2, 2, 2, 0]]
+
+
 def test_examples_that_do_not_fit_their_row_do_not_run_into_the_next():
     pair = (np.arange(3), np.arange(3))
     with pytest.raises(ValueError, match="more than 10 tokens"):

@@ -83,7 +83,7 @@ def random_prompts(seed=0, number=6, longest=100):
     ]
 
 
-@pytest.mark.parametrize("config", [tiny_models.PRE_NORM, tiny_models.POST_NORM])
+@pytest.mark.parametrize("config", tiny_models.MODELS.values(), ids=tiny_models.MODELS)
 def test_the_cache_gives_what_rereading_the_text_gives(config):
     prompts = random_prompts()
     for prompt, result in zip(prompts, generate(tiny_models.engine(config), prompts), strict=True):

@@ -1,4 +1,4 @@
-"""Scores and greedy tokens equal those of Hugging Face's OPT, live where torch is installed."""
+"""Scores and greedy tokens equal those of Hugging Face's models, live where torch is installed."""
 
 import numpy as np
 import pytest
@@ -12,17 +12,16 @@ from optiml_jax.evaluate.scoring import ScoreItem, score
 torch = pytest.importorskip("torch", reason="torch is not installed: no live comparison")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-CONFIGS = {"pre_norm": tiny_models.PRE_NORM, "post_norm": tiny_models.POST_NORM}
 PAD = 1
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=tiny_models.MODELS)
 def models(request, tmp_path_factory):
     """(our engine, Hugging Face's model) with the same weights."""
-    config = CONFIGS[request.param]
+    config = tiny_models.MODELS[request.param]
     folder = tmp_path_factory.mktemp("hf") / request.param
     write_huggingface(folder, config, tiny_models.weights(config)[1])
-    theirs = transformers.OPTForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return tiny_models.engine(config), theirs
 
 

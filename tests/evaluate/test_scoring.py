@@ -41,7 +41,7 @@ def plain_scores(config, prompt, candidate):
     return chosen, all(best)
 
 
-@pytest.mark.parametrize("config", [tiny_models.PRE_NORM, tiny_models.POST_NORM])
+@pytest.mark.parametrize("config", tiny_models.MODELS.values(), ids=tiny_models.MODELS)
 def test_scores_are_the_log_softmax_of_the_whole_row(config):
     items = random_items()
     for item, results in zip(items, score(tiny_models.engine(config), items), strict=True):
@@ -51,6 +51,18 @@ def test_scores_are_the_log_softmax_of_the_whole_row(config):
             assert result.logprob_eos_after == pytest.approx(expected[-1], abs=1e-4)
             assert result.sum_logprob == pytest.approx(expected[:-1].sum(), abs=1e-4)
             assert result.is_greedy == greedy
+
+
+def test_a_model_without_a_leading_token_scores_the_bare_text():
+    config = tiny_models.GROUPED
+    engine = tiny_models.engine(config, bos_id=None)
+    (with_prompt,), (without,) = score(
+        engine, [ScoreItem([5, 9, 11], [[7, 8]]), ScoreItem([], [[7, 8]])]
+    )
+    for row, result in (([5, 9, 11, 7, 8], with_prompt), ([config.eos_id, 7, 8], without)):
+        logprobs = scipy.special.log_softmax(tiny_models.logits(config, row), axis=-1)
+        expected = [logprobs[-3, 7], logprobs[-2, 8]]
+        np.testing.assert_allclose(result.logprobs, expected, atol=1e-4)
 
 
 def items_with_a_common_prompt(number=8, shared=90, seed=3):
@@ -65,7 +77,7 @@ def items_with_a_common_prompt(number=8, shared=90, seed=3):
     ]
 
 
-@pytest.mark.parametrize("config", [tiny_models.PRE_NORM, tiny_models.POST_NORM])
+@pytest.mark.parametrize("config", tiny_models.MODELS.values(), ids=tiny_models.MODELS)
 def test_a_shared_beginning_is_run_once_and_changes_nothing(config, monkeypatch):
     calls = []
     run = scoring.run_prefix

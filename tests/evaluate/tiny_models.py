@@ -1,5 +1,6 @@
 """Small random models for the tests of this folder."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,9 @@ from flax import nnx
 
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.model.attention import DocumentMask
+from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import init_params
+from optiml_jax.model.llama.config import LlamaConfig
 from optiml_jax.model.opt.config import OPTConfig
 
 PRE_NORM = OPTConfig(
@@ -26,13 +29,31 @@ POST_NORM = OPTConfig(
     init_std=0.3,
 )
 
+GROUPED = LlamaConfig(
+    vocab_size=96,
+    d_model=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    max_positions=128,
+    tied=False,
+    init_std=0.3,
+)
+WINDOWED = dataclasses.replace(GROUPED, family="mistral", sliding_window=9)
+MODELS = {
+    "pre_norm": PRE_NORM,
+    "post_norm": POST_NORM,
+    "grouped": GROUPED,
+    "windowed": WINDOWED,
+}
+
 
 @functools.cache
-def weights(config: OPTConfig):
+def weights(config: DecoderConfig):
     return init_params(config, seed=0)
 
 
-def engine(config: OPTConfig = PRE_NORM, **more) -> Engine:
+def engine(config: DecoderConfig = PRE_NORM, **more) -> Engine:
     graphdef, params = weights(config)
     return Engine(graphdef, params, config, **({"tokens_per_batch": 512} | more))
 
@@ -45,7 +66,7 @@ def _all_logits(graphdef, params, tokens, length):
     )
 
 
-def logits(config: OPTConfig, row: list[int]) -> np.ndarray:
+def logits(config: DecoderConfig, row: list[int]) -> np.ndarray:
     """float32[len(row), V]: the model on one row, no cache; padded so that it compiles once."""
     tokens = np.full((1, config.max_positions), config.pad_id, np.int32)
     tokens[0, : len(row)] = row

@@ -8,13 +8,9 @@ import json
 import pathlib
 import zlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors.numpy import save_file
 
-from optiml_jax.model.decoder import abstract_model
 from optiml_jax.model.opt.config import OPTConfig
 
 _SMALL = {"vocab_size": 96, "d_model": 32, "num_layers": 3, "num_heads": 4, "max_positions": 40}
@@ -59,15 +55,6 @@ def random_tensors(config: OPTConfig) -> dict[str, np.ndarray]:
 def random_tokens(config: OPTConfig) -> np.ndarray:
     """int64[3, 20] token ids."""
     return np.random.default_rng(7).integers(3, config.vocab_size, (3, 20))
-
-
-def random_params(config: OPTConfig) -> dict:
-    """A pure nested dict of parameters, biases and norms random too; compiles nothing."""
-    generator = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda x: jnp.asarray(0.2 * generator.standard_normal(x.shape), jnp.float32),
-        nnx.to_pure_dict(abstract_model(config)[1]),
-    )
 
 
 def config_json(config: OPTConfig) -> dict:

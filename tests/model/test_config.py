@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import gin
 import jax
@@ -11,6 +12,8 @@ import pytest
 from optiml_jax.errors import UserError
 from optiml_jax.model.architectures import config_from_dict, model_config
 from optiml_jax.model.decoder import abstract_model
+from optiml_jax.model.llama.config import SIZES as LLAMA_SIZES
+from optiml_jax.model.llama.config import LlamaConfig
 from optiml_jax.model.opt.config import SIZES, OPTConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -27,6 +30,40 @@ PUBLISHED = {
     "66b": (64, 72, 9216, 65_719_701_504),
     "175b": (96, 96, 12288, 174_604_468_224),
 }
+
+# The parameters of the published models, as the Hub counts them.
+PUBLISHED_LLAMA = {
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "mistral-7b": 7_241_732_096,
+    "mistral-7b-v0.3": 7_248_023_552,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+}
+
+
+@pytest.mark.parametrize("size", LLAMA_SIZES)
+def test_sizes_of_llamas_kind_have_the_published_parameters(size):
+    config = model_config(size)
+    assert config.num_params == PUBLISHED_LLAMA[size]
+    shapes = jax.tree.leaves(abstract_model(config)[1])
+    assert sum(x.size for x in shapes) == config.num_params
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
@@ -99,6 +136,10 @@ _plain = model_config.__wrapped__
         (lambda: OPTConfig(eos_id=[2, 3]), "eos_id must be one whole number"),
         (lambda: OPTConfig(dtype="float8"), "dtype is 'float8'; choose one of float32"),
         (lambda: OPTConfig(remat="some"), "remat is 'some'; choose one of none, dots, full"),
+        (lambda: _plain("llama-3.1-8b", "opt"), "'llama-3.1-8b' is of 'llama', not of 'opt'"),
+        (lambda: LlamaConfig(num_kv_heads=5), "num_kv_heads 5 does not divide num_heads 12"),
+        (lambda: LlamaConfig(head_dim=5), "head_dim 5 is odd"),
+        (lambda: LlamaConfig(rope_type="yarn"), "'yarn' needs rope_original_positions"),
         (lambda: OPTConfig(dropout=1.0), r"dropout must lie in \[0, 1\)"),
     ],
 )
@@ -108,9 +149,10 @@ def test_a_wrong_configuration_is_one_clear_line(call, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [*SIZES, *LLAMA_SIZES])
 def test_every_size_has_its_gin_file(size):
-    file = ROOT / "gin" / "models" / f"opt_{size.replace('.', '_')}.gin"
+    name = f"opt_{size}" if size in SIZES else size
+    file = ROOT / "gin" / "models" / f"{re.sub('[.-]', '_', name)}.gin"
     gin.parse_config_file(str(file))
     gin.bind_parameter("model_config.dropout", 0.5)
     assert model_config() == dataclasses.replace(_plain(size), dropout=0.5)

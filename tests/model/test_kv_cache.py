@@ -3,25 +3,23 @@
 import dataclasses
 import functools
 
+import decoders
 import jax
 import jax.numpy as jnp
 import numpy as np
-import opt_cases
 import pytest
 from flax import nnx
 
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.decoder import abstract_model
 from optiml_jax.model.kv_cache import KVCache
-from optiml_jax.model.opt.config import OPTConfig
 
-CONFIG = OPTConfig(vocab_size=64, d_model=32, num_layers=3, num_heads=4, max_positions=24)
 LENGTHS = np.array([12, 9, 5])
 
 
 @functools.cache
-def _model():
-    return abstract_model(CONFIG)[0], opt_cases.random_params(CONFIG)
+def _model(config):
+    return abstract_model(config)[0], decoders.random_params(config)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -39,8 +37,9 @@ def _valid(lengths, width):
     return (np.arange(width) < lengths[:, None]).astype(np.int32)
 
 
-def test_steps_after_unequal_prompts_equal_the_whole_text():
-    graphdef, params = _model()
+@pytest.mark.parametrize("config", decoders.DECODERS.values(), ids=decoders.DECODERS)
+def test_steps_after_unequal_prompts_equal_the_whole_text(config):
+    graphdef, params = _model(config)
     tokens, positions = _texts()
     whole = _run(graphdef, params, tokens, positions, _valid(LENGTHS, 12))
     index = np.array([6, 3, 2])
@@ -50,7 +49,7 @@ def test_steps_after_unequal_prompts_equal_the_whole_text():
         tokens[:, :6],
         positions[:, :6],
         _valid(index, 6),
-        KVCache.empty(CONFIG, 3, 12),
+        KVCache.empty(config, 3, 12),
     )
     for row in range(3):
         np.testing.assert_allclose(logits[row, : index[row]], whole[row, : index[row]], atol=1e-5)
@@ -75,11 +74,12 @@ def test_steps_after_unequal_prompts_equal_the_whole_text():
     assert compared == 6 + 6 + 3
 
 
-def test_a_second_chunk_sees_the_first_and_itself():
-    graphdef, params = _model()
+@pytest.mark.parametrize("config", decoders.DECODERS.values(), ids=decoders.DECODERS)
+def test_a_second_chunk_sees_the_first_and_itself(config):
+    graphdef, params = _model(config)
     tokens, positions = _texts()
     whole = _run(graphdef, params, tokens, positions, _valid(LENGTHS, 12))
-    cache = KVCache.empty(CONFIG, 3, 12)
+    cache = KVCache.empty(config, 3, 12)
     first = np.array([4, 2, 1])
     _, cache = _run(graphdef, params, tokens[:, :4], positions[:, :4], _valid(first, 4), cache)
     second = first[:, None] + np.arange(5)
@@ -90,12 +90,13 @@ def test_a_second_chunk_sees_the_first_and_itself():
         np.testing.assert_allclose(logits[row, :count], whole[row, place], atol=1e-5)
 
 
-def test_cached_documents_stay_apart():
-    graphdef, params = _model()
+@pytest.mark.parametrize("config", decoders.DECODERS.values(), ids=decoders.DECODERS)
+def test_cached_documents_stay_apart(config):
+    graphdef, params = _model(config)
     tokens, _ = _texts()
     documents = np.array([[1, 1, 1, 2, 2, 2]] * 3, np.int32)
     restarting = np.array([[0, 1, 2, 0, 1, 2]] * 3, np.int32)
-    cache = KVCache.empty(CONFIG, 3, 8)
+    cache = KVCache.empty(config, 3, 8)
     _, cache = _run(graphdef, params, tokens[:, :6], restarting, documents, cache)
     three, two = np.full((3, 1), 3, np.int32), np.full((3, 1), 2, np.int32)
     logits, _ = _run(graphdef, params, tokens[:, 6:7], three, two, cache)
@@ -103,10 +104,11 @@ def test_cached_documents_stay_apart():
     np.testing.assert_allclose(logits[:, 0], alone[:, 3], atol=1e-5)
 
 
-def test_a_row_without_room_gives_nan_and_leaves_the_others_alone():
-    graphdef, params = _model()
+@pytest.mark.parametrize("config", decoders.DECODERS.values(), ids=decoders.DECODERS)
+def test_a_row_without_room_gives_nan_and_leaves_the_others_alone(config):
+    graphdef, params = _model(config)
     tokens, positions = _texts()
-    cache = KVCache.empty(CONFIG, 3, 4)
+    cache = KVCache.empty(config, 3, 4)
     filled = np.array([4, 3, 1])
     _, cache = _run(graphdef, params, tokens[:, :4], positions[:, :4], _valid(filled, 4), cache)
     one = np.ones((3, 1), np.int32)
@@ -115,10 +117,11 @@ def test_a_row_without_room_gives_nan_and_leaves_the_others_alone():
     assert np.isfinite(logits[1:]).all()
 
 
+@pytest.mark.parametrize("name", ["opt", "mistral"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_cache_keeps_its_type_and_shape_through_a_loop(dtype):
-    config = dataclasses.replace(CONFIG, dtype=dtype)
-    graphdef, params = abstract_model(config)[0], opt_cases.random_params(config)
+def test_the_cache_keeps_its_type_and_shape_through_a_loop(name, dtype):
+    config = dataclasses.replace(decoders.DECODERS[name], dtype=dtype)
+    graphdef, params = abstract_model(config)[0], decoders.random_params(config)
     tokens, positions = _texts()
     ones = jnp.ones((3, 4), jnp.int32)
 

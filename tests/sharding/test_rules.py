@@ -1,6 +1,7 @@
 """Shardings: what each parameter becomes, what is refused, and that a mesh changes no result."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -16,6 +17,7 @@ from optiml_jax.model.architectures import model_config
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.decoder import abstract_model, init_params
 from optiml_jax.model.kv_cache import KVCache
+from optiml_jax.model.llama.config import LlamaConfig
 from optiml_jax.model.opt.config import OPTConfig
 from optiml_jax.sharding import rules
 from optiml_jax.sharding.mesh import AXES, MeshConfig, make_mesh
@@ -28,6 +30,20 @@ SMALL = OPTConfig(
     num_heads=4,
     max_positions=16,
     embed_dim=32,
+    remat="dots",
+    init_std=0.1,
+)
+
+LLAMA = LlamaConfig(
+    vocab_size=64,
+    d_model=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    max_positions=16,
+    tied=False,
+    sliding_window=6,
+    dropout=0.1,
     remat="dots",
     init_std=0.1,
 )
@@ -86,19 +102,20 @@ def _batch():
     return tokens, positions, segment_ids
 
 
-@pytest.fixture(scope="module")
-def alone():
-    """Loss, gradient and weights on one device."""
-    graphdef, params = init_params(SMALL, seed=0)
+@functools.cache
+def _alone(config):
+    """Weights, loss and gradient on one device."""
+    graphdef, params = init_params(config, seed=0)
     step = _gradient_step(graphdef)
     return params, *step(params, *_batch(), jax.random.key(1))
 
 
+@pytest.mark.parametrize("config", [SMALL, LLAMA], ids=["opt", "llama"])
 @pytest.mark.parametrize(("sizes", "preset"), [((2, 2, 2), "standard"), ((1, 2, 4), "sequence")])
-def test_a_mesh_changes_neither_loss_nor_gradient(sizes, preset, alone):
-    params, loss, gradient = alone
+def test_a_mesh_changes_neither_loss_nor_gradient(sizes, preset, config):
+    params, loss, gradient = _alone(config)
     mesh = make_mesh(MeshConfig(*sizes))
-    graphdef, abstract = abstract_model(SMALL)
+    graphdef, abstract = abstract_model(config)
     shardings = rules.param_shardings(abstract, mesh, preset)
     with rules.use_mesh(mesh, preset):
         batch = jax.device_put(_batch(), rules.batch_sharding(mesh))
@@ -135,7 +152,7 @@ def test_activations_lie_where_the_preset_says(preset, residual):
     assert cache.value.is_equivalent_to(heads, 5)
 
 
-def test_initial_weights_lie_where_they_belong_and_do_not_depend_on_the_mesh(alone):
+def test_initial_weights_lie_where_they_belong_and_do_not_depend_on_the_mesh():
     mesh = make_mesh(MeshConfig(1, 4, 2))
     abstract = rules.abstract_params(SMALL, mesh)
     _, params = init_params(SMALL, 0, rules.param_shardings(abstract_model(SMALL)[1], mesh))
@@ -145,14 +162,15 @@ def test_initial_weights_lie_where_they_belong_and_do_not_depend_on_the_mesh(alo
         assert expected.sharding.is_equivalent_to(sharded.sharding, sharded.ndim)
         np.testing.assert_allclose(sharded, whole, atol=1e-7)
 
-    jax.tree.map(check, abstract, params, alone[0])
+    jax.tree.map(check, abstract, params, _alone(SMALL)[0])
     kernel = params["blocks"]["wi"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 64 // 4, 256 // 2)}
 
 
-def test_decoding_on_a_mesh_equals_decoding_alone(alone):
-    """Batches and lengths that the mesh does not divide are left whole."""
-    config = dataclasses.replace(SMALL, remat="none")
+@pytest.mark.parametrize("config", [SMALL, LLAMA], ids=["opt", "llama"])
+def test_decoding_on_a_mesh_equals_decoding_alone(config):
+    """Batches and lengths that the mesh does not divide are left whole, and few heads of keys."""
+    config = dataclasses.replace(config, remat="none")
     graphdef, abstract = abstract_model(config)
     tokens, positions, _ = (x[:3] for x in _batch())
     positions = np.arange(16, dtype=np.int32)[None].repeat(3, 0)

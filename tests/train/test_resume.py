@@ -1,5 +1,6 @@
 """Runs in processes of their own, stopped in every way that there is, and started again."""
 
+import functools
 import json
 import os
 import pathlib
@@ -19,6 +20,10 @@ from optiml_jax.sharding.rules import abstract_params
 
 PROGRAM = pathlib.Path(tiny_run.__file__)
 STEPS = 40
+DECODERS = {
+    "opt": {},
+    "llama": {"architecture": "llama", "num_kv_heads": 2, "tied": False, "dropout": 0.1},
+}
 TRAIN = {"num_steps": STEPS, "log_every": 1, "checkpoint_every": 8}
 
 
@@ -53,10 +58,15 @@ def finish(start):
 
 @pytest.fixture(scope="module")
 def uninterrupted(finish, tmp_path_factory):
-    """The last state of a run that was never stopped."""
-    run_dir = tmp_path_factory.mktemp("uninterrupted")
-    finish(run_dir)
-    return last_state(run_dir)
+    """Decoder -> the last state of a run that was never stopped."""
+
+    @functools.cache
+    def uninterrupted(decoder="opt"):
+        run_dir = tmp_path_factory.mktemp("uninterrupted")
+        finish(run_dir, model=DECODERS[decoder])
+        return last_state(run_dir, decoder)
+
+    return uninterrupted
 
 
 def send(process, number, step):
@@ -70,9 +80,9 @@ def send(process, number, step):
     return "".join(said)
 
 
-def last_state(run_dir):
+def last_state(run_dir, decoder="opt"):
     """Parameters and moments of the newest checkpoint, which must be that of the last step."""
-    params = abstract_params(tiny_run.configs("", "")[1])
+    params = abstract_params(tiny_run.configs("", "", model=DECODERS[decoder])[1])
     manager = CheckpointManager(pathlib.Path(run_dir) / "checkpoints")
     assert manager.latest_intact_step() == STEPS
     targets = {"params": params, "optimizer": {"mu": params, "nu": params}}
@@ -106,21 +116,23 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(start, finish, unint
 
     assert "resuming" in finish(tmp_path)
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
-    assert_bit_identical(last_state(tmp_path), uninterrupted)
+    assert_bit_identical(last_state(tmp_path), uninterrupted())
     for points in tiny_run.read_scalars(tmp_path).values():
         assert [step for step, _ in points] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_a_run_stopped_politely_and_damaged_ends_with_the_same_bits(
-    start, finish, uninterrupted, tmp_path
+    start, finish, uninterrupted, tmp_path, decoder
 ):
-    process = start(tmp_path)
+    model = DECODERS[decoder]
+    process = start(tmp_path, model=model)
     send(process, signal.SIGTERM, 3)
     assert process.returncode == 0
     (stopped,) = steps(tmp_path)
     assert 3 <= stopped < 8
 
-    process = start(tmp_path)
+    process = start(tmp_path, model=model)
     said = send(process, signal.SIGINT, 12)
     assert process.returncode == 130
     assert "Traceback" not in said
@@ -132,10 +144,10 @@ def test_a_run_stopped_politely_and_damaged_ends_with_the_same_bits(
     for path in (newest / "params").rglob("*"):
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(path.read_bytes()[:-100])
-    said = finish(tmp_path)
+    said = finish(tmp_path, model=model)
     assert f"skipping a damaged checkpoint: {newest}" in said
     assert "at step 8" in said
-    assert_bit_identical(last_state(tmp_path), uninterrupted)
+    assert_bit_identical(last_state(tmp_path, decoder), uninterrupted(decoder))
 
 
 def test_a_run_goes_on_with_another_number_of_devices(finish, uninterrupted, tmp_path):
@@ -144,6 +156,6 @@ def test_a_run_goes_on_with_another_number_of_devices(finish, uninterrupted, tmp
         shutil.rmtree(tmp_path / "checkpoints" / str(step))
     finish(tmp_path)
     here = jax.tree.leaves_with_path(last_state(tmp_path)["params"])
-    there = jax.tree.leaves(uninterrupted["params"])
+    there = jax.tree.leaves(uninterrupted()["params"])
     for (path, a), b in zip(here, there, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6, err_msg=jax.tree_util.keystr(path))

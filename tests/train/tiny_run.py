@@ -59,8 +59,8 @@ def _write_task(cache, task, number, seed, vocabulary):
 
 
 def configs(plan_dir, run_dir, train=None, model=None, mesh=None, optimizer=None):
-    """(TrainConfig, OPTConfig, MeshConfig, OptimizerConfig) of a tiny run, with replacements."""
-    from optiml_jax.model.opt.config import OPTConfig
+    """The four configurations of a tiny run, with replacements, as `train` takes them."""
+    from optiml_jax.model.architectures import config_from_dict
     from optiml_jax.sharding.mesh import MeshConfig
     from optiml_jax.train.config import TrainConfig
     from optiml_jax.train.optimizer import OptimizerConfig
@@ -77,7 +77,7 @@ def configs(plan_dir, run_dir, train=None, model=None, mesh=None, optimizer=None
     size |= {"max_positions": SEQUENCE_LENGTH}
     return (
         TrainConfig(**(defaults | (train or {}))),
-        OPTConfig(**(size | (model or {}))),
+        config_from_dict(size | (model or {})),
         MeshConfig(**(mesh or {})),
         OptimizerConfig(**({"learning_rate": 1e-2, "warmup_steps": 3} | (optimizer or {}))),
     )
