@@ -1,6 +1,7 @@
 """The record files: what is stored, what counts as done, what is refused."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -13,6 +14,7 @@ from optiml_jax.evaluate.records import (
     RunFolder,
     TaskInfo,
     choose,
+    prompt_key,
     rescore,
 )
 
@@ -158,3 +160,35 @@ def test_suites_evaluated_one_after_the_other_stay_together(tmp_path):
         INFO.task: ("D", (0, 2, 5)),
         "b/u": ("C", (0, 5)),
     }
+
+
+def test_the_number_of_records_is_compared_with_the_summary(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.open({}, [INFO])
+    folder.write("b/t 1", 0, [a_record()], SUMMARY | {"num_instances": 2})
+    with pytest.raises(UserError, match="holds 1 records, its summary says 2"):
+        folder.read("b/t 1", 0)
+
+
+def test_prompts_are_stored_once_and_equal_prompts_are_equal_bytes(tmp_path):
+    texts = ["One\u2028line\nAnswer:", "Two"]
+    prompts = {prompt_key(text): text for text in texts}
+    files = []
+    for name in ("a", "b"):
+        folder = RunFolder(tmp_path / name)
+        folder.open({}, [INFO])
+        records = [a_record(prompt=prompt_key(texts[i % 2]), raw="x\n\n") for i in range(4)]
+        folder.write("b/t 1", 0, records, SUMMARY, prompts)
+        assert folder.prompts("b/t 1", 0) == prompts
+        assert folder.read("b/t 1", 0)[0][1].raw == "x\n\n"
+        files.append((tmp_path / name / "records" / "b.t_1.0shot.prompts.jsonl.gz").read_bytes())
+    assert files[0] == files[1]
+    assert folder.prompts("b/t 1", 5) == {}
+
+
+def test_records_of_earlier_evaluations_are_read(tmp_path):
+    """Without the fields for single answers."""
+    value = json.loads(a_record().to_json())
+    for name in ("group", "prompt", "options", "raw"):
+        del value[name]
+    assert Record.from_json(value) == a_record()
