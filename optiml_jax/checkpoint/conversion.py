@@ -4,19 +4,22 @@ Both ways go piece by piece, with a progress bar: memory holds some pieces, neve
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import tqdm
 
+from optiml_jax.checkpoint.gguf_files import open_gguf
 from optiml_jax.checkpoint.huggingface import open_huggingface, write_huggingface
 from optiml_jax.checkpoint.manager import CheckpointManager, find_checkpoint
 from optiml_jax.checkpoint.metaseq import is_metaseq, open_metaseq
+from optiml_jax.checkpoint.tensors import Padded
 from optiml_jax.checkpoint.weights import (
     Weights,
     checked,
@@ -26,6 +29,9 @@ from optiml_jax.checkpoint.weights import (
 from optiml_jax.errors import UserError
 from optiml_jax.files import disk_errors
 from optiml_jax.model.config import DTYPES, DecoderConfig
+from optiml_jax.model.decoder import huggingface_tensors
+
+_VOCAB_MULTIPLE = 8  # as many parts as a tensor axis inside a node may ask for
 
 
 @contextlib.contextmanager
@@ -33,12 +39,15 @@ def open_weights(source: str) -> Iterator[Weights]:
     """Yields the weights of a source, whatever its form; no number is read yet.
 
     Args:
-      source: a Hugging Face folder or Hub name, or metaseq's files (metaseq.py).
+      source: a Hugging Face folder or Hub name, metaseq's files (metaseq.py) or a .gguf file.
 
     Raises:
       UserError: none of these, or damaged, incomplete or of another model.
     """
-    if is_metaseq(source):
+    if source.endswith(".gguf"):
+        config, tensors, files = open_gguf(pathlib.Path(source))
+        yield dataclasses.replace(checked(Weights(source, config, tensors)), tokenizer=files)
+    elif is_metaseq(source):
         config, tensors = open_metaseq(source)
         yield checked(Weights(source, config, tensors))
     else:
@@ -46,11 +55,31 @@ def open_weights(source: str) -> Iterator[Weights]:
             yield weights
 
 
+def padded(weights: Weights) -> Weights:
+    """The weights with rows of zeros behind the embeddings, so that a mesh can divide them.
+
+    `vocab_padding` of the configuration counts them; `optiml convert` leaves them out again.
+    """
+    config = weights.config
+    missing = -config.vocab_size % _VOCAB_MULTIPLE
+    if not missing:
+        return weights
+    larger = dataclasses.replace(
+        config, vocab_size=config.vocab_size + missing, vocab_padding=missing
+    )
+    tensors = dict(weights.tensors)
+    for before, after in zip(huggingface_tensors(config), huggingface_tensors(larger), strict=True):
+        if before.their_shape != after.their_shape:
+            tensors[before.name] = Padded(tensors[before.name], after.their_shape[0])
+    return dataclasses.replace(weights, config=larger, tensors=tensors)
+
+
 def into_checkpoint(
     weights: Weights,
     destination: pathlib.Path,
     metadata: dict[str, Any],
     dtype: str | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes the checkpoint <destination>/checkpoints/0, parameters only; whole or not at all.
 
@@ -59,6 +88,7 @@ def into_checkpoint(
       destination: must not exist, or be empty.
       metadata: what the checkpoint says about itself.
       dtype: stored type; None: that of the source.
+      files: see `CheckpointManager`.
 
     Raises:
       UserError: an unknown type, a value too large for it, a full disk.
@@ -68,7 +98,7 @@ def into_checkpoint(
     with _whole(destination) as temporary, _bar("reading", 0) as bar:
         params = streamed_params(weights, dtype, bar.update)
         bar.total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-        manager = CheckpointManager(temporary / "checkpoints", async_save=False)
+        manager = CheckpointManager(temporary / "checkpoints", async_save=False, files=files)
         manager.save(0, {"params": params}, metadata)
         manager.close()
 

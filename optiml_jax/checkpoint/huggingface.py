@@ -18,6 +18,7 @@ import jax
 
 from optiml_jax.checkpoint.safetensors_files import INDEX, TORCH_INDEX, TORCH_WEIGHTS, open_folder
 from optiml_jax.checkpoint.weights import Weights, checked, read_params, write_weights
+from optiml_jax.data.vocabulary_files import HUB_FILES, files_of_folder
 from optiml_jax.errors import UserError
 from optiml_jax.files import disk_errors, read_json
 from optiml_jax.model.config import DTYPES, DecoderConfig
@@ -26,18 +27,6 @@ from optiml_jax.model.decoder import (
     huggingface_form_of,
     huggingface_model_types,
 )
-
-TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-# metaseq's names of the same files; its folder has no tokenizer_config.json.
-METASEQ_TOKENIZER_FILES = {"gpt2-vocab.json": "vocab.json", "gpt2-merges.txt": "merges.txt"}
-
 
 # ---- reading ---------------------------------------------------------------------------------
 
@@ -65,7 +54,7 @@ def fetch(source: str | os.PathLike) -> pathlib.Path:
 def _download(name: str, revision: str | None) -> pathlib.Path:
     import huggingface_hub
 
-    small = ["config.json", "generation_config.json", *TOKENIZER_FILES]
+    small = ["config.json", "generation_config.json", *HUB_FILES]
 
     def snapshot(*weights: str, revision: str | None = revision) -> pathlib.Path:
         return pathlib.Path(
@@ -160,6 +149,7 @@ def write_huggingface(
     max_shard_bytes: int = 5 * 2**30,
     tokenizer_from: str | os.PathLike | None = None,
     progress: Callable[[int], Any] = lambda _: None,
+    more: Callable[[pathlib.Path], Any] = lambda _: None,
 ) -> None:
     """Writes a folder that `transformers` loads; it appears whole or not at all.
 
@@ -172,6 +162,7 @@ def write_huggingface(
       max_shard_bytes: a model larger than that is cut into several files.
       tokenizer_from: a folder whose tokenizer files are copied; None copies none.
       progress: called with the bytes of every piece that was written.
+      more: called with the folder before it appears, to put further files into it.
 
     Raises:
       UserError: the folder is not empty; the model has no form in Hugging Face's; a weight
@@ -188,21 +179,20 @@ def write_huggingface(
             _write_config(temporary, config, written)
             if tokenizer_from is not None:
                 defaults = huggingface_form(config).tokenizer_config
-                _copy_tokenizer(pathlib.Path(tokenizer_from), temporary, defaults)
+                copy_tokenizer(files_of_folder(pathlib.Path(tokenizer_from)), temporary, defaults)
+            more(temporary)
             os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _copy_tokenizer(
-    source: pathlib.Path, folder: pathlib.Path, defaults: Mapping[str, Any]
+def copy_tokenizer(
+    files: Mapping[str, pathlib.Path], folder: pathlib.Path, defaults: Mapping[str, Any]
 ) -> None:
-    """Copies what there is; a vocabulary without configuration gets the architecture's."""
-    names = {**METASEQ_TOKENIZER_FILES, **{name: name for name in TOKENIZER_FILES}}
-    for theirs, ours in names.items():
-        if (source / theirs).exists():
-            shutil.copyfile(source / theirs, folder / ours)
-    if (folder / "vocab.json").exists() and not (folder / "tokenizer_config.json").exists():
+    """Copies a tokenizer's files; one without configuration gets the architecture's."""
+    for name, file in files.items():
+        shutil.copyfile(file, folder / name)
+    if files and not (folder / "tokenizer_config.json").exists():
         _dump(folder / "tokenizer_config.json", dict(defaults))
 
 

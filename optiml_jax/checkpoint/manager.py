@@ -17,7 +17,7 @@ import pathlib
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,17 +46,25 @@ class CheckpointManager:
       directory: the folder of the step folders, made when missing.
       keep: how many of the newest checkpoints stay; an older one goes only after a newer is whole.
       async_save: write in the background; `save` returns once the arrays have left the devices.
+      files: path in the step folder -> content of what every checkpoint holds beside its arrays.
 
     Errors of a background save are raised by the next `check`, `save`, `wait` or `close`.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 3, async_save: bool = True):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        keep: int = 3,
+        async_save: bool = True,
+        files: Mapping[str, bytes] | None = None,
+    ):
         if keep < 1:
             raise UserError(f"keep={keep}: at least one checkpoint must be kept")
         self.directory = pathlib.Path(directory).absolute()
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_is_not_raised)
         self._async_save = async_save
+        self._files = files or {}
         self._pending: tuple[int, dict[str, Any]] | None = None
         with _save_errors(self.directory):
             self._orbax = ocp.CheckpointManager(
@@ -161,6 +169,9 @@ class CheckpointManager:
         """Called by Orbax on the first process once the temporary folder holds the whole step."""
         step, metadata = self._pending
         (folder,) = self.directory.glob(f"{step}.*tmp*")
+        for name, content in self._files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
         names = sorted(
             str(path.relative_to(folder))
             for path in folder.rglob("*")

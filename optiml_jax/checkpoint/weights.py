@@ -51,11 +51,13 @@ class Weights:
       source: its name in messages.
       config: the model.
       tensors: Hugging Face's name -> tensor.
+      tokenizer: name -> content of the tokenizer's files, of a source that holds them in itself.
     """
 
     source: str
     config: DecoderConfig
     tensors: Mapping[str, Tensor]
+    tokenizer: Mapping[str, bytes] | None = None
 
 
 def checked(weights: Weights) -> Weights:

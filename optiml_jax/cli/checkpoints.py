@@ -1,21 +1,26 @@
 """The checkpoints that `optiml evaluate` is asked for, and their weights."""
 
+import contextlib
 import dataclasses
 import glob
+import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import seqio
 
 from optiml_jax.checkpoint.manager import find_checkpoint, load_metadata, load_params
 from optiml_jax.cli.settings import Evaluate, Run, configured, expand
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size, vocabulary_fingerprint
 from optiml_jax.errors import UserError
-from optiml_jax.model.architectures import config_from_dict, model_config
+from optiml_jax.model.architectures import config_from_dict
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import abstract_model, init_params
 from optiml_jax.sharding.rules import abstract_params, param_shardings
 from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.start import run_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,23 @@ def _by_step(folder: pathlib.Path) -> tuple[str, int, str]:
     return str(folder.parent), int(folder.name) if folder.name.isdigit() else 0, folder.name
 
 
+def load_run_vocabulary(run: Run, places: Sequence[str] = ()) -> seqio.Vocabulary:
+    """The vocabulary of a run; where its files are gone, that of one of its checkpoints.
+
+    Args:
+      places: further checkpoints that may hold it.
+    """
+    try:
+        return load_vocabulary(run.vocabulary)
+    except UserError as e:
+        for place in (*places, run.run_dir):
+            with contextlib.suppress(UserError):
+                vocabulary = load_vocabulary(f"checkpoint:{place}")
+                logging.warning("%s; taking the vocabulary of the checkpoint %s", e, place)
+                return vocabulary
+        raise
+
+
 def load_model(run: Run, place: str, mesh: jax.sharding.Mesh, preset: str) -> Model:
     """The model of one of the places."""
     if place == "init":
@@ -90,9 +112,9 @@ def _name(run: Run, step_folder: pathlib.Path) -> str:
 
 def _untrained(run: Run, mesh: jax.sharding.Mesh, preset: str) -> Model:
     """The weights that `optiml train` of this run starts from, before its first step."""
-    vocabulary = load_vocabulary(run.vocabulary)
-    config = model_config(vocab_size=padded_size(vocabulary))
+    vocabulary = load_run_vocabulary(run)
     train = configured(TrainConfig, plan_dir="", run_dir="")
+    config = run_model(padded_size(vocabulary), train.init_from)
     if train.init_from:
         step_folder = find_checkpoint(train.init_from)
         params = load_params(step_folder, abstract_params(config, mesh, preset))

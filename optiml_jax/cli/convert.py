@@ -1,16 +1,33 @@
 """`optiml convert`: other programs' weights into a checkpoint, and back to Hugging Face."""
 
+import contextlib
+import dataclasses
+import logging
 import pathlib
 import sys
+import tempfile
+from typing import Any
 
 from optiml_jax.checkpoint import conversion, huggingface
-from optiml_jax.checkpoint.manager import load_metadata
+from optiml_jax.checkpoint.manager import find_checkpoint, load_metadata
 from optiml_jax.checkpoint.metaseq import is_metaseq
+from optiml_jax.checkpoint.weights import Weights
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Convert, configured, expand
-from optiml_jax.data.vocabulary import load_vocabulary, padded_size, vocabulary_fingerprint
+from optiml_jax.data.sentencepiece_export import export_sentencepiece
+from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
+from optiml_jax.data.vocabulary_files import (
+    SENTENCEPIECE,
+    content_for_checkpoint,
+    kind_of,
+    spec_of_step,
+    vocabulary_files,
+)
 from optiml_jax.errors import UserError
 from optiml_jax.model.architectures import config_from_dict
+from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.decoder import huggingface_form
+from optiml_jax.report.model_card import model_card
 
 
 def main() -> None:
@@ -26,45 +43,95 @@ def main() -> None:
 
 
 def into_checkpoint(source: str, destination: pathlib.Path, settings: Convert) -> None:
-    """Writes the checkpoint <destination>/checkpoints/0, parameters only."""
-    with conversion.open_weights(source) as weights:
-        config = weights.config
-        spec = settings.vocabulary or f"opt:{_folder_of(source)}"
-        spec = expand(spec, "Convert.vocabulary")
+    """Writes the checkpoint <destination>/checkpoints/0, parameters and vocabulary only."""
+    with contextlib.ExitStack() as stack:
+        weights = stack.enter_context(conversion.open_weights(source))
+        spec, place = _vocabulary_spec(source, weights, settings), source
+        if weights.tokenizer is not None and settings.vocabulary is None:
+            place = stack.enter_context(tempfile.TemporaryDirectory())
+            for name, content in weights.tokenizer.items():
+                (pathlib.Path(place) / name).write_bytes(content)
+            spec = f"huggingface:{place}"
         vocabulary = load_vocabulary(spec)
-        if padded_size(vocabulary) != config.vocab_size:
+        if vocabulary.vocab_size > weights.config.vocab_size:
             raise UserError(
-                f"{source} has vocab_size {config.vocab_size}, its vocabulary {spec} "
-                f"{padded_size(vocabulary)}; set Convert.vocabulary to the model's own"
+                f"{source} has an embedding of {weights.config.vocab_size} rows, its vocabulary "
+                f"{spec} {vocabulary.vocab_size} tokens; set Convert.vocabulary to the model's own"
             )
+        weights = conversion.padded(weights)
         metadata = {
-            "model": config.to_dict(),
+            "model": weights.config.to_dict(),
             "vocabulary": {
-                "spec": spec,
+                "spec": spec.replace(place, source) if place != source else spec,
                 "fingerprint": vocabulary_fingerprint(vocabulary),
-                "padded_size": config.vocab_size,
+                "padded_size": weights.config.vocab_size,
             },
-            "bos_id": config.bos_id,
+            "bos_id": weights.config.bos_id,
             "step": 0,
             "source": source,
         }
-        conversion.into_checkpoint(weights, destination, metadata, settings.dtype)
-    print(f"{config.num_params:,} parameters: {destination}")
+        files = content_for_checkpoint(spec)
+        conversion.into_checkpoint(weights, destination, metadata, settings.dtype, files)
+    print(f"{weights.config.num_params:,} parameters: {destination}")
     print(f"fine-tune it: optiml train ... --gin.TrainConfig.init_from={destination}")
+    print(f"with its vocabulary: --gin.Run.vocabulary=checkpoint:{destination}")
+
+
+def _vocabulary_spec(source: str, weights: Weights, settings: Convert) -> str:
+    kind = "opt" if weights.config.architecture == "opt" else "huggingface"
+    return expand(settings.vocabulary or f"{kind}:{_folder_of(source)}", "Convert.vocabulary")
 
 
 def to_huggingface(source: str, destination: pathlib.Path, settings: Convert) -> None:
-    """Writes a folder that `transformers` loads, with the tokenizer if it is OPT's."""
-    metadata = load_metadata(source)
+    """Writes a folder that `transformers` loads, with tokenizer and model card."""
+    step_folder = find_checkpoint(source)
+    metadata = load_metadata(step_folder)
     config = config_from_dict(metadata["model"])
-    kind, _, place = metadata["vocabulary"]["spec"].partition(":")
-    tokenizer = huggingface.fetch(place) if kind == "opt" else None
-    conversion.out_of_checkpoint(
-        source, destination, config, settings.dtype, tokenizer_from=tokenizer
-    )
+    tokens = config.vocab_size - config.vocab_padding
+    config = dataclasses.replace(config, vocab_size=tokens, vocab_padding=0)
+    spec = _vocabulary_of(step_folder, metadata, settings)
+
+    def more(folder: pathlib.Path) -> None:
+        if spec is not None:
+            write_tokenizer(spec, folder, config, metadata.get("bos_id", config.bos_id))
+        card = model_card(destination.name, metadata, step_folder)
+        (folder / "README.md").write_text(card, "utf-8")
+
+    conversion.out_of_checkpoint(step_folder, destination, config, settings.dtype, more=more)
     print(f"{config.num_params:,} parameters: {destination}")
-    if tokenizer is None:
-        print("without a tokenizer: transformers has none for the project's SentencePiece models")
+
+
+def write_tokenizer(
+    spec: str, folder: pathlib.Path, config: DecoderConfig, leading_id: int | None
+) -> None:
+    """Puts the tokenizer's files into a folder, in Hugging Face's form."""
+    files = vocabulary_files(spec)
+    if kind_of(spec) == "sentencepiece":
+        export_sentencepiece(str(files[SENTENCEPIECE]), folder, leading_id)
+    else:
+        huggingface.copy_tokenizer(files, folder, huggingface_form(config).tokenizer_config)
+
+
+def _vocabulary_of(
+    step_folder: pathlib.Path, metadata: dict[str, Any], settings: Convert
+) -> str | None:
+    """What `Convert.vocabulary` says, else the checkpoint's own, else that of its run."""
+    if settings.vocabulary:
+        spec = expand(settings.vocabulary, "Convert.vocabulary")
+        found = vocabulary_fingerprint(load_vocabulary(spec))
+        if found != metadata["vocabulary"]["fingerprint"]:
+            raise UserError(
+                f"Convert.vocabulary = {spec}: not the vocabulary that {step_folder} was trained "
+                f"with ({metadata['vocabulary']['spec']})"
+            )
+        return spec
+    spec = spec_of_step(step_folder) or metadata["vocabulary"]["spec"]
+    try:
+        vocabulary_files(spec)
+    except UserError as e:
+        logging.warning("written without a tokenizer: %s; Convert.vocabulary can name it", e)
+        return None
+    return spec
 
 
 def _folder_of(source: str) -> str:

@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optiml_jax.cli import main as command_line
-from optiml_jax.cli.checkpoints import Model, checkpoints_dir, find_places, load_model
+from optiml_jax.cli.checkpoints import (
+    Model,
+    checkpoints_dir,
+    find_places,
+    load_model,
+    load_run_vocabulary,
+)
 from optiml_jax.cli.evaluation_tasks import evaluation_tasks, request_tokens
 from optiml_jax.cli.settings import Evaluate, Export, Run, configured, expand
 from optiml_jax.data.prompts import PromptConfig
-from optiml_jax.data.vocabulary import load_vocabulary
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import evaluate, evaluate_with
@@ -61,7 +66,7 @@ def of_answers(run: Run, settings: Evaluate) -> list[str]:
 
     No model runs, so that tasks are never taken from an earlier call.
     """
-    vocabulary, config = load_vocabulary(run.vocabulary), EvalConfig()
+    vocabulary, config = load_run_vocabulary(run), EvalConfig()
     files = read_answers([expand(place, "Evaluate.answers") for place in settings.answers])
     answers = StoredAnswers(files, request_tokens(vocabulary, Export()), settings.missing_answers)
     tasks = evaluation_tasks(run, settings, vocabulary)
@@ -100,7 +105,7 @@ class Evaluation:
 
     def __init__(self, run: Run, settings: Evaluate):
         self._run, self._settings, self._config = run, settings, EvalConfig()
-        self._vocabulary = load_vocabulary(run.vocabulary)
+        self._vocabulary = load_run_vocabulary(run, find_places(run, settings))
         self._tasks = evaluation_tasks(run, settings, self._vocabulary)
         self._mesh_config = MeshConfig()
         self._mesh = make_mesh(self._mesh_config)

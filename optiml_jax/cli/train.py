@@ -14,7 +14,6 @@ from optiml_jax.cli.settings import Evaluate, Run, configured
 from optiml_jax.data.plan import Plan
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors
-from optiml_jax.model.architectures import model_config
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.quiet import held_stderr
 from optiml_jax.sharding.mesh import MeshConfig
@@ -22,6 +21,7 @@ from optiml_jax.train.config import TrainConfig, run_metadata
 from optiml_jax.train.duties import EvaluationHook
 from optiml_jax.train.loop import train
 from optiml_jax.train.optimizer import OptimizerConfig
+from optiml_jax.train.start import run_model
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
         run_dir=run.run_dir,
         validation_plan_dir=str(validation) if (validation / "plan.json").exists() else None,
     )
-    model = model_config(vocab_size=plan.meta["vocabulary"]["padded_size"])
+    model = run_model(plan.meta["vocabulary"]["padded_size"], config.init_from)
     mesh, optimizer = MeshConfig(), OptimizerConfig()
     steps = evaluation_steps(Evaluate().during_training, config.num_steps)
     hook = evaluation_hook(model, run_metadata(config, model, optimizer, plan)) if steps else None

@@ -8,29 +8,35 @@ like and where the leading and final `</s>` go is decided elsewhere (`prompts.py
 import functools
 import io
 import pathlib
-import re
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import sentencepiece
 import seqio
 import tensorflow as tf
 import tokenizers
 from absl import logging
 
+from optiml_jax.data.tokenizer_vocabulary import TokenizerVocabulary, tokenizer_values
+from optiml_jax.data.vocabulary_files import (
+    BPE_FILES,
+    TOKENIZER,
+    spec_in_checkpoint,
+    vocabulary_files,
+    vocabulary_folder,
+)
+from optiml_jax.data.vocabulary_tf import decode_tf, encode_tf
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors, fingerprint, read_json
 
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 _SPECIALS = {"<s>": BOS_ID, "<pad>": PAD_ID, "</s>": EOS_ID, "<unk>": UNK_ID}
 _SPECIAL_IDS = frozenset(_SPECIALS.values())
-# metaseq's names, then Hugging Face's.
-_FILE_NAMES = (("gpt2-vocab.json", "gpt2-merges.txt"), ("vocab.json", "merges.txt"))
-_HUB_NAME = re.compile(r"facebook/opt-[\w.-]+")
 
 
 class OPTVocabulary(seqio.Vocabulary):
     """OPT's byte-level BPE with exactly OPT's ids (facebookresearch/metaseq, projects/OPT/assets).
+
+    Its tables lie in two files, a vocabulary and its merges, or both in one tokenizer.json.
 
     A literal `</s>` or `<pad>` in a text is spelled out, never read as the special token; decoding
     leaves special tokens out. Picklable; the tables are loaded at first use in each process.
@@ -39,20 +45,25 @@ class OPTVocabulary(seqio.Vocabulary):
       UserError: a file is missing or damaged, or is not a vocabulary of OPT's kind.
     """
 
-    def __init__(self, vocab_file: str, merges_file: str):
+    def __init__(self, vocab_file: str, merges_file: str | None = None):
         super().__init__()
-        self._files = (str(vocab_file), str(merges_file))
+        self._files = (str(vocab_file), None if merges_file is None else str(merges_file))
         self._load_tables()
 
     def _load_tables(self) -> None:
         vocab_file, merges_file = self._files
         vocab = read_json(vocab_file, "the vocabulary file")
-        merges = _read_merges(merges_file)
+        if merges_file is None:
+            vocab, merges = _tables_of_tokenizer(vocab, vocab_file)
+        else:
+            merges = _read_merges(merges_file)
         _check_opt_vocab(vocab, vocab_file)
         try:
             model = tokenizers.models.BPE(vocab=vocab, merges=merges)
         except Exception as e:  # tokenizers raises bare Exceptions
-            raise UserError(f"{merges_file} does not belong to {vocab_file}: {e}") from e
+            raise UserError(
+                f"{merges_file or 'its merges'} does not belong to {vocab_file}: {e}"
+            ) from e
         self._tokenizer = tokenizers.Tokenizer(model)
         self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         self._tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -113,31 +124,10 @@ class OPTVocabulary(seqio.Vocabulary):
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
-        """Ids of a string tensor of rank 0 (int32[n]) or rank 1 (ragged int32[batch, None])."""
-
-        def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            rows = self.encode_batch([text.decode("utf-8") for text in texts])
-            flat = np.fromiter((i for row in rows for i in row), np.int32)
-            return flat, np.array([len(row) for row in rows], np.int64)
-
-        s = tf.convert_to_tensor(s)
-        flat, lengths = tf.numpy_function(encode, [tf.reshape(s, [-1])], [tf.int32, tf.int64])
-        flat.set_shape([None])
-        lengths.set_shape([None])
-        if s.shape.rank == 0:
-            return flat
-        return tf.RaggedTensor.from_row_lengths(flat, lengths)
+        return encode_tf(self.encode_batch, s)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        """Text of ids int32[n] (a scalar) or int32[batch, n] (a string[batch])."""
-
-        def decode_rows(rows: np.ndarray) -> np.ndarray:
-            texts = [self._decode(row).encode("utf-8") for row in np.atleast_2d(rows)]
-            return np.array(texts if rows.ndim > 1 else texts[0], dtype=object)
-
-        text = tf.numpy_function(decode_rows, [ids], tf.string)
-        text.set_shape(ids.shape[:-1])
-        return text
+        return decode_tf(self._decode, ids)
 
 
 class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
@@ -155,27 +145,34 @@ def load_vocabulary(spec: str) -> seqio.Vocabulary:
     """The vocabulary of a specification.
 
     Args:
-      spec: `opt:<folder>` (gpt2-vocab.json and gpt2-merges.txt, or vocab.json and merges.txt),
-        `opt:facebook/opt-125m` (any OPT on the Hub, with a network), or
-        `sentencepiece:<model file>`.
+      spec: `opt:<folder>` (gpt2-vocab.json and gpt2-merges.txt, vocab.json and merges.txt, or
+        tokenizer.json), `opt:facebook/opt-125m` (any OPT on the Hub, with a network),
+        `huggingface:<folder or Hub name>` (any tokenizer.json), `sentencepiece:<model file>`, or
+        `checkpoint:<run or step folder>`, the one that lies in a checkpoint.
 
     Raises:
       UserError: unknown kind, missing or damaged file, or special ids that are not OPT's.
     """
     kind, _, place = spec.partition(":")
+    if kind == "checkpoint" and place:
+        return load_vocabulary(spec_in_checkpoint(place))
     if kind == "opt" and place:
-        return OPTVocabulary(*_opt_files(place))
+        return _load_opt(vocabulary_folder(place), place)
+    if kind == "huggingface" and place:
+        vocabulary_files(spec)  # complains of a folder without a tokenizer
+        return TokenizerVocabulary(str(vocabulary_folder(place)))
     if kind == "sentencepiece" and place:
         return _load_sentencepiece(place)
     raise UserError(
         f"unknown vocabulary {spec!r}; give opt:<folder with vocabulary and merges>, "
-        "opt:facebook/opt-<size> or sentencepiece:<model file>"
+        "opt:facebook/opt-<size>, huggingface:<folder with tokenizer.json>, "
+        "sentencepiece:<model file> or checkpoint:<folder>"
     )
 
 
 def vocabulary_fingerprint(vocabulary: seqio.Vocabulary) -> str:
     """A hash of what the vocabulary does; equal for copies under other names."""
-    if isinstance(vocabulary, OPTVocabulary):
+    if isinstance(vocabulary, OPTVocabulary | TokenizerVocabulary):
         return vocabulary.fingerprint
     return fingerprint({"sentencepiece": vocabulary.sp_model.hex()})
 
@@ -187,21 +184,30 @@ def padded_size(vocabulary: seqio.Vocabulary) -> int:
 
 def encode_batch(vocabulary: seqio.Vocabulary, texts: Sequence[str]) -> list[list[int]]:
     """Ids of every text on all cores; no special token is added or recognised."""
-    if isinstance(vocabulary, OPTVocabulary):
+    if isinstance(vocabulary, OPTVocabulary | TokenizerVocabulary):
         return vocabulary.encode_batch(texts)
     return vocabulary.tokenizer.Encode(list(texts), out_type=int, num_threads=-1)
 
 
 def decode(vocabulary: seqio.Vocabulary, ids: Iterable[int]) -> str:
-    """Text of ids up to the first `</s>`.
+    """Text of ids up to the end-of-text token.
 
-    A leading `</s>` or `<s>`, padding and ids of the embedding's padded rows are left out.
+    A leading beginning- or end-of-text token, padding and ids of the embedding's padded rows are
+    left out.
     """
     ids = [int(i) for i in ids]
-    start = 1 if ids and ids[0] in (BOS_ID, EOS_ID) else 0
-    end = ids.index(EOS_ID, start) if EOS_ID in ids[start:] else len(ids)
+    end_id, special = vocabulary.eos_id, special_ids(vocabulary)
+    start = 1 if ids and ids[0] in (vocabulary.bos_id, end_id) else 0
+    end = ids.index(end_id, start) if end_id in ids[start:] else len(ids)
     size = vocabulary.vocab_size
-    return vocabulary.decode([i for i in ids[start:end] if i not in _SPECIAL_IDS and i < size])
+    return vocabulary.decode([i for i in ids[start:end] if i not in special and i < size])
+
+
+def special_ids(vocabulary: seqio.Vocabulary) -> frozenset[int]:
+    """Ids that stand for no text."""
+    if isinstance(vocabulary, TokenizerVocabulary):
+        return vocabulary.special_ids
+    return _SPECIAL_IDS
 
 
 def train_sentencepiece(
@@ -283,29 +289,31 @@ def _check_opt_vocab(vocab: object, path: str) -> None:
         raise UserError(f"{path} is not a byte-level vocabulary: no entry for {missing[0]!r}")
 
 
-def _opt_files(place: str) -> tuple[str, str]:
-    folder = pathlib.Path(place).expanduser()
-    if folder.is_dir():
-        for names in _FILE_NAMES:
-            if (folder / names[0]).exists():
-                return str(folder / names[0]), str(folder / names[1])
-        raise UserError(
-            f"no vocabulary in {place}: it must hold gpt2-vocab.json and gpt2-merges.txt "
-            "(or vocab.json and merges.txt)"
-        )
-    if not _HUB_NAME.fullmatch(place):
-        raise UserError(f"vocabulary folder not found: {place}")
-    import huggingface_hub
+def _tables_of_tokenizer(values: object, path: str) -> tuple[dict, list[tuple[str, str]]]:
+    """Vocabulary and merges out of a tokenizer.json."""
+    model = values.get("model", {}) if isinstance(values, dict) else {}
+    if model.get("type", "BPE") != "BPE" or "merges" not in model:
+        raise UserError(f"{path} is not OPT's tokenizer: it is no byte-level BPE")
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    return model["vocab"], [(left, right) for left, right in merges]
 
-    try:
-        files = [huggingface_hub.hf_hub_download(place, name) for name in _FILE_NAMES[1]]
-    except Exception as e:  # no network, no such repository, no disk: one way out for all
-        reason = str(e).strip().split("\n")[0]
-        raise UserError(
-            f"cannot download the vocabulary of {place} from the Hugging Face Hub ({reason}); "
-            "give a local folder as opt:<folder>"
-        ) from e
-    return files[0], files[1]
+
+def _load_opt(folder: pathlib.Path, place: str) -> seqio.Vocabulary:
+    """OPT's own vocabulary, or OPT's with words added to it."""
+    whole = (folder / TOKENIZER).is_file()
+    pairs = [names for names in BPE_FILES if (folder / names[0]).is_file()]
+    vocabulary_files(f"opt:{place}")
+    if (whole or (folder / "added_tokens.json").is_file()) and _adds_tokens(folder):
+        return TokenizerVocabulary(str(folder))
+    if pairs:
+        return OPTVocabulary(*(str(folder / name) for name in pairs[0]))
+    return OPTVocabulary(str(folder / TOKENIZER))
+
+
+def _adds_tokens(folder: pathlib.Path) -> bool:
+    values = tokenizer_values(folder)
+    table = values.get("model", {}).get("vocab", {})
+    return any(token["content"] not in table for token in values.get("added_tokens") or [])
 
 
 @functools.cache

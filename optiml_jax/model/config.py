@@ -22,6 +22,8 @@ class DecoderConfig:
       architecture: name of the room under `optiml_jax/model`, a constant of the subclass.
       vocab_size: rows of the token embedding. Rows that pad the vocabulary are ordinary parameters
         and give ordinary logits, as in Hugging Face.
+      vocab_padding: how many of them, the last ones, only fill the table up so that a mesh can
+        divide it: they get no probability, and are left out where the model is written elsewhere.
       d_model: width of the residual stream.
       num_layers: number of decoder blocks.
       num_heads: attention heads (of the queries).
@@ -42,6 +44,7 @@ class DecoderConfig:
     architecture: ClassVar[str]
 
     vocab_size: int
+    vocab_padding: int = 0
     d_model: int
     num_layers: int
     num_heads: int
@@ -62,6 +65,8 @@ class DecoderConfig:
 
     def _check(self) -> None:
         self._check_positive("vocab_size", "d_model", "num_layers", "num_heads", "max_positions")
+        if not 0 <= self.vocab_padding < self.vocab_size:
+            raise UserError("model configuration: vocab_padding must lie in [0, vocab_size)")
         for name in ("pad_id", "eos_id"):
             if not isinstance(getattr(self, name), int):
                 raise UserError(f"model configuration: {name} must be one whole number")

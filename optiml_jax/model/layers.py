@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from optiml_jax.model.attention import DocumentMask
+from optiml_jax.model.attention import MASKED_SCORE, DocumentMask
 from optiml_jax.model.axes import constrain
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.kv_cache import KVCache
@@ -69,10 +69,16 @@ def embed(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
     return constrain(x, *RESIDUAL)
 
 
-def unembed(table: jax.Array, hidden: jax.Array) -> jax.Array:
-    """float32[..., V]: the product of `hidden` [..., E] with each row of `table` [V, E]."""
+def unembed(table: jax.Array, hidden: jax.Array, padding: int = 0) -> jax.Array:
+    """float32[..., V]: the product of `hidden` [..., E] with each row of `table` [V, E].
+
+    The last `padding` rows are no tokens: their logits are so low that they have no probability.
+    """
     table = constrain(table, "vocab", None).astype(hidden.dtype)
-    return jnp.einsum("...e,ve->...v", hidden, table, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("...e,ve->...v", hidden, table, preferred_element_type=jnp.float32)
+    if not padding:
+        return logits
+    return jnp.where(jnp.arange(logits.shape[-1]) < len(table) - padding, logits, MASKED_SCORE)
 
 
 def out_of_range(

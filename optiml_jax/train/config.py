@@ -82,10 +82,15 @@ def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def check_plan(plan: Plan, model: DecoderConfig) -> None:
-    """UserError when the plan's tokens or rows do not fit the model."""
+def check_plan(plan: Plan, model: DecoderConfig, more_rows: bool) -> None:
+    """UserError when the plan's tokens or rows do not fit the model.
+
+    `more_rows`: its embedding may have more rows than the vocabulary needs, as that of a checkpoint
+    from elsewhere may.
+    """
     vocabulary = plan.meta["vocabulary"]
-    if vocabulary["padded_size"] != model.vocab_size:
+    rows = vocabulary["padded_size"]
+    if rows > model.vocab_size or (rows < model.vocab_size and not more_rows):
         raise UserError(
             f"the plan in {plan.folder} was made with vocabulary {vocabulary['spec']} of "
             f"{vocabulary['padded_size']} ids, the model has vocab_size {model.vocab_size}; set "

@@ -35,7 +35,7 @@ from optiml_jax.train.optimizer import OptimizerConfig
 from optiml_jax.train.programs import compile_programs
 from optiml_jax.train.reporting import Reporter, make_reporter
 from optiml_jax.train.signals import StopRequest
-from optiml_jax.train.start import load_plans, start_state
+from optiml_jax.train.start import files_of_checkpoints, load_plans, start_state
 from optiml_jax.train.state import TrainState, abstract_state
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,8 @@ def train(
     metadata = run_metadata(config, model, optimizer, plan)
     abstract, length = abstract_state(model, devices, mesh.preset), plan.config.sequence_length
 
-    checkpoints = CheckpointManager(pathlib.Path(config.run_dir) / "checkpoints", config.keep)
+    folder, files = pathlib.Path(config.run_dir) / "checkpoints", files_of_checkpoints(metadata)
+    checkpoints = CheckpointManager(folder, config.keep, files=files)
     stop = StopRequest()
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(checkpoints))

@@ -1,10 +1,14 @@
 """Where a run begins: at its newest checkpoint, at another run's parameters, or at random ones."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from optiml_jax.checkpoint.manager import CheckpointManager, load_metadata, load_params
 from optiml_jax.data.plan import Plan
+from optiml_jax.data.vocabulary_files import content_for_checkpoint
+from optiml_jax.errors import UserError
+from optiml_jax.model.architectures import model_config
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.train.config import (
     TrainConfig,
@@ -24,12 +28,36 @@ logger = logging.getLogger(__name__)
 
 def load_plans(config: TrainConfig, model: DecoderConfig) -> tuple[Plan, Plan | None]:
     """The plans to train and to validate on, which fit the model."""
-    plan, validation = Plan.load(config.plan_dir), None
+    plan, validation, more_rows = Plan.load(config.plan_dir), None, config.init_from is not None
     if config.validation_plan_dir is not None:
         validation = Plan.load(config.validation_plan_dir)
-        check_plan(validation, model)
-    check_plan(plan, model)
+        check_plan(validation, model, more_rows)
+    check_plan(plan, model, more_rows)
     return plan, validation
+
+
+def run_model(padded_size: int, init_from: str | None) -> DecoderConfig:
+    """The model that gin configures, with the vocabulary of the checkpoint it starts from.
+
+    Args:
+      padded_size: rows of the embedding where nothing else says how many there are.
+      init_from: the checkpoint; None: the weights will be random.
+    """
+    fields: dict[str, Any] = {"vocab_size": padded_size}
+    if init_from is not None:
+        stored = load_metadata(init_from)["model"]
+        names = ("vocab_size", "vocab_padding", "eos_id", "more_eos_ids")
+        fields |= {name: stored[name] for name in names if name in stored}
+    return model_config(**fields)
+
+
+def files_of_checkpoints(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """What each checkpoint holds beside its arrays: its vocabulary, so that it can be moved."""
+    try:
+        return content_for_checkpoint(metadata["vocabulary"]["spec"])
+    except (UserError, OSError) as e:
+        logger.warning("checkpoints will be saved without their vocabulary: %s", e)
+        return {}
 
 
 def start_state(

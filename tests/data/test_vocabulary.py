@@ -181,7 +181,7 @@ def test_missing_or_damaged_files_are_named(tmp_path):
         return str(e.value)
 
     assert "vocabulary folder not found" in message(f"opt:{tmp_path}/nowhere")
-    assert "must hold gpt2-vocab.json" in message(f"opt:{tmp_path}")
+    assert "must hold tokenizer.json, or gpt2-vocab.json" in message(f"opt:{tmp_path}")
     folder = write_opt(tmp_path / "half")
     whole = (folder / "gpt2-vocab.json").read_text()
     (folder / "gpt2-vocab.json").write_text(whole[: len(whole) // 2])
@@ -224,14 +224,14 @@ def test_a_hub_name_is_downloaded_and_a_dead_network_is_one_line(tmp_path, monke
 
     folder = write_opt(tmp_path / "hub", names=("vocab.json", "merges.txt"))
     monkeypatch.setattr(
-        huggingface_hub, "hf_hub_download", lambda repository, name: str(folder / name)
+        huggingface_hub, "snapshot_download", lambda repository, allow_patterns: str(folder)
     )
     assert load_vocabulary("opt:facebook/opt-125m") == small_opt
 
-    def fail(repository, name):
+    def fail(repository, allow_patterns):
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(UserError, match=r"facebook/opt-125m .*\(no route\); give a local folder"):
         load_vocabulary("opt:facebook/opt-125m")
 

@@ -193,4 +193,4 @@ class Llama(nnx.Module):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V]: logits of `hidden` [..., d_model]."""
         table = self.token_embedding if self.head is None else self.head
-        return unembed(table[...], hidden)
+        return unembed(table[...], hidden, self.config.vocab_padding)

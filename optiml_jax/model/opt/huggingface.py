@@ -75,6 +75,9 @@ def _read_config(values: Mapping[str, Any], path: str) -> OPTConfig:
             raise UserError(f"{path}: {theirs!r} is missing; is this the whole file?")
     if values.get("_remove_final_layer_norm"):
         fields["final_layer_norm"] = False
+    if isinstance(fields["eos_id"], list):
+        first, *more = fields["eos_id"]
+        fields |= {"eos_id": first, "more_eos_ids": tuple(more)}
     return OPTConfig(**fields)
 
 
@@ -85,6 +88,8 @@ def _write_config(config: OPTConfig, dtype: str) -> dict[str, Any]:
         raise UserError("Hugging Face's OPT has no final layer norm when pre_layer_norm is off")
     values = {"architectures": ["OPTForCausalLM"], **_FIXED, "torch_dtype": dtype}
     values |= {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
+    if config.more_eos_ids:
+        values["eos_token_id"] = list(config.eos_ids)
     values["_remove_final_layer_norm"] = config.pre_layer_norm and not config.final_layer_norm
     return values
 

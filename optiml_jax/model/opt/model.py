@@ -189,7 +189,7 @@ class OPT(nnx.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V]: logits of `hidden` [..., embed_dim] by the tied token embedding."""
-        return unembed(self.token_embedding[...], hidden)
+        return unembed(self.token_embedding[...], hidden, self.config.vocab_padding)
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.config.dtype)
