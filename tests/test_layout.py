@@ -23,6 +23,7 @@ WITHOUT_TENSORFLOW = [
     "optiml_jax.sharding.rules",
     "optiml_jax.train.loop",
     "optiml_jax.checkpoint.manager",
+    "optiml_jax.checkpoint.conversion",
     "optiml_jax.checkpoint.huggingface",
     "optiml_jax.data.loader",
     "optiml_jax.cli.train",
