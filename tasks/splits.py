@@ -6,10 +6,11 @@ tasks themselves and choosing a mixture's tasks happen elsewhere.
 
 import dataclasses
 import fnmatch
+import functools
 import logging
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import gin
@@ -19,6 +20,9 @@ from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.protocol import Protocol
+from tasks.decisions import Decisions
+from tasks.patterns import expand, matcher
+from tasks.provenance import Provenance
 
 LEVELS = (
     "fully_held_out",
@@ -28,6 +32,8 @@ LEVELS = (
     "held_out_unspecified",
 )
 ROLES = ("train", "dev", "test", "test_max", "test_extra", "exclude")
+# At a held-out level, the data of tasks with these roles is never trained on.
+PROTECTED = ("test", "dev", "test_max")
 DEFAULT_MANIFEST = pathlib.Path(__file__).parent / "data" / "split_manifest.yaml"
 
 logger = logging.getLogger(__name__)
@@ -35,7 +41,7 @@ logger = logging.getLogger(__name__)
 _SELECTORS = ("tasks", "upstream_split", "only_with")
 _FIELDS = (
     *("level", "role", "metric", "options", "category", "aggregate_as", "shots", "instances"),
-    *("prompts", "dataset", "src", "why"),
+    *("prompts", "keep", "src", "why"),
 )
 _PROTOCOL = tuple(field.name for field in dataclasses.fields(Protocol))
 
@@ -48,14 +54,16 @@ class SplitConfig:
     Attributes:
       unique_tasks: trains on a task of CrossFit and T5 only if no other collection has it, as the
         paper does (section 2.1); for who has all collections.
-      strict_heldout: leaves out the training sets that the paper kept although they show a category
-        that is fully held out (e-SNLI and WinoWhy among the reasoning sets).
+      as_published: keeps the training sets that the paper kept although they are made of held-out
+        data (e-SNLI and WinoWhy among the reasoning sets).
       bbh_23: BIG-Bench Hard is the mean of 23 tasks, not of 27 files.
+      decisions: a file of your own with decisions about pairs of an audit; None: the project's.
     """
 
     unique_tasks: bool = False
-    strict_heldout: bool = False
+    as_published: bool = False
     bbh_23: bool = False
+    decisions: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +80,12 @@ class Row:
       shots: numbers of demonstrations in evaluation.
       instances: the test part is at most the first `instances` of the task; None: no such limit.
       prompts: how many prompts an evaluation is expected to have, or the names of those it has.
-      dataset: the data that the task is made of, where other collections have it too.
+      keep: why it is trained on although it is made of held-out data.
       protocol: how it is asked and scored; its fields are keys of the manifest.
       src: "paper" or "inferred", and
       why: free text, both of the row that gave the role.
+      held_by: the roles under which its data is held out, by this or another task.
+      withheld: the roles it would have, were its data not held out.
     """
 
     level: str
@@ -87,10 +97,12 @@ class Row:
     shots: tuple[int, ...] = (0,)
     instances: int | None = None
     prompts: int | tuple[str, ...] | None = None
-    dataset: str | None = None
+    keep: str | None = None
     protocol: Protocol = dataclasses.field(default_factory=Protocol)
     src: str | None = None
     why: str | None = None
+    held_by: frozenset[str] = frozenset()
+    withheld: tuple[str, ...] = ()
 
     @property
     def trained(self) -> bool:
@@ -99,9 +111,12 @@ class Row:
     def trained_by(self, roles: Iterable[str]) -> bool:
         """Whether a mixture of these roles trains on the task.
 
-        OPT-IML-Max trains on dev and test tasks too; what it is tested on itself stays out.
+        OPT-IML-Max trains on dev and test tasks too; what it is tested on itself stays out, with
+        all that is made of the same data.
         """
-        return not {*roles}.isdisjoint(self.role) and "test_max" not in self.role
+        own = self.withheld or self.role
+        kept = self.keep is not None or self.held_by <= {*roles}
+        return not {*roles}.isdisjoint(own) and "test_max" not in own and kept
 
     @property
     def evaluated(self) -> bool:
@@ -134,9 +149,17 @@ class _Rule:
 class Manifest:
     """The rows of one manifest file, in order; later rows win, field by field."""
 
-    def __init__(self, path: pathlib.Path, rules: Sequence[_Rule]):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        rules: Sequence[_Rule],
+        provenance: Provenance,
+        decisions: Decisions,
+    ):
         self._path = path
         self._rules = tuple(rules)
+        self.provenance = provenance
+        self.decisions = decisions
 
     @classmethod
     def load(cls, path: str | pathlib.Path | None = None) -> "Manifest":
@@ -159,15 +182,69 @@ class Manifest:
             raise UserError(f"split manifest has no list of rows: {path}")
         rules = [_parse_row(r, f"{path}, row {i}") for i, r in enumerate(content["rows"], 1)]
         config = SplitConfig()
-        return cls(path, [r for r in rules if r.only_with is None or getattr(config, r.only_with)])
+        rules = [r for r in rules if r.only_with is None or getattr(config, r.only_with)]
+        return cls(path, rules, Provenance.load(), Decisions.load(config.decisions))
 
     def lookup(self, task: str, upstream_split: str | None) -> Row:
-        """The merged row of a task.
+        """The merged row of a task; one that is made of held-out data has role exclude.
 
         Raises:
-          UserError: no row gives it a level and a role, or it is trained on and tested without
-            being fully supervised.
+          UserError: no row gives it a level and a role, it is trained on and tested without being
+            fully supervised, or it is trained on and tested and made of held-out data.
         """
+        row = self._decided(task, self._merged(task, upstream_split))
+        held = self._held(task)
+        if not held:
+            return row
+        row = dataclasses.replace(row, held_by=frozenset(held))
+        if not row.trained or row.keep is not None:
+            return row
+        why = held[next(role for role in PROTECTED if role in held)]
+        if not {*PROTECTED}.isdisjoint(row.role):
+            raise UserError(
+                f"{self._path} trains on task {task!r} and tests on it, but it is {why}; give it "
+                "another role, or `keep` with a reason"
+            )
+        return dataclasses.replace(
+            row, level="train_only", role=("exclude",), withheld=row.role, src="inferred", why=why
+        )
+
+    def _decided(self, task: str, row: Row) -> Row:
+        """The row without the roles that a decision about a pair takes from the task."""
+        for side, lost in (("train", ("train",)), ("eval", (*PROTECTED, "test_extra"))):
+            decision = self.decisions.removal(side, task)
+            left = tuple(role for role in row.role if role not in lost)
+            if decision and left != row.role:
+                why = f"{decision.decision} by {decision.reviewer}: {decision.reason}"
+                level = row.level if left and side == "train" else "train_only"
+                if side == "train" and row.level == "fully_supervised":
+                    level = "held_out_unspecified" if left else "train_only"
+                row = dataclasses.replace(row, level=level, role=left or ("exclude",), why=why)
+        return row
+
+    def _held(self, task: str) -> dict[str, str]:
+        """Role -> what the task is made of that a task of this role holds out, in words."""
+        held: dict[str, str] = {}
+        for dataset, way in self.provenance.items_of(task).items():
+            for role, holder in self._held_out_data.get(dataset, {}).items():
+                if role not in held:
+                    steps = ", which is made of ".join(way)
+                    held[role] = f"made of {steps}: held out by {holder}"
+        return held
+
+    @functools.cached_property
+    def _held_out_data(self) -> dict[str, dict[str, str]]:
+        """Data set -> role -> the first evaluation task that holds it out."""
+        data: dict[str, dict[str, str]] = {}
+        for pattern, row in self._evaluated_patterns():
+            if row.level == "fully_supervised":
+                continue
+            for dataset in self.provenance.items_of(pattern):
+                for role in {*PROTECTED}.intersection(row.role):
+                    data.setdefault(dataset, {}).setdefault(role, pattern)
+        return data
+
+    def _merged(self, task: str, upstream_split: str | None) -> Row:
         merged: dict[str, Any] = {}
         for rule in self._rules:
             if rule.matches(task, upstream_split):
@@ -195,17 +272,16 @@ class Manifest:
     def check_held_out(
         self, sources: Iterable[TaskSource], roles: Sequence[str] = ("train",)
     ) -> None:
-        """Raises a UserError if a training task is too close to one that is held out.
+        """Raises a UserError if a training task has the category of a fully held-out task.
 
-        That is, if it has the category of a fully held-out task, or is made of the data of any task
-        that is held out. Training tasks are those that a mixture of `roles` trains on, the others
-        are held out unless they are excluded.
+        Training tasks are those that a mixture of `roles` trains on, the others are held out unless
+        they are excluded. What is made of held-out data is no training task to begin with.
         """
         rows = {s.name: (self.row(s), category(s)) for s in sources}
-        by_category, by_dataset = {}, {}
+        by_category = {}
         for name, (row, c) in reversed(rows.items()):
             if row.trained_by(roles):
-                by_category[c] = by_dataset[row.dataset] = name
+                by_category[c] = name
         for name, (row, c) in rows.items():
             if row.trained_by((*roles, "exclude")):
                 continue
@@ -215,27 +291,23 @@ class Manifest:
                     f"task {name!r}; leave one of them out, or give it another level in "
                     f"{self._path}"
                 )
-            if row.dataset and row.dataset in by_dataset:
-                raise UserError(
-                    f"training task {by_dataset[row.dataset]!r} and held-out task {name!r} are "
-                    f"made of the same data, {row.dataset!r}; leave one of them out in {self._path}"
-                )
 
     def evaluation_tasks(self) -> dict[str, Row]:
         """The tasks that the manifest wants evaluated, whatever data there is, in its order.
 
         A name is a glob where the manifest has one. What holds for a whole benchmark is left out.
         """
+        return dict(self._evaluated_patterns())
+
+    def _evaluated_patterns(self) -> Iterator[tuple[str, Row]]:
         patterns = {
             pattern: rule.upstream_split for rule in self._rules for pattern in rule.patterns
         }
-        rows = {
-            # A glob matches itself.
-            pattern: self.lookup(pattern, split)
-            for pattern, split in patterns.items()
-            if pattern.split("/", 1)[1] != "*"
-        }
-        return {pattern: row for pattern, row in rows.items() if row.evaluated}
+        for pattern, split in patterns.items():
+            if pattern.split("/", 1)[1] != "*":
+                row = self._merged(pattern, split)  # a glob matches itself
+                if row.evaluated:
+                    yield pattern, row
 
     def warn_of_unmatched_rows(self, sources: Sequence[TaskSource]) -> None:
         """Logs the patterns of present benchmarks that match no task of the user's copy."""
@@ -266,15 +338,15 @@ def _parse_row(row: Any, where: str) -> _Rule:
     unknown = [k for k in row if k not in known]
     if unknown:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
-    _check_known(row, "only_with", [f.name for f in dataclasses.fields(SplitConfig)], where)
+    switches = [f.name for f in dataclasses.fields(SplitConfig) if f.type is bool]
+    _check_known(row, "only_with", switches, where)
     if row.get("src") not in ("paper", "inferred"):
         raise UserError(f"{where}: src must be paper or inferred, not {row.get('src')!r}")
-    globs = row["tasks"] if isinstance(row["tasks"], list) else [row["tasks"]]
-    patterns = [p for glob in globs for p in _expand(glob, where)]
+    patterns = expand(row["tasks"], where)
     return _Rule(
         where=where,
         patterns=tuple(patterns),
-        expression=re.compile("|".join(f"(?:{fnmatch.translate(p)})" for p in patterns)),
+        expression=matcher(patterns),
         upstream_split=row.get("upstream_split"),
         only_with=row.get("only_with"),
         fields=_parse_fields(row, where),
@@ -326,16 +398,3 @@ def _check_known(fields: dict[str, Any], key: str, known: Sequence[Any], where: 
     if key in fields and fields[key] not in known:
         names = ", ".join("null" if k is None else k for k in known)
         raise UserError(f"{where}: unknown {key} {fields[key]!r}; known: {names}")
-
-
-def _expand(glob: Any, where: str) -> list[str]:
-    """A glob with {a,b} alternatives as plain globs; braces do not nest."""
-    if not isinstance(glob, str) or "/" not in glob:
-        raise UserError(f"{where}: {glob!r} is not a pattern of the form <benchmark>/<task>")
-    head, brace, rest = glob.partition("{")
-    inner, closed, tail = rest.partition("}")
-    if "}" in head or bool(brace) != bool(closed) or "{" in inner:
-        raise UserError(f"{where}: the braces of pattern {glob!r} do not match")
-    if not brace:
-        return [glob]
-    return [p for choice in inner.split(",") for p in _expand(head + choice + tail, where)]

@@ -12,7 +12,7 @@ FLOORS = [  # from the top; a package imports only from floors below its own
     {"optiml_jax.cli"},
     {"optiml_jax.report", "tasks"},
     {"optiml_jax.train", "optiml_jax.exchange"},
-    {"optiml_jax.checkpoint", "optiml_jax.evaluate"},
+    {"optiml_jax.checkpoint", "optiml_jax.evaluate", "optiml_jax.audit"},
     {"optiml_jax.sharding", "optiml_jax.data"},
     {"optiml_jax.model", "optiml_jax.fetch"},
     {"optiml_jax.files"},
@@ -33,6 +33,7 @@ WITHOUT_TENSORFLOW = [
     "optiml_jax.evaluate.records",
     "optiml_jax.evaluate.rollup",
     "optiml_jax.evaluate.statistics",
+    "optiml_jax.audit.pipeline",
 ]
 
 
@@ -118,7 +119,10 @@ TASK_FLOORS = [  # the same inside tasks/; packages of collections also know not
         *("superni", "t5", "text", "unifiedskg"),
     },
     {"files", "templates"},
+    {"audit"},
     {"splits", "taxonomy"},
+    {"decisions", "provenance"},
+    {"patterns"},
 ]
 
 

@@ -21,6 +21,7 @@ from optiml_jax.quiet import held_stderr
 VERBS = {
     "fetch": "bring the data of collections and suites to where it is looked for",
     "prepare": "read the upstream files and cache every task of the mixture",
+    "audit": "find evaluation examples in the training data; decide what to do about them",
     "plan": "compute the packed, step-addressed training order of the mixture",
     "train": "fine-tune a model on the plan; run it again to resume",
     "evaluate": "score the evaluation tasks; run it again to resume",
@@ -78,16 +79,23 @@ def parse_gin(verb: str, arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--gin_file", action="append", default=[], help="may be given several times"
     )
-    if verb == "prepare":
+    if verb in ("prepare", "audit"):
         parser.add_argument("--runner", help="an Apache Beam runner, e.g. DirectRunner")
     if verb == "fetch":
         parser.add_argument("--dry_run", action="store_true", help="print sizes and licences only")
+    if verb == "audit":
+        parser.add_argument("--review", action="store_true", help="decide the undecided pairs")
+    if verb in ("plan", "train", "evaluate"):
+        help_text = "in paper mode, print the undecided pairs of the audit and go on"
+        parser.add_argument(
+            "--allow-undecided", "--allow_undecided", action="store_true", help=help_text
+        )
     parsed, others = parser.parse_known_args(arguments)
     bindings = [_binding(argument) for argument in others]
     if getattr(parsed, "runner", None):
-        bindings.append(f"Prepare.runner = {parsed.runner!r}")
-    if getattr(parsed, "dry_run", False):
-        bindings.append("Fetch.dry_run = True")
+        bindings.append(f"{verb.capitalize()}.runner = {parsed.runner!r}")
+    flags = {"dry_run": "Fetch", "review": "Audit", "allow_undecided": "Audit"}
+    bindings += [f"{flags[name]}.{name} = True" for name in flags if getattr(parsed, name, False)]
     read_settings(parsed.gin_file, bindings)
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 import gin
 
+import optiml_jax.audit.words
 import optiml_jax.data.mixture
 import optiml_jax.data.plan
 import optiml_jax.data.prompts
@@ -81,6 +82,48 @@ class Prepare:
     num_workers: int = 0
     runner: str | None = None
     beam_options: tuple[str, ...] = ()
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """Attributes:
+    training: "mixture" scans what the mixture trains on; "all" every task that has a training part,
+      also those that are left out, to see what the manifest keeps apart.
+    roles: of the evaluation tasks.
+    threshold: a pair of tasks with a larger share of overlapping evaluation examples is to be
+      decided (paper, section 2.3: 1 %).
+    paper_mode: `plan` and `evaluate` stop while a pair of the mixture is undecided.
+    allow_undecided: they print the list and go on.
+    review: walks the undecided pairs in the terminal.
+    reviewer: who answers.
+    folder: None means <run_dir>/audit.
+    num_workers: processes; 0 means one per core.
+    runner: None for the process pool, else an Apache Beam runner, e.g. "DirectRunner".
+    beam_options: Beam pipeline options.
+    """
+
+    training: Literal["mixture", "all"] = "mixture"
+    roles: tuple[str, ...] = ("dev", "test", "test_max", "test_extra")
+    threshold: float = 0.01
+    paper_mode: bool = False
+    allow_undecided: bool = False
+    review: bool = False
+    reviewer: str = ""
+    folder: str | None = None
+    num_workers: int = 0
+    runner: str | None = None
+    beam_options: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.training not in ("mixture", "all"):
+            raise UserError(f"Audit.training must be 'mixture' or 'all', not {self.training!r}")
+        if not 0 <= self.threshold < 1:
+            raise UserError(f"Audit.threshold must be at least 0 and below 1: {self.threshold}")
+
+    def folder_of(self, run: Run) -> pathlib.Path:
+        """The folder of the run's audit."""
+        return pathlib.Path(self.folder or pathlib.Path(run.run_dir) / "audit")
 
 
 @gin.configurable

@@ -28,6 +28,7 @@ from optiml_jax.data.cache_writer import (
     write_info,
 )
 from optiml_jax.data.example import Drops, Example, TaskSource, seqio_name
+from optiml_jax.data.pool import Stopped
 from optiml_jax.data.preprocessors import ENCODED_FEATURES, encode_examples, training_pool
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.store import COMPLETED_FILE, FORMAT_VERSION, INFO_FILE, num_shards
@@ -39,10 +40,6 @@ from optiml_jax.files import fingerprint, write_json
 logger = logging.getLogger(__name__)
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to end
-    """The run was interrupted while this task was being cached."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,28 +4,23 @@ What is done to one task is in `cache_task.py`; the layout of the cache in `stor
 the cache as a whole or not at all, at any moment, so a killed run is continued by the next one.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import logging
-import multiprocessing
-import multiprocessing.connection
-import multiprocessing.forkserver
 import os
 import pathlib
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tqdm
 
+from optiml_jax.data import pool
 from optiml_jax.data.cache_task import (
     CacheSettings,
-    Stopped,
     TaskOutcome,
     cache_task,
     reuse_cached,
@@ -185,72 +180,12 @@ def _engine(
         num_workers = 1 if small else len(os.sched_getaffinity(0))
     if min(num_workers, len(jobs)) <= 1:
         return (cache_task(source, settings) for source in jobs)
-    return _run_pool(jobs, settings, min(num_workers, len(jobs)))
-
-
-def _run_pool(
-    jobs: list[TaskSource], settings: CacheSettings, num_workers: int
-) -> Iterator[TaskOutcome]:
-    context = _worker_context()
-    stop = context.Event()
-    pool = concurrent.futures.ProcessPoolExecutor(
-        num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,)
-    )
-    try:
-        futures = {pool.submit(_work, source, settings) for source in jobs}
-        for future in concurrent.futures.as_completed(futures):
-            futures.discard(future)  # frees its result
-            yield future.result()
-    except concurrent.futures.process.BrokenProcessPool as e:
-        raise UserError(
-            "a worker process was killed, perhaps for lack of memory; run the same command again, "
-            f"with fewer than {num_workers} workers if it happens again"
-        ) from e
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _worker_context() -> Any:
-    """Processes forked from a server that has imported everything, TensorFlow above all, once.
-
-    Forking this process itself is not safe (JAX and TensorFlow run threads), and a spawned process
-    pays seconds and 0.9 GB for its imports.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["optiml_jax.data.worker_imports"])
-    # What ignores Ctrl-C at its birth ignores it for ever: the parent alone says when to stop.
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGINT, before)
-    return context
-
-
-_stop: Any = None  # a worker's view of the parent's event
-
-
-def _start_worker(stop: Any) -> None:
-    global _stop
-    _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each worker
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """A worker whose parent was killed must not write into a cache that another run may own."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    work = functools.partial(_work, settings=settings)
+    return pool.run(work, jobs, min(num_workers, len(jobs)), "optiml_jax.data.worker_imports")
 
 
 def _work(source: TaskSource, settings: CacheSettings) -> TaskOutcome:
-    if _stop.is_set():
-        raise Stopped
-    return cache_task(source, settings, stopped=_stop.is_set)
+    return cache_task(source, settings, stopped=pool.stopped)
 
 
 @contextlib.contextmanager

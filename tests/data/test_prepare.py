@@ -13,7 +13,7 @@ import pytest
 import seqio
 from toy_tasks import toy_source, write_task_file
 
-from optiml_jax.data import cache_task, example, prepare, preprocessors, store, vocabulary
+from optiml_jax.data import cache_task, example, pool, prepare, preprocessors, store, vocabulary
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
 
@@ -322,7 +322,7 @@ def _prepare_in_child(files, pause, spec, cache_dir, num_workers, kill_at):
 
 
 def start_child(files, spec, cache_dir, pause=0.0, num_workers=1, kill_at=0):
-    context = prepare._worker_context()
+    context = pool._context("optiml_jax.data.worker_imports")
     args = (files, pause, spec, cache_dir, num_workers, kill_at)
     child = context.Process(target=_prepare_in_child, args=args)
     child.start()

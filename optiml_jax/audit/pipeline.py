@@ -1,0 +1,236 @@
+"""`optiml audit`: an index of the evaluation side, and every training task scanned against it.
+
+Resumable: a training task is scanned when its files, its reader or the evaluation side changed. The
+result is a function of these alone, however many processes, Beam or restarts there were.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import logging
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import pyarrow.parquet as pq
+import tqdm
+
+from optiml_jax.audit import pairs
+from optiml_jax.audit.index import Index, IndexWriter
+from optiml_jax.audit.scan import ScanOutcome, is_scanned, scan_file, scan_task, source_stamp
+from optiml_jax.audit.words import AuditWords
+from optiml_jax.data import pool
+from optiml_jax.data.example import Example, TaskSource, check_unique_names
+from optiml_jax.errors import UserError
+from optiml_jax.files import atomic_path, disk_errors, fingerprint
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationTask:
+    """A task whose examples nothing that is trained on should hold.
+
+    Attributes:
+      source: where they come from.
+      read: gives those that are evaluated.
+      limit: how many at most, if `read` takes a part.
+    """
+
+    source: TaskSource
+    read: Callable[[], Iterable[Example]]
+    limit: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditSummary:
+    """What an audit did.
+
+    Attributes:
+      outcomes: training task -> its outcome.
+      evaluation_examples: on the evaluation side.
+    """
+
+    outcomes: Mapping[str, ScanOutcome]
+    evaluation_examples: int
+
+
+class AuditError(UserError):
+    """Some training tasks could not be scanned; the others are."""
+
+
+def audit(
+    training: Sequence[TaskSource],
+    evaluation: Sequence[EvaluationTask],
+    folder: str | os.PathLike,
+    rules: AuditWords,
+    num_workers: int | None = None,
+    runner: str | None = None,
+    runner_options: Sequence[str] = (),
+) -> AuditSummary:
+    """Writes `pairs.parquet` and `instances.parquet` (see `pairs.py`) into the audit's folder.
+
+    Args:
+      training, evaluation: the two sides; a task may be on both, with different parts.
+      folder: made if needed. With a Beam runner on several machines the same on all of them.
+      rules: what counts as the same text.
+      num_workers: processes; None: one for each core.
+      runner: a Beam runner instead of the process pool.
+      runner_options: further command-line options of that runner.
+
+    Raises:
+      AuditError: training tasks that could not be scanned, with the reasons.
+      UserError: an evaluation task cannot be read, the disk is full, or another audit is at work.
+    """
+    check_unique_names([source.name for source in training])
+    folder = pathlib.Path(folder)
+    with _only_run_in(folder):
+        index = _index(evaluation, folder, rules)
+        jobs = [s for s in training if not is_scanned(s, folder, index)]
+        waiting = {s.name for s in jobs}
+        outcomes = {s.name: ScanOutcome(s.name, "unchanged") for s in training}
+        jobs.sort(key=_input_bytes, reverse=True)  # the largest must not come last, alone
+        engine = _engine(jobs, folder, num_workers, runner, runner_options)
+        with contextlib.closing(engine), _Progress(jobs, len(training) - len(waiting)) as progress:
+            for outcome in engine:
+                outcomes[outcome.task] = outcome
+                progress.advance(outcome)
+        failures = [f"{o.task}: {o.error}" for o in outcomes.values() if o.status == "failed"]
+        if failures:
+            raise AuditError(
+                f"{len(failures)} of {len(training)} training tasks could not be scanned "
+                f"({'; '.join(failures)}); put the files right and run the same command again"
+            )
+        paths = {s.name: scan_file(folder, s.name) for s in training}
+        tables = pairs.collect(paths, index)
+        for name, table in tables.items():
+            path = folder / f"{name}.parquet"
+            with disk_errors(path, "the result of an audit"), atomic_path(path) as temporary:
+                pq.write_table(table, temporary, compression="zstd")
+    return AuditSummary(outcomes, index.meta["examples"])
+
+
+def _index(evaluation: Sequence[EvaluationTask], folder: pathlib.Path, rules: AuditWords) -> Index:
+    """The index, made anew where it is not that of these tasks and rules."""
+    wanted = fingerprint(
+        [dataclasses.asdict(rules), [[*source_stamp(t.source), t.limit] for t in evaluation]]
+    )
+    path = folder / "index"
+    if (path / "index.json").exists():
+        with contextlib.suppress(UserError):
+            index = Index(path)
+            if index.meta.get("fingerprint") == wanted:
+                return index
+    writer = IndexWriter(path, rules)
+    bar = tqdm.tqdm(evaluation, desc="index", unit="task", disable=not sys.stderr.isatty())
+    for task in bar:
+        try:
+            writer.add(task.source.name, task.read())
+        except OSError as e:
+            raise UserError(
+                f"cannot read {e.filename or task.source.files}: {e.strerror or e}"
+            ) from e
+    writer.close({"fingerprint": wanted})
+    return Index(path)
+
+
+def _engine(
+    jobs: Sequence[TaskSource],
+    folder: pathlib.Path,
+    num_workers: int | None,
+    runner: str | None,
+    runner_options: Sequence[str],
+) -> Iterator[ScanOutcome]:
+    """The outcomes as they come in. Closing it early stops the work, and waits."""
+    if runner is not None:
+        from optiml_jax.audit import beam_audit  # Beam takes seconds to import
+
+        return beam_audit.run(jobs, folder, runner, runner_options)
+    num_workers = min(num_workers or len(os.sched_getaffinity(0)), len(jobs))
+    work = functools.partial(scan_in_folder, folder=str(folder))
+    if num_workers <= 1:
+        return (work(source) for source in jobs)
+    return pool.run(work, jobs, num_workers, "optiml_jax.data.worker_imports")
+
+
+@functools.lru_cache(maxsize=1)
+def open_index(folder: str) -> Index:
+    """The index of an audit's folder, opened once in a process."""
+    return Index(pathlib.Path(folder) / "index")
+
+
+def scan_in_folder(source: TaskSource, folder: str) -> ScanOutcome:
+    """What a worker does with one training task."""
+    return scan_task(source, folder, open_index(folder), pool.stopped)
+
+
+@contextlib.contextmanager
+def _only_run_in(folder: pathlib.Path) -> Iterator[None]:
+    with disk_errors(folder, "an audit"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".audit.lock", "w")  # noqa: SIM115 - held for the whole run
+    open_index.cache_clear()
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(
+                f"another `optiml audit` is at work in {folder}; wait for it or stop it"
+            ) from e
+        except OSError as e:  # some network file systems have no locks
+            logger.warning("%s cannot be locked (%s): let no other run write to it", folder, e)
+        yield
+
+
+def _input_bytes(source: TaskSource) -> int:
+    return sum(os.path.getsize(file) for file in source.files if os.path.exists(file))
+
+
+class _Progress:
+    """A bar over the bytes of the input files, or a line now and then; failures as they happen."""
+
+    def __init__(self, jobs: Sequence[TaskSource], unchanged: int):
+        self._sizes = {s.name: _input_bytes(s) or 1 for s in jobs}
+        self._examples = self._done = self._bytes = 0
+        self._total = sum(self._sizes.values())
+        self._unchanged = unchanged
+        self._start = self._last_line = time.monotonic()
+        self._bar = tqdm.tqdm(
+            total=self._total,
+            desc="audit",
+            unit="B",
+            unit_scale=True,
+            disable=not sys.stderr.isatty() or not jobs,
+        )
+
+    def __enter__(self) -> "_Progress":
+        logger.info("audit: %d tasks to scan, %d unchanged", len(self._sizes), self._unchanged)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, outcome: ScanOutcome) -> None:
+        self._done += 1
+        self._examples += outcome.examples
+        self._bytes += self._sizes[outcome.task]
+        self._bar.update(self._sizes[outcome.task])
+        now = time.monotonic()
+        rate = self._examples / max(now - self._start, 1e-9)
+        self._bar.set_postfix_str(f"{rate:,.0f} examples/s", refresh=False)
+        if outcome.status == "failed":
+            with tqdm.tqdm.external_write_mode():
+                logger.error("audit: %s: %s", outcome.task, outcome.error)
+        is_last = self._done == len(self._sizes)
+        if self._bar.disable and (is_last or now - self._last_line > _SECONDS_BETWEEN_LINES):
+            self._last_line = now
+            left = (now - self._start) * (self._total / max(self._bytes, 1) - 1)
+            logger.info(
+                "audit: %d of %d tasks, %d examples, %.0f a second, %.0f s left",
+                *(self._done, len(self._sizes), self._examples, rate, left),
+            )

@@ -1,0 +1,256 @@
+"""`optiml audit`: which evaluation examples the training data holds, and what to do about it."""
+
+import functools
+import logging
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from optiml_jax.audit import pairs
+from optiml_jax.audit.index import Index
+from optiml_jax.audit.pipeline import EvaluationTask, audit
+from optiml_jax.audit.scan import read_scan, scan_file
+from optiml_jax.audit.words import AuditWords
+from optiml_jax.cli import main as command_line
+from optiml_jax.cli.settings import Audit, Run, configured
+from optiml_jax.data.example import Drops, TaskSource
+from optiml_jax.data.mixture import Mixture
+from optiml_jax.errors import UserError
+from optiml_jax.report.audit_report import Example, Section, marked, write_report
+from optiml_jax.report.tables import Table, render
+from tasks import mixtures
+from tasks.audit import Judged, judge
+from tasks.decisions import CHOICES, DEFAULT_DECISIONS, Decision
+from tasks.registry import find_sources
+from tasks.splits import Manifest
+
+_log = logging.getLogger(__name__)
+_MOST_SHOWN = 40  # rows of a table in the terminal
+
+
+def main() -> int:
+    run, settings, mixture = configured(Run), Audit(), configured(Mixture)
+    manifest = Manifest.load()
+    sources = find_sources(run.data, manifest)
+    by_name, folder = {s.name: s for s in sources}, settings.folder_of(run)
+    training = list(mixtures.select(sources, mixture, manifest))
+    if settings.training == "all":
+        training = [s for s in sources if "train" in s.splits]
+    evaluation, empty = evaluation_tasks(sources, manifest, settings.roles)
+    print(f"{len(training)} training tasks, {len(evaluation)} evaluation tasks: {folder}")
+    for name, why in empty:
+        print(f"  not audited: {name}: {why}")
+    summary = audit(
+        training,
+        evaluation,
+        folder,
+        AuditWords(),
+        settings.num_workers or None,
+        settings.runner,
+        settings.beam_options,
+    )
+    counts = [o.status for o in summary.outcomes.values()]
+    print(
+        f"{counts.count('scanned')} tasks scanned, {counts.count('unchanged')} unchanged; "
+        f"{summary.evaluation_examples:,} evaluation examples"
+    )
+    judged = judge(pairs.read_pairs(folder), by_name, manifest, settings.threshold, mixture.roles)
+    if settings.review:
+        review(judged, manifest, folder, settings.reviewer)
+        manifest = Manifest.load()
+        overlaps = pairs.read_pairs(folder)
+        judged = judge(overlaps, by_name, manifest, settings.threshold, mixture.roles)
+    tables = [pair_table(judged, settings.threshold), task_table(folder)]
+    head = head_lines(judged, folder, settings.threshold)
+    paths = write_report(folder, head, tables, sections(judged, folder))
+    print("\n".join(head))
+    print(render(shortened(tables[0]), "terminal"))
+    print("report: " + ", ".join(map(str, paths)))
+    return 0
+
+
+def evaluation_tasks(
+    sources: Sequence[TaskSource], manifest: Manifest, roles: Sequence[str]
+) -> tuple[list[EvaluationTask], list[tuple[str, str]]]:
+    """The tasks of these roles that have a test part, and those that have none, with the reason."""
+    found, empty = [], []
+    for source in sources:
+        row = manifest.row(source)
+        if {*roles}.isdisjoint(row.role) or not row.evaluated:
+            continue
+        if "test" not in source.splits:
+            empty.append((source.name, "it has no test part"))
+            continue
+        read = functools.partial(source.read, "test", Drops())
+        found.append(EvaluationTask(source, read, row.instances))
+    if not found:
+        raise UserError(f"nothing to audit against: no task has the role {' or '.join(roles)}")
+    return found, empty
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def head_lines(judged: Sequence[Judged], folder: pathlib.Path, threshold: float) -> list[str]:
+    rows = pairs.read_rows(folder, "eval_tasks")
+    examples, overlap, short = (sum(r[n] for r in rows) for n in ("examples", "overlap", "short"))
+    states = [j.state for j in judged]
+    kinds = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(sorted(states))) or "none"
+    return [
+        f"{overlap:,} of {examples:,} evaluation examples ({percent(overlap / examples)} %) share "
+        f"an n-gram of content with training data; {short:,} are shorter than an n-gram and were "
+        "compared as a whole.",
+        f"Pairs of tasks above {percent(threshold)} %: {len(judged)} ({kinds}).",
+    ]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def pair_table(judged: Sequence[Judged], threshold: float) -> Table:
+    rows = tuple(
+        (
+            j.overlap.train_task,
+            j.overlap.eval_task,
+            j.decision.decision if j.decision else j.state,
+            j.relation,
+            f"{j.overlap.train_examples:,}",
+            f"{j.overlap.eval_examples:,}",
+            percent(j.overlap.share),
+            percent(j.overlap.instantiated_share),
+            f"{j.overlap.short:,}",
+        )
+        for j in judged
+    )
+    columns = ("training task", "evaluation task", "state", "data", "train", "eval")
+    return Table(
+        f"Pairs above {percent(threshold)} % of the evaluation examples",
+        (*columns, "% content", "% whole sequence", "short"),
+        rows,
+        text_columns=4,
+        notes=(
+            "% content: examples with an n-gram in common that no prompt brings in, or whose short "
+            "content is there as a whole; % whole sequence: the paper's figure, prompts included",
+        ),
+    )
+
+
+def task_table(folder: pathlib.Path) -> Table:
+    rows = tuple(
+        (
+            row["eval_task"],
+            *(f"{row[n]:,}" for n in ("examples", "short", "instantiated", "overlap")),
+            percent(row["overlap"] / row["examples"]) if row["examples"] else "",
+            f"{row['train_tasks']:,}",
+        )
+        for row in pairs.read_rows(folder, "eval_tasks")
+    )
+    columns = ("evaluation task", "examples", "short", "whole sequence", "content", "%", "tasks")
+    notes = ("tasks: training tasks with any overlap of content",)
+    return Table("Evaluation tasks against all training tasks", columns, rows, notes=notes)
+
+
+def shortened(table: Table) -> Table:
+    more = len(table.rows) - _MOST_SHOWN
+    note = (f"{more} more in the report",) if more > 0 else ()
+    rows = table.rows[:_MOST_SHOWN]
+    return Table(table.title, table.columns, rows, table.text_columns, (*table.notes, *note))
+
+
+def sections(judged: Sequence[Judged], folder: pathlib.Path) -> Iterator[Section]:
+    """The pairs with examples to look at."""
+    index = Index(folder / "index")
+    for j in judged:
+        facts = [
+            ("state", j.decision.decision if j.decision else j.state),
+            ("data", j.relation),
+            ("content", f"{percent(j.overlap.share)} %"),
+            ("whole sequence", f"{percent(j.overlap.instantiated_share)} %"),
+        ]
+        if j.decision:
+            facts.append(("reason", f"{j.decision.reason} ({j.decision.reviewer})"))
+        title = f"{j.overlap.train_task} → {j.overlap.eval_task}"
+        yield Section(title, tuple(facts), tuple(witnesses(j, folder, index)))
+
+
+def witnesses(judged: Judged, folder: pathlib.Path, index: Index) -> Iterator[Example]:
+    """The examples that the scan kept of a pair."""
+    about = read_scan(scan_file(folder, judged.overlap.train_task))[1]
+    first, count = index.tasks[judged.overlap.eval_task]
+    own = [w for w in about["witnesses"] if first <= w["eval_example"] < first + count]
+    for witness in own:
+        row = example_row(index, witness["eval_example"])
+        text = f"{row['input']}\n{row['target']}"
+        yield Example(
+            witness["train_example_id"],
+            row["example_id"],
+            marked(witness["train_text"], witness["ngram"], index.rules),
+            marked(text, witness["ngram"], index.rules),
+        )
+
+
+def example_row(index: Index, number: int) -> dict[str, Any]:
+    """One evaluation example of the index."""
+    return {name: column[number].as_py() for name, column in columns_of(str(index.folder)).items()}
+
+
+@functools.lru_cache(maxsize=1)
+def columns_of(folder: str) -> dict[str, Any]:
+    table = Index(folder).examples(["example_id", "input", "target"])
+    return {name: table[name] for name in table.column_names}
+
+
+# --- decisions ------------------------------------------------------------------------------------
+
+
+def review(
+    judged: Sequence[Judged], manifest: Manifest, folder: pathlib.Path, reviewer: str
+) -> None:
+    """Asks about every undecided pair and writes each answer down at once."""
+    undecided = [j for j in judged if j.state == "undecided"]
+    if manifest.decisions.path == DEFAULT_DECISIONS and undecided:
+        print(f"answers go to {DEFAULT_DECISIONS}; SplitConfig.decisions names a file of your own")
+    decisions, index = manifest.decisions, Index(folder / "index")
+    reviewer = reviewer or (ask("your name: ") if undecided else "")
+    for i, j in enumerate(undecided, 1):
+        print(f"\n[{i} of {len(undecided)}] {j.overlap.train_task} -> {j.overlap.eval_task}")
+        print(
+            f"  {percent(j.overlap.share)} % of {j.overlap.eval_examples:,} examples "
+            f"({percent(j.overlap.instantiated_share)} % with prompts); data: {j.relation}"
+        )
+        for example in witnesses(j, folder, index):
+            for side, parts in (("train", example.train), ("eval", example.eval)):
+                before, span, behind = (" ".join(part.split()) for part in parts)
+                print(f"  {side}: {before} >>>{span}<<< {behind}")
+        answer = ask_choice()
+        if answer is None:
+            continue
+        reason = ask("reason: ")
+        row = Decision((j.overlap.train_task,), (j.overlap.eval_task,), answer, reason, reviewer)
+        decisions = decisions.with_row(row)
+
+
+def ask_choice() -> str | None:
+    letters = {"t": "remove_train", "e": "remove_eval", "k": "keep", "s": None}
+    assert {*letters.values()} == {*CHOICES, None}
+    while True:
+        answer = ask("remove [t]rain, remove [e]val, [k]eep, [s]kip: ").lower()[:1]
+        if answer in letters:
+            return letters[answer]
+
+
+def ask(question: str) -> str:
+    """An answer that is not empty; the end of the input ends the review."""
+    while True:
+        try:
+            answer = input(question).strip()
+        except EOFError as e:
+            raise UserError("the input ended; what was answered is saved") from e
+        if answer:
+            return answer
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.main([pathlib.Path(__file__).stem, *sys.argv[1:]]))
