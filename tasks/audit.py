@@ -8,7 +8,6 @@ from optiml_jax.data.example import TaskSource
 from tasks.decisions import Decision
 from tasks.splits import PROTECTED, Manifest
 
-
 STATES = (
     *("undecided", "decided", "not in the paper", "not trained on", "trained on by this mixture"),
     "seen in training",
