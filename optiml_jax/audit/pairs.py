@@ -39,6 +39,7 @@ _TASKS = pa.schema(
         ("train_tasks", pa.int64()),  # training tasks with any overlap
     ]
 )
+_TRAIN_TASKS = pa.schema([("train_task", pa.string()), ("examples", pa.int64())])
 _INSTANCES = pa.schema(
     [
         ("eval_task", pa.string()),
@@ -76,7 +77,10 @@ class Pair:
 
 
 def collect(scans: Mapping[str, pathlib.Path], index: Index) -> dict[str, pa.Table]:
-    """The tables `pairs`, `eval_tasks` and `instances`, in an order that depends on names alone."""
+    """The tables `pairs`, `eval_tasks`, `train_tasks` and `instances`.
+
+    Their order depends on names and counts alone.
+    """
     first = np.array([f for f, _ in index.tasks.values()], np.int64)
     sizes = np.array([n for _, n in index.tasks.values()], np.int64)
     names = list(index.tasks)
@@ -87,9 +91,11 @@ def collect(scans: Mapping[str, pathlib.Path], index: Index) -> dict[str, pa.Tab
     any_instantiated = np.zeros(len(content_words), bool)
     with_overlap = np.zeros(len(names), np.int64)
     pair_rows: list[tuple[Any, ...]] = []
+    train_rows: list[tuple[str, int]] = []
     instances: list[pa.Table] = []
     for train_task, path in sorted(scans.items()):
         table, about = read_scan(path)
+        train_rows.append((train_task, about["examples"]))
         examples = table["example"].to_numpy().astype(np.int64)
         flags = {
             n: table[n].to_numpy(zero_copy_only=False) for n in ("instantiated", "content", "short")
@@ -129,6 +135,7 @@ def collect(scans: Mapping[str, pathlib.Path], index: Index) -> dict[str, pa.Tab
     return {
         "pairs": _table(pair_rows, _PAIRS),
         "eval_tasks": _table(task_rows, _TASKS),
+        "train_tasks": _table(train_rows, _TRAIN_TASKS),
         "instances": pa.concat_tables(instances) if instances else _INSTANCES.empty_table(),
     }
 
@@ -147,6 +154,11 @@ def read_pairs(folder: str | os.PathLike) -> list[Pair]:
       UserError: there was no audit, or its file is damaged.
     """
     return [Pair(**row) for row in read_rows(folder, "pairs")]
+
+
+def scanned_tasks(folder: str | os.PathLike) -> set[str]:
+    """The training tasks that an audit saw."""
+    return {row["train_task"] for row in read_rows(folder, "train_tasks")}
 
 
 def read_rows(folder: str | os.PathLike, name: str) -> list[dict[str, Any]]:

@@ -1,13 +1,14 @@
 """`optiml audit`: which evaluation examples the training data holds, and what to do about it."""
 
+import dataclasses
 import functools
-import logging
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from optiml_jax.audit import pairs
+from optiml_jax.audit.flags import read_flags, write_trained
 from optiml_jax.audit.index import Index
 from optiml_jax.audit.pipeline import EvaluationTask, audit
 from optiml_jax.audit.scan import read_scan, scan_file
@@ -17,6 +18,7 @@ from optiml_jax.cli.settings import Audit, Run, configured
 from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.records import RunFolder
 from optiml_jax.report.audit_report import Example, Section, marked, write_report
 from optiml_jax.report.tables import Table, render
 from tasks import mixtures
@@ -25,7 +27,6 @@ from tasks.decisions import CHOICES, DEFAULT_DECISIONS, Decision
 from tasks.registry import find_sources
 from tasks.splits import Manifest
 
-_log = logging.getLogger(__name__)
 _MOST_SHOWN = 40  # rows of a table in the terminal
 
 
@@ -50,6 +51,8 @@ def main() -> int:
         settings.runner,
         settings.beam_options,
     )
+    write_trained(folder, [s.name for s in mixtures.select(sources, mixture, manifest)])
+    flag_records(run, folder)
     counts = [o.status for o in summary.outcomes.values()]
     print(
         f"{counts.count('scanned')} tasks scanned, {counts.count('unchanged')} unchanged; "
@@ -68,6 +71,24 @@ def main() -> int:
     print(render(shortened(tables[0]), "terminal"))
     print("report: " + ", ".join(map(str, paths)))
     return 0
+
+
+def flag_records(run: Run, folder: pathlib.Path) -> None:
+    """Writes what overlaps into the records of evaluations that came before the audit."""
+    flags = read_flags(folder) or {}
+    for place in sorted(p.parent for p in run.evaluation_dir.glob("*/tasks.json")):
+        evaluation = RunFolder(place)
+        for info in evaluation.load()[1]:
+            for shots in info.shots:
+                if info.task in flags and evaluation.status(info, shots)[0] == "done":
+                    records, summary = evaluation.read(info.task, shots)
+                    own = flags[info.task]
+                    new = [
+                        dataclasses.replace(r, overlap=(r.example_id, r.prompt_id) in own)
+                        for r in records
+                    ]
+                    if new != records:
+                        evaluation.write(info.task, shots, new, summary)
 
 
 def evaluation_tasks(

@@ -1,13 +1,17 @@
 """The tasks that `optiml evaluate` and `optiml export` ask, and how their prompts are fitted."""
 
+import dataclasses
 import fnmatch
 import functools
 from typing import Any
 
 import seqio
 
-from optiml_jax.cli.settings import Evaluate, Export, Run
+from optiml_jax.audit.flags import read_flags
+from optiml_jax.cli.audit_gate import check_decided
+from optiml_jax.cli.settings import Audit, Evaluate, Export, Run, configured
 from optiml_jax.data.example import Drops, TaskSource
+from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.vocabulary import decode, encode_batch, padded_size
 from optiml_jax.errors import UserError
@@ -31,8 +35,14 @@ def evaluation_tasks(run: Run, settings: Evaluate, vocabulary: Any) -> list[Eval
     """
     manifest = Manifest.load()
     sources = find_sources(run.data, manifest)
+    check_decided(run, sources, manifest, configured(Mixture, name="").roles, ())
     found = [evaluation_task(s, manifest.row(s), settings, vocabulary) for s in sources]
-    tasks = [t for t in found if t is not None and t.info.shots]
+    flags = read_flags(Audit().folder_of(run)) or {}
+    tasks = [
+        dataclasses.replace(t, overlaps=flags.get(t.info.task))
+        for t in found
+        if t is not None and t.info.shots
+    ]
     if not tasks:
         raise UserError(
             f"nothing to evaluate: no task of {', '.join(run.data)} with the role "

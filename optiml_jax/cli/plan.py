@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 from optiml_jax.cli import main as command_line
+from optiml_jax.cli.audit_gate import check_decided
 from optiml_jax.cli.settings import Run, configured, is_bound
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import Plan, PlanConfig, plan_mixture
@@ -19,7 +20,9 @@ from tasks.splits import Manifest
 def main() -> None:
     run, mixture = configured(Run), configured(Mixture)
     manifest = Manifest.load()
-    tasks = [s.name for s in mixtures.select(find_sources(run.data, manifest), mixture, manifest)]
+    sources = find_sources(run.data, manifest)
+    tasks = [s.name for s in mixtures.select(sources, mixture, manifest)]
+    check_decided(run, sources, manifest, mixture.roles, tasks)
     train = configured(TrainConfig, plan_dir="", run_dir="")
     rows = {
         "train": train.num_steps * train.global_batch_size,

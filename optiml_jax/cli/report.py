@@ -16,11 +16,13 @@ from collections.abc import Callable
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Report, Run, configured
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.clean import clean
 from optiml_jax.evaluate.records import RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import Rollup, rollup
 from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.report import measure_tables, paper_tables, published, run_tables, tables
 from optiml_jax.report.answers_data import answers_data
+from optiml_jax.report.clean_tables import clean_table
 from optiml_jax.report.report_page import write_page
 from optiml_jax.report.seeds import joined_seeds
 from optiml_jax.report.selection import selection_table
@@ -54,6 +56,9 @@ def write_report(
     made = run_tables.report(runs, found)
     more = (measure_tables.seeds_table(runs, found.estimates), measure_tables.measures_table(runs))
     made += [table for table in more if table is not None]
+    for name, tree in runs.items():
+        if (subset := clean(tree, settings.replicates)) is not None:
+            made.append(clean_table(name, tree, subset))
     if len(runs) > 1:
         made.append(selection_table(runs, settings.replicates))
     printed = published.load_all([PUBLISHED, *settings.published])

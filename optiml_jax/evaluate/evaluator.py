@@ -53,6 +53,7 @@ class EvalTask:
       demonstrations: the pool of demonstrations, in order of preference.
       metric_fns: SeqIO metric functions, `(targets, predictions)` or `(targets, scores)`.
       instruction_level: where demonstrations stand, see `prompts.render`.
+      overlaps: (example id, prompt id) of what overlaps with the training data; None: not audited.
     """
 
     info: TaskInfo
@@ -60,10 +61,17 @@ class EvalTask:
     demonstrations: Callable[[], Sequence[Example]]
     metric_fns: Sequence[MetricFn]
     instruction_level: InstructionLevel = "task"
+    overlaps: frozenset[tuple[str, str]] | None = None
 
     @property
     def protocol(self) -> Protocol:
         return self.info.protocol
+
+    def overlap(self, example: Example) -> bool | None:
+        """Whether the training data overlaps with an example; None: not audited."""
+        if self.overlaps is None:
+            return None
+        return (example.example_id, example.prompt_id) in self.overlaps
 
     @property
     def metric(self) -> metrics.Metric:
@@ -363,6 +371,7 @@ class _Evaluation:
             correct=instance.correct,
             boundary_repaired=instance.boundary_repaired,
             prompt=prompt_key(self.prompt_text(instance)),
+            overlap=task.overlap(example),
         )
         if task.ranks:
             return self.ranked(record, task.protocol.rule, instance, output)

@@ -66,6 +66,7 @@ class Leaf:
       baselines: answers that read no input, by `baselines.KINDS`, in percent.
       rule: by which the candidates were ranked; "" for generated answers.
       more: the metric's further measures, in percent.
+      overlaps: bool[n], the units that overlap with the training data; None: not audited.
     """
 
     key: Key
@@ -78,6 +79,7 @@ class Leaf:
     baselines: Mapping[str, float | None]
     rule: str
     more: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    overlaps: np.ndarray | None = None
 
     @property
     def measure(self) -> Measure:
@@ -140,7 +142,16 @@ def leaves_of(
             baselines=values,
             rule=rule if metric.ranked else "",
             more={measure.name: measure.of(units) for measure in metric.measures[1:]},
+            overlaps=_overlaps(units),
         )
+
+
+def _overlaps(units: Sequence[Sequence[Record]]) -> np.ndarray | None:
+    """Of each unit whether one of its records overlaps; None where one was not audited."""
+    flags = [[record.overlap for record in unit] for unit in units]
+    if any(flag is None for unit in flags for flag in unit):
+        return None
+    return np.array([any(unit) for unit in flags], bool)
 
 
 def joined(leaves: Sequence[Leaf], weights: Sequence[float]) -> Leaf | None:
@@ -164,6 +175,7 @@ def joined(leaves: Sequence[Leaf], weights: Sequence[float]) -> Leaf | None:
         first,
         ids=tuple(kept),
         clusters=tuple(first.clusters[i] for i in rows[0]),
+        overlaps=None if first.overlaps is None else first.overlaps[rows[0]],
         scores=scores,
         parts=tuple(parts),
         baselines=first.baselines if total else {},

@@ -118,6 +118,8 @@ class Record:
         end of the prompt.
       prompt: key of the prompt's text (`prompt_key`) in the file of prompts; "": not stored.
       options: of the example where it was answered freely; else `candidates` holds them.
+      overlap: whether the training data holds an n-gram of its content (`optiml audit`); None: the
+        task was not audited.
       raw: the generated text before it was cut at a stop string; "": it was not cut.
     """
 
@@ -141,6 +143,7 @@ class Record:
     prompt: str = ""
     options: tuple[str, ...] = ()
     raw: str = ""
+    overlap: bool | None = None
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)

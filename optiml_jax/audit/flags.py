@@ -1,0 +1,32 @@
+"""Which evaluation examples overlap with what a run trains on, for its records."""
+
+import os
+import pathlib
+
+from optiml_jax.audit import pairs
+from optiml_jax.files import read_json, write_json
+
+_TRAINED = "trained.json"
+Flags = dict[str, frozenset[tuple[str, str]]]
+
+
+def write_trained(folder: str | os.PathLike, tasks: list[str]) -> None:
+    """Notes which of the scanned tasks the mixture trains on."""
+    write_json(pathlib.Path(folder) / _TRAINED, sorted(tasks))
+
+
+def read_flags(folder: str | os.PathLike) -> Flags | None:
+    """Audited task -> (example id, prompt id) of its examples that overlap with training tasks.
+
+    None: there was no audit.
+    """
+    if not (pathlib.Path(folder) / _TRAINED).exists():
+        return None
+    trained = {*read_json(pathlib.Path(folder) / _TRAINED, "the training tasks of an audit")}
+    found: dict[str, set[tuple[str, str]]] = {
+        row["eval_task"]: set() for row in pairs.read_rows(folder, "eval_tasks")
+    }
+    for row in pairs.read_rows(folder, "instances"):
+        if row["train_task"] in trained:
+            found[row["eval_task"]].add((row["example_id"], row["prompt_id"]))
+    return {task: frozenset(ids) for task, ids in found.items()}
