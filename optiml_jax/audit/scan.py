@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
     [
         ("example", pa.uint32()),  # evaluation example, numbered through the index
         ("instantiated", pa.bool_()),  # an n-gram of the whole sequence
-        ("content", pa.bool_()),  # one that is content on both sides
+        ("content", pa.bool_()),  # an n-gram that is content on both sides
         ("short", pa.bool_()),  # its content is shorter than an n-gram and there as a whole
         ("ngrams", pa.uint32()),  # distinct n-grams
     ]
@@ -139,7 +139,7 @@ class Scan:
         is_content = is_content & ~np.isin(hashes, self._shared())
         counts = np.bincount(owners[~whole], minlength=total)
         content, short = np.zeros(total, bool), np.zeros(total, bool)
-        content[owners[is_content]] = True
+        content[owners[is_content & ~whole]] = True
         short[owners[whole]] = True
         ids = np.flatnonzero((counts > 0) | short)
         columns = (ids, counts[ids] > 0, content[ids], short[ids], counts[ids])

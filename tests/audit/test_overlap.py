@@ -164,8 +164,8 @@ def test_an_example_shorter_than_an_ngram_is_compared_as_a_whole(tmp_path):
     ]
     rows = overlapping(tmp_path, train, evaluated)
     assert {i: (r["short"], r["content"], r["instantiated"]) for i, r in rows.items()} == {
-        0: (True, True, False),
-        1: (True, True, False),
+        0: (True, False, False),
+        1: (True, False, False),
     }
 
 
