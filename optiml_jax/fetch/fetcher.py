@@ -216,7 +216,6 @@ class Fetcher:
             "tfds": self._from_tfds,
         }
         with disk_errors(step.folder, source.id):
-            step.folder.mkdir(parents=True, exist_ok=True)
             paths, revision = how[source.kind](step, staging, downloader)
             if not paths:
                 raise FetchError(f"{source.id}: nothing of {source.only or 'it'} is there")

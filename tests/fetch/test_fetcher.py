@@ -211,7 +211,7 @@ def test_what_differs_from_its_checksum_or_is_gone_fails_and_the_rest_comes(setu
     assert sorted(failures) == ["bench/packed", "bench/plain"]
     assert "its SHA-256 is" in failures["bench/packed"]
     assert "404" in failures["bench/plain"]
-    assert not (settings.root / "bench/packed/0.csv").exists()
+    assert not (settings.root / "bench/packed").exists()
     assert (settings.root / "bench/two/one/test.parquet").exists()
 
 
