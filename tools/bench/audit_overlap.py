@@ -1,6 +1,7 @@
 """The audit against polars on the same files, its memory on a large evaluation side, its growth.
 
     python tools/bench/audit_overlap.py compare    200,000 training x 20,000 evaluation examples
+    python tools/bench/audit_overlap.py cpu        48,000 x 20,000, per CPU second
     python tools/bench/audit_overlap.py memory     466,000 evaluation examples of 200 words
     python tools/bench/audit_overlap.py growth     50,000 to 800,000 training examples
 
@@ -124,6 +125,27 @@ def compare(folder: pathlib.Path) -> None:
         )
 
 
+def cpu(folder: pathlib.Path) -> None:
+    """Per CPU second of one process, for a machine that others use, too."""
+    train = 48_000
+    write_texts(folder, train, 20_000, 80)
+    training = [source(p) for p in sorted(folder.glob("train*.txt"))]
+    sources = [source(p) for p in sorted(folder.glob("eval*.txt"))]
+    evaluated = [EvaluationTask(s, functools.partial(s.read, "test", Drops())) for s in sources]
+    audit([], evaluated, folder / "audit", AuditWords(), num_workers=1)
+    start = time.process_time()
+    audit(training, evaluated, folder / "audit", AuditWords(), num_workers=1)
+    own = time.process_time() - start
+    texts = [pl.Series(p.read_text().splitlines()) for p in sorted(folder.glob("eval*.txt"))]
+    known = grams(pl.concat(texts), 0).unique(["example", "gram"])
+    start = time.process_time()
+    for path in sorted(folder.glob("train*.txt")):
+        found = grams(pl.Series(path.read_text().splitlines()), 0).select("gram").unique()
+        known.join(found, on="gram", how="semi")["example"].unique()
+    other = time.process_time() - start
+    print(f"per CPU second: audit {train / own:,.0f} examples, polars {train / other:,.0f}")
+
+
 def memory(folder: pathlib.Path) -> None:
     write_texts(folder, 80_000, 466_000, 200)
     index, seconds, found = run_audit(folder)
@@ -154,6 +176,6 @@ def growth(folder: pathlib.Path) -> None:
 if __name__ == "__main__":
     place = pathlib.Path(tempfile.mkdtemp(prefix="audit_bench_", dir=os.environ.get("TMPDIR")))
     try:
-        {"compare": compare, "memory": memory, "growth": growth}[sys.argv[1]](place)
+        {"compare": compare, "cpu": cpu, "memory": memory, "growth": growth}[sys.argv[1]](place)
     finally:
         shutil.rmtree(place, ignore_errors=True)
