@@ -6,7 +6,6 @@ result is a function of these alone, however many processes, Beam or restarts th
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import logging
 import os
@@ -26,6 +25,7 @@ from optiml_jax.data import pool
 from optiml_jax.data.example import Example, TaskSource, check_unique_names
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors, fingerprint
+from optiml_jax.one_writer import one_writer
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ def audit(
     """
     check_unique_names([source.name for source in training])
     folder = pathlib.Path(folder)
-    with _only_run_in(folder):
+    with one_writer(folder, "optiml audit"):
+        open_index.cache_clear()
         index = _index(evaluation, folder, rules)
         jobs = [s for s in training if not is_scanned(s, folder, index)]
         waiting = {s.name for s in jobs}
@@ -167,24 +168,6 @@ def open_index(folder: str) -> Index:
 def scan_in_folder(source: TaskSource, folder: str) -> ScanOutcome:
     """What a worker does with one training task."""
     return scan_task(source, folder, open_index(folder), pool.stopped)
-
-
-@contextlib.contextmanager
-def _only_run_in(folder: pathlib.Path) -> Iterator[None]:
-    with disk_errors(folder, "an audit"):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".audit.lock", "w")  # noqa: SIM115 - held for the whole run
-    open_index.cache_clear()
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise UserError(
-                f"another `optiml audit` is at work in {folder}; wait for it or stop it"
-            ) from e
-        except OSError as e:  # some network file systems have no locks
-            logger.warning("%s cannot be locked (%s): let no other run write to it", folder, e)
-        yield
 
 
 def _input_bytes(source: TaskSource) -> int:

@@ -11,6 +11,7 @@ from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import Plan, PlanConfig, plan_mixture
 from optiml_jax.data.store import Store
 from optiml_jax.model.architectures import model_config
+from optiml_jax.one_writer import one_writer
 from optiml_jax.train.config import TrainConfig
 from tasks import mixtures
 from tasks.registry import find_sources
@@ -28,6 +29,14 @@ def main() -> None:
         "train": train.num_steps * train.global_batch_size,
         "validation": train.validation_batches * train.global_batch_size,
     }
+    with one_writer(run.plan_dir("train").parent, "optiml plan"):
+        write_plans(run, mixture, tasks, rows, train)
+
+
+def write_plans(
+    run: Run, mixture: Mixture, tasks: list[str], rows: dict[str, int], train: TrainConfig
+) -> None:
+    """Writes the plan of every split that has rows, and prints what it holds."""
     for split, num_rows in rows.items():
         if split == "validation" and not train.validate_every:
             continue

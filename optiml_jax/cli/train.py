@@ -1,5 +1,6 @@
 """`optiml train`: trains on the plan of the run, or resumes it."""
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -15,6 +16,7 @@ from optiml_jax.data.plan import Plan
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.one_writer import one_writer
 from optiml_jax.quiet import held_stderr
 from optiml_jax.sharding.mesh import MeshConfig
 from optiml_jax.train.config import TrainConfig, run_metadata
@@ -40,9 +42,11 @@ def main() -> int:
     mesh, optimizer = MeshConfig(), OptimizerConfig()
     steps = evaluation_steps(Evaluate().during_training, config.num_steps)
     hook = evaluation_hook(model, run_metadata(config, model, optimizer, plan)) if steps else None
-    if jax.process_index() == 0:
-        save_config(pathlib.Path(run.run_dir) / "config.gin")
-    return train(config, model, mesh, optimizer, hook, steps)
+    first = jax.process_index() == 0
+    with one_writer(run.run_dir, "optiml train") if first else contextlib.nullcontext():
+        if first:
+            save_config(pathlib.Path(run.run_dir) / "config.gin")
+        return train(config, model, mesh, optimizer, hook, steps)
 
 
 def evaluation_steps(wanted: int | Sequence[int], num_steps: int) -> set[int]:

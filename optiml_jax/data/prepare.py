@@ -6,11 +6,9 @@ the cache as a whole or not at all, at any moment, so a killed run is continued 
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import logging
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -30,11 +28,10 @@ from optiml_jax.data.example import Drops, TaskSource, check_unique_names
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
 from optiml_jax.errors import UserError
-from optiml_jax.files import disk_errors
+from optiml_jax.one_writer import one_writer
 
 logger = logging.getLogger(__name__)
 
-_LOCK_FILE = ".prepare.lock"
 _WARNING = "warning: "  # how readers mark records that they mended and kept
 _SECONDS_BETWEEN_LINES = 10.0
 # Starting workers costs as much as caching some ten small tasks.
@@ -140,7 +137,7 @@ def prepare(
         prompt_config=prompt_config,
         sequence_length=sequence_length,
     )
-    with _only_run_in(pathlib.Path(cache_dir)):
+    with one_writer(cache_dir, "optiml prepare"):
         remove_temporaries(cache_dir)
         outcomes: dict[str, TaskOutcome] = {}
         jobs: list[TaskSource] = []
@@ -186,26 +183,6 @@ def _engine(
 
 def _work(source: TaskSource, settings: CacheSettings) -> TaskOutcome:
     return cache_task(source, settings, stopped=pool.stopped)
-
-
-@contextlib.contextmanager
-def _only_run_in(cache_dir: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of the cache folder; the system gives it back when the process dies."""
-    if cache_dir.exists() and not cache_dir.is_dir():
-        raise UserError(f"{cache_dir} is not a folder; choose another cache folder")
-    with disk_errors(cache_dir, "the cache of prepared tasks"):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(cache_dir / _LOCK_FILE, "w")  # noqa: SIM115 - held for the whole run
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise UserError(
-                f"another `optiml prepare` is at work in {cache_dir}; wait for it or stop it"
-            ) from e
-        except OSError as e:  # some network file systems have no locks
-            logger.warning("%s cannot be locked (%s): let no other run write to it", cache_dir, e)
-        yield
 
 
 def _input_bytes(source: TaskSource) -> int:

@@ -16,6 +16,7 @@ from optiml_jax.audit import pairs
 from optiml_jax.audit.pipeline import AuditError, audit
 from optiml_jax.audit.words import AuditWords
 from optiml_jax.errors import UserError
+from optiml_jax.one_writer import one_writer
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -138,12 +139,11 @@ audit([source(f"t{{k}}") for k in range(6)], [evaluation(source(f"e{{k}}")) for 
 
 
 def test_a_second_audit_in_the_folder_is_refused(bench, tmp_path):
-    import fcntl
-
-    with open(tmp_path / ".audit.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another `optiml audit` is at work in"):
-            audit(*bench, tmp_path, AuditWords(), num_workers=1)
+    with (
+        one_writer(tmp_path, "optiml audit"),
+        pytest.raises(UserError, match="another `optiml audit` is at work in"),
+    ):
+        audit(*bench, tmp_path, AuditWords(), num_workers=1)
 
 
 def test_a_task_that_cannot_be_read_is_named_and_the_others_are_scanned(tmp_path):

@@ -16,6 +16,7 @@ from toy_tasks import toy_source, write_task_file
 from optiml_jax.data import cache_task, example, pool, prepare, preprocessors, store, vocabulary
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
+from optiml_jax.one_writer import one_writer
 
 # Every draw that a prompt can have.
 METAICL = PromptConfig(
@@ -258,7 +259,7 @@ def test_folders_of_others_are_not_overwritten(tmp_path, files, run):
 
 def test_two_runs_do_not_write_to_one_cache(tmp_path, files, run):
     with (
-        prepare._only_run_in(tmp_path / "cache"),
+        one_writer(tmp_path / "cache", "optiml prepare"),
         pytest.raises(UserError, match=r"another `optiml prepare` is at work in .*cache"),
     ):
         run(files)

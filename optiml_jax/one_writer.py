@@ -1,0 +1,96 @@
+"""One process at a time writes into a folder; the second is told who the first is."""
+
+import contextlib
+import logging
+import os
+import pathlib
+import signal
+import socket
+from collections.abc import Iterator
+
+import filelock
+
+from optiml_jax.errors import UserError
+from optiml_jax.files import disk_errors
+
+logger = logging.getLogger(__name__)
+
+# An owner that is not seen alive for so long, on whatever host, no longer owns the folder.
+LEASE_SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def one_writer(
+    folder: str | os.PathLike, what: str, lease: float = LEASE_SECONDS
+) -> Iterator[None]:
+    """Holds the folder while the block runs.
+
+    The claim is a file with host and process, refreshed while its owner lives; so it works on
+    network file systems, and neither a killed process nor a host that is gone keeps it.
+
+    Args:
+      folder: made if it is not there. A bucket (`gs://...`) cannot be held; that is logged.
+      what: who writes, e.g. "optiml train".
+      lease: seconds after which an owner that does not refresh its claim has lost it.
+
+    Raises:
+      UserError: another process writes into the folder; or the folder cannot be made.
+    """
+    if "://" in str(folder):
+        logger.info("%s cannot be locked: let no other %s write to it", folder, what)
+        yield
+        return
+    folder = pathlib.Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; choose another one")
+    with disk_errors(folder, f"the lock of {what}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        claim = _acquire(folder / f".{what.split()[-1]}.lock", folder, what, lease)
+    try:
+        yield
+    finally:
+        claim.release()
+
+
+def _acquire(
+    file: pathlib.Path, folder: pathlib.Path, what: str, lease: float
+) -> filelock.SoftFileLease:
+    claim = filelock.SoftFileLease(
+        file, lease_duration=lease, on_compromise=_lost, thread_local=False
+    )
+    try:
+        claim.acquire(timeout=1)  # enough to see that an owner on this host is dead
+        return claim
+    except filelock.Timeout:
+        if _host(claim) not in ("", socket.gethostname()):
+            logger.warning(
+                "%s is held by %s; waiting %.0f s to see whether it is alive",
+                folder,
+                _owner(claim),
+                lease,
+            )
+            with contextlib.suppress(filelock.Timeout):
+                claim.acquire(timeout=lease + 5)
+                return claim
+        raise UserError(
+            f"another `{what}` is at work in {folder}: {_owner(claim)}; wait for it, stop it, or "
+            "choose another folder"
+        ) from None
+
+
+def _owner(claim: filelock.SoftFileLease) -> str:
+    return f"process {claim.pid} on {_host(claim)}"
+
+
+def _host(claim: filelock.SoftFileLease) -> str:
+    """The host that the claim's file names; empty when there is none any more."""
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path(claim.lock_file).read_text("utf-8").splitlines()
+        return next((x.removeprefix("host=") for x in lines if x.startswith("host=")), "")
+    return ""
+
+
+def _lost(loss: filelock.LeaseCompromise) -> None:
+    """Ends this process as Ctrl-C would: somebody else may be writing by now."""
+    logger.critical("the claim %s was lost (%s): stopping", loss.lock_file, loss.reason)
+    os.kill(os.getpid(), signal.SIGINT)
