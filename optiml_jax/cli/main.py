@@ -30,7 +30,7 @@ VERBS = {
     "splits": "count the tasks by role and level, and list what is missing or left out",
     "inspect": "show prompts, training rows and the mixture; write them as a page",
     "doctor": "show what this machine has, what a gin file finds on it, and what is missing",
-    "convert": "read or write a Hugging Face OPT folder",
+    "convert": "weights of other programs into a checkpoint, and back",
 }
 
 
