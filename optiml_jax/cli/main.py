@@ -29,6 +29,7 @@ VERBS = {
     "report": "roll evaluations up to task, category and level and print tables",
     "splits": "count the tasks by role and level, and list what is missing or left out",
     "inspect": "show prompts, training rows and the mixture; write them as a page",
+    "generate": "continue prompts: one, those of a file, or as you type them",
     "doctor": "show what this machine has, what a gin file finds on it, and what is missing",
     "convert": "weights of other programs into a checkpoint, and back",
 }

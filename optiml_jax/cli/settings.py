@@ -208,6 +208,51 @@ class Export:
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
+class Generate:
+    """Attributes:
+    checkpoint: as in `Evaluate`, one.
+    prompt: a prompt to continue; its answer goes to the terminal.
+    prompts: a file to continue: JSON lines with `prompt` and, as they like, `id`, `stop`,
+      `max_new_tokens`, `seed`; what `optiml export` writes is such a file. Without either of the
+      two, prompts are asked for.
+    output: file of the answers to `prompts`, JSON lines that `Evaluate.answers` reads.
+    max_new_tokens: of an answer, where its prompt says nothing else; the end of text included.
+    temperature: 0: the most probable token each time; else tokens are drawn.
+    top_p: tokens are drawn from the most probable that together reach this probability.
+    stop: strings at which an answer ends; they are not part of it.
+    seed: of the draws.
+    history: of prompts that are asked for, whether earlier ones and their answers stand before.
+    separator: between those.
+    """
+
+    checkpoint: str | int = "latest"
+    prompt: str | None = None
+    prompts: str | None = None
+    output: str | None = None
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 1234
+    history: bool = True
+    separator: str = "\n\n"
+
+    def __post_init__(self):
+        if isinstance(self.stop, str):  # one string, not a sequence of letters
+            object.__setattr__(self, "stop", (self.stop,))
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
+            raise UserError(
+                "Generate: temperature must be 0 or more, top_p above 0 and at most 1, "
+                "max_new_tokens at least 1"
+            )
+        if self.prompt is not None and self.prompts is not None:
+            raise UserError("give Generate.prompt or Generate.prompts, not both")
+        if self.prompts is not None and self.output is None:
+            raise UserError("set Generate.output, the file for the answers to Generate.prompts")
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
 class Fetch:
     """Attributes:
     collections: collections and suites of `sources`, or globs over "<collection>/<source>".

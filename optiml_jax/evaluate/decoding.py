@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,20 @@ class Prompt:
     max_new_tokens: int
     stop: Callable[[Sequence[int]], bool] | None = None
     seed: int = 0
+
+
+class Sampling(NamedTuple):
+    """How the next token is chosen.
+
+    Attributes:
+      temperature: 0 takes the token of the largest float32 logit, the lowest id of equals; else
+        tokens are drawn from the softmax of logits / temperature.
+      top_p: of these, only the most probable that together reach this probability (nucleus
+        sampling, arXiv:1904.09751); 1: all.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +119,19 @@ class _Request:
 
 
 def generate(
-    engine: Engine, prompts: Sequence[Prompt], temperature: float = 0.0
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    watch: Callable[[int, Sequence[int]], object] = lambda prompt, tokens: None,
 ) -> list[Generated]:
     """The continuation of every prompt, in the order of the prompts.
 
     Args:
       engine: the model.
       prompts: what to continue.
-      temperature: 0 takes the token of the largest float32 logit, the lowest id of equals; else
-        tokens are drawn from the softmax of logits / temperature.
+      temperature, top_p: see `Sampling`.
+      watch: called every few tokens with the number of a prompt and all its new tokens so far.
 
     Raises:
       UserError: a prompt and its new tokens are longer than the model's positions.
@@ -128,7 +146,9 @@ def generate(
         by_capacity[capacity].append(request)
     results: list[Any] = [None] * len(prompts)
     for capacity, requests in sorted(by_capacity.items(), reverse=True):
-        for request in _Decoder(engine, capacity, temperature, len(requests)).run(requests):
+        sampling = Sampling(temperature, top_p)
+        decoder = _Decoder(engine, capacity, sampling, len(requests), watch)
+        for request in decoder.run(requests):
             results[request.index] = request.result(engine.config.eos_id)
             engine.progress(1)
     return results
@@ -137,8 +157,15 @@ def generate(
 class _Decoder:
     """The slots of one capacity, and the requests that are in them."""
 
-    def __init__(self, engine: Engine, capacity: int, temperature: float, num_requests: int):
-        self.engine, self.temperature = engine, temperature
+    def __init__(
+        self,
+        engine: Engine,
+        capacity: int,
+        sampling: Sampling,
+        num_requests: int,
+        watch: Callable[[int, Sequence[int]], object],
+    ):
+        self.engine, self.sampling, self.watch = engine, sampling, watch
         rows = round_up_power(num_requests, 4, engine.row_parts)
         self.num_slots = min(engine.num_rows(capacity), rows)
         self.requests: list[_Request | None] = [None] * self.num_slots
@@ -199,7 +226,7 @@ class _Decoder:
                 engine.graphdef,
                 engine.params,
                 engine.config,
-                self.temperature,
+                self.sampling,
                 prefix,
                 engine.put(tokens),
                 lengths,
@@ -210,6 +237,7 @@ class _Decoder:
         for i, slot in enumerate(free):
             self.requests[slot] = batch[i]
             batch[i].extend([int(first[i])], logprobs[i : i + 1], engine.config.eos_id)
+            self.watch(batch[i].index, batch[i].new)
 
     def step(self) -> None:
         """At most `_STEPS` more tokens for every slot that is not free."""
@@ -220,7 +248,7 @@ class _Decoder:
                 engine.graphdef,
                 engine.params,
                 engine.config,
-                self.temperature,
+                self.sampling,
                 self.slots,
                 engine.put(left),
             )
@@ -230,6 +258,7 @@ class _Decoder:
         ):
             if request is not None:
                 request.extend(row[:n].tolist(), row_logprobs[:n], engine.config.eos_id)
+                self.watch(request.index, request.new)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -240,8 +269,8 @@ def _jit_empty(config: OPTConfig, num_slots: int, capacity: int) -> Slots:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def _jit_read(graphdef, params, config, temperature, *arrays):
-    return read(nnx.merge(graphdef, params), config, temperature, *arrays)
+def _jit_read(graphdef, params, config, sampling, *arrays):
+    return read(nnx.merge(graphdef, params), config, sampling, *arrays)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -255,14 +284,14 @@ def _jit_put(slots, into, cache, prefix, token, seed):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3), donate_argnums=4)
-def _jit_step(graphdef, params, config, temperature, *arrays):
-    return step(nnx.merge(graphdef, params), config, temperature, *arrays)
+def _jit_step(graphdef, params, config, sampling, *arrays):
+    return step(nnx.merge(graphdef, params), config, sampling, *arrays)
 
 
 def read(
     model: Any,
     config: OPTConfig,
-    temperature: float,
+    sampling: Sampling,
     prefix: KVCache | None,
     tokens: jax.Array,
     lengths: jax.Array,
@@ -288,11 +317,11 @@ def read(
     cache = KVCache.empty(config, rows, length)
     hidden, cache = model.hidden(tokens, start + index, mask, cache, prefix=prefix)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    return cache, *_choose(model, last, temperature, seeds, start + lengths)
+    return cache, *_choose(model, last, sampling, seeds, start + lengths)
 
 
 def step(
-    model: Any, config: OPTConfig, temperature: float, slots: Slots, left: jax.Array
+    model: Any, config: OPTConfig, sampling: Sampling, slots: Slots, left: jax.Array
 ) -> tuple[Slots, jax.Array, jax.Array, jax.Array]:
     """At most `_STEPS` more tokens for the slots that want any.
 
@@ -313,7 +342,7 @@ def step(
         mask = DocumentMask(active.astype(jnp.int32)[:, None])
         position = slots.cache.index[:, None]
         hidden, cache = model.hidden(slots.token[:, None], position, mask, slots.cache)
-        token, logprob = _choose(model, hidden, temperature, slots.seed, slots.cache.index + 1)
+        token, logprob = _choose(model, hidden, sampling, slots.seed, slots.cache.index + 1)
         new = new.at[:, i].set(jnp.where(active, token, config.pad_id))
         logprobs = logprobs.at[:, i].set(jnp.where(active, logprob, 0))
         token = jnp.where(active, token, slots.token)
@@ -331,21 +360,34 @@ def step(
 
 
 def _choose(
-    model: Any, hidden: jax.Array, temperature: float, seeds: jax.Array, positions: jax.Array
+    model: Any, hidden: jax.Array, sampling: Sampling, seeds: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """int32[B] next tokens after `hidden` [B, 1, E], and float32[B] their log-probabilities.
 
     A draw depends on the row's seed and the token's position, not on the row.
     """
     logits = model.unembed(hidden)[:, 0].astype(jnp.float32)
-    if temperature:
+    if sampling.temperature:
+        scaled = logits / sampling.temperature
+        if sampling.top_p < 1:
+            scaled = _nucleus(scaled, sampling.top_p)
 
         def noise(seed: jax.Array, position: jax.Array) -> jax.Array:
             key = jax.random.fold_in(jax.random.key(seed), position)
             return jax.random.gumbel(key, logits.shape[1:])
 
-        token = jnp.argmax(logits / temperature + jax.vmap(noise)(seeds, positions), axis=-1)
+        token = jnp.argmax(scaled + jax.vmap(noise)(seeds, positions), axis=-1)
     else:
         token = jnp.argmax(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _nucleus(logits: jax.Array, top_p: float) -> jax.Array:
+    """[B, V] with -inf for all but the most probable that together reach `top_p`."""
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    reached = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+    # The last one kept is the first that reaches it.
+    last = jnp.sum(reached < top_p, axis=-1, keepdims=True)
+    least = jnp.take_along_axis(ordered, jnp.minimum(last, logits.shape[-1] - 1), axis=-1)
+    return jnp.where(logits >= least, logits, -jnp.inf)

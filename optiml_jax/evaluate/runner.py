@@ -157,7 +157,7 @@ class Runner:
                 decoding.Prompt(
                     tokens=requests[i].instance.prompt,
                     max_new_tokens=requests[i].max_new_tokens,
-                    stop=self._stopper(requests[i].stop),
+                    stop=stopper(self.vocabulary, requests[i].stop),
                     seed=_sample_seed(self.seed, requests[i].instance.example, sample),
                 )
                 for i in members
@@ -174,17 +174,6 @@ class Runner:
         text = cut_at(raw, stop).strip()
         return Answer(text, generated.num_tokens, generated.finished, generated.logprob, raw)
 
-    def _stopper(self, stop: tuple[str, ...]) -> Callable[[Sequence[int]], bool] | None:
-        """Whether an answer holds one of the strings; in its text, not among its tokens."""
-        if not stop:
-            return None
-
-        def stopped(tokens: Sequence[int]) -> bool:
-            text = decode(self.vocabulary, tokens)
-            return any(string in text for string in stop)
-
-        return stopped
-
     def _score_unconditionally(self, instances: Iterable[Instance]) -> None:
         """Scores every candidate that was not seen yet after "Answer:" alone."""
         distinct = dict.fromkeys(tuple(c) for i in instances for c in i.candidate_ids)
@@ -196,6 +185,20 @@ class Runner:
         ]
         for candidate, (result,) in zip(new, scoring.score(self.engine, items), strict=True):
             self.unconditional[candidate] = result.sum_logprob
+
+
+def stopper(
+    vocabulary: seqio.Vocabulary, stop: Sequence[str]
+) -> Callable[[Sequence[int]], bool] | None:
+    """Whether an answer holds one of the strings; in its text, not among its tokens."""
+    if not stop:
+        return None
+
+    def stopped(tokens: Sequence[int]) -> bool:
+        text = decode(vocabulary, tokens)
+        return any(string in text for string in stop)
+
+    return stopped
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:

@@ -12,9 +12,11 @@ import tiny_models
 
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate import decoding
-from optiml_jax.evaluate.decoding import Prompt, Slots, generate, step
+from optiml_jax.evaluate.decoding import Prompt, Sampling, Slots, generate, step
 from optiml_jax.model.kv_cache import KVCache
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
+
+GREEDY = Sampling()
 
 
 class Script:
@@ -41,9 +43,11 @@ def run_script(script, left, **more):
     cache = KVCache.empty(config, 2, 64).replace(fresh=False)
     slots = Slots(cache, zeros, zeros.astype(jnp.uint32))
     seeds = jnp.ones((2,), jnp.uint32)
-    prompts, first, _ = decoding.read(model, config, 0.0, None, tokens, jnp.array(lengths), seeds)
+    prompts, first, _ = decoding.read(
+        model, config, GREEDY, None, tokens, jnp.array(lengths), seeds
+    )
     slots = decoding._jit_put(slots, jnp.arange(2), prompts, None, first, seeds)
-    slots, new, _, counts = step(model, config, 0.0, slots, jnp.array(left))
+    slots, new, _, counts = step(model, config, GREEDY, slots, jnp.array(left))
     assert slots.cache.index.tolist() == [n + c for n, c in zip(lengths, counts, strict=True)]
     return [[int(f), *row[:n].tolist()] for f, row, n in zip(first, new, counts, strict=True)]
 
@@ -170,6 +174,32 @@ def test_first_tokens_are_drawn_from_the_softmax():
         expected = np.append(expected[often], expected[~often].sum())
         found = np.append(found[often], found[~often].sum())
     assert scipy.stats.chisquare(found, expected * found.sum() / expected.sum()).pvalue > 1e-4
+
+
+def test_nucleus_sampling_draws_from_the_fewest_tokens_that_reach_its_probability():
+    """Against the model's own probabilities, summed in their order."""
+    prompts = [Prompt([5, 6, 7], 1, seed=i) for i in range(600)]
+    engine = tiny_models.engine(tokens_per_batch=4096)
+    results = generate(engine, prompts, temperature=0.5, top_p=0.8)
+    logits = tiny_models.logits(tiny_models.PRE_NORM, [2, 5, 6, 7])[-1].astype(np.float64)
+    probabilities = scipy.special.softmax(2 * logits)
+    order = np.argsort(-probabilities)
+    allowed = order[: 1 + np.searchsorted(np.cumsum(probabilities[order]), 0.8)]
+    drawn = {r.tokens[0] if r.tokens else 2 for r in results}
+    assert drawn <= set(allowed.tolist())
+    assert len(drawn) > len(allowed) / 2 > 1
+    one = generate(engine, prompts[:5], temperature=0.5, top_p=1e-6)
+    assert [r.tokens for r in one] == [r.tokens for r in generate(engine, prompts[:5])]
+
+
+def test_new_tokens_are_told_as_they_come():
+    told = {0: [], 1: []}
+    prompts = [Prompt([5, 6], 40), Prompt([7, 8, 9], 6)]
+    engine = tiny_models.engine()
+    results = generate(engine, prompts, watch=lambda i, new: told[i].append(list(new)))
+    for i, result in enumerate(results):
+        assert [t for t in told[i][-1] if t != 2] == result.tokens
+        assert [len(new) for new in told[i]] == sorted({len(new) for new in told[i]})
 
 
 def test_generation_does_not_depend_on_batch_size_order_or_devices():

@@ -1,0 +1,149 @@
+"""Prompts as text in, answers as text out: what `optiml generate` does with a model."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import seqio
+
+from optiml_jax.data.vocabulary import decode, encode_batch
+from optiml_jax.errors import UserError
+from optiml_jax.evaluate import decoding
+from optiml_jax.evaluate.batching import Engine
+from optiml_jax.evaluate.runner import cut_at, stopper
+
+_BATCH = 1024  # prompts of a file that are in memory at the same time
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPrompt:
+    """A prompt with its settings; see `cli.settings.Generate`."""
+
+    text: str
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    id: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextAnswer:
+    """An answer.
+
+    Attributes:
+      text: without stop string.
+      num_tokens: new tokens, the end of text included.
+      finished: the end of text or a stop string ended it.
+      logprob: of all its tokens, natural log.
+      num_cut: tokens of the prompt that did not fit, cut on its left.
+    """
+
+    text: str
+    num_tokens: int
+    finished: bool
+    logprob: float
+    num_cut: int = 0
+
+
+class Generator:
+    """A model that continues texts.
+
+    Args:
+      sampling: the same for all prompts.
+    """
+
+    def __init__(self, engine: Engine, vocabulary: seqio.Vocabulary, sampling: decoding.Sampling):
+        self._engine, self._vocabulary, self._sampling = engine, vocabulary, sampling
+
+    def answers(
+        self, prompts: Sequence[TextPrompt], watch: Callable[[str], object] | None = None
+    ) -> list[TextAnswer]:
+        """The answers to the prompts, in their order.
+
+        Args:
+          watch: called every few tokens with the text so far of the one prompt there is.
+
+        Raises:
+          UserError: a prompt leaves no room for itself beside its new tokens.
+        """
+        ids = encode_batch(self._vocabulary, [prompt.text for prompt in prompts])
+        rooms = [self._room(prompt) for prompt in prompts]
+        cut = [max(0, len(row) - room) for row, room in zip(ids, rooms, strict=True)]
+        asked = [
+            decoding.Prompt(
+                tokens=row[n:],
+                max_new_tokens=prompt.max_new_tokens,
+                stop=stopper(self._vocabulary, prompt.stop),
+                seed=prompt.seed,
+            )
+            for prompt, row, n in zip(prompts, ids, cut, strict=True)
+        ]
+
+        def tell(which: int, tokens: Sequence[int]) -> None:
+            if watch is not None:
+                watch(cut_at(decode(self._vocabulary, tokens), prompts[which].stop))
+
+        generated = decoding.generate(self._engine, asked, *self._sampling, watch=tell)
+        return [
+            TextAnswer(
+                text=cut_at(decode(self._vocabulary, answer.tokens), prompt.stop),
+                num_tokens=answer.num_tokens,
+                finished=answer.finished,
+                logprob=answer.logprob,
+                num_cut=n,
+            )
+            for prompt, answer, n in zip(prompts, generated, cut, strict=True)
+        ]
+
+    def _room(self, prompt: TextPrompt) -> int:
+        room = self._engine.config.max_positions - 1 - prompt.max_new_tokens
+        if room < 1:
+            raise UserError(
+                f"{prompt.max_new_tokens} new tokens leave no room for a prompt in the model's "
+                f"{self._engine.config.max_positions} positions; lower max_new_tokens"
+            )
+        return room
+
+
+def read_prompts(path: pathlib.Path, default: TextPrompt) -> Iterator[list[TextPrompt]]:
+    """The prompts of a file of JSON lines, in batches; what a line does not say is `default`'s.
+
+    Rows of ranked candidates, as `optiml export` writes them, are not prompts to continue.
+
+    Raises:
+      UserError: no such file, or a line that is no prompt; names it.
+    """
+    batch: list[TextPrompt] = []
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    batch.append(_prompt(f"{path}, line {number}", line, number, default))
+                if len(batch) == _BATCH:
+                    yield batch
+                    batch = []
+    except OSError as e:
+        raise UserError(f"cannot read the prompts in {path}: {e.strerror}") from e
+    if batch:
+        yield batch
+
+
+def _prompt(where: str, line: str, number: int, default: TextPrompt) -> TextPrompt:
+    try:
+        row: dict[str, Any] = json.loads(line)
+        text = row["prompt"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{where}: a prompt is a JSON object with the field `prompt`") from e
+    if row.get("kind") == "rank":
+        raise UserError(f"{where}: candidates are ranked here; `optiml evaluate` does that")
+    if not isinstance(text, str):
+        raise UserError(f"{where}: `prompt` must be a string")
+    return TextPrompt(
+        text=text,
+        max_new_tokens=int(row.get("max_new_tokens", default.max_new_tokens)),
+        stop=tuple(row.get("stop", default.stop)),
+        seed=int(row.get("seed", default.seed + number - 1)),
+        id=str(row.get("id", number)),
+    )
