@@ -20,7 +20,7 @@ from flax import nnx, struct
 from optiml_jax.evaluate.batching import Engine, pad_rows, round_up_power
 from optiml_jax.evaluate.prefixes import run_prefix, shared_prefixes
 from optiml_jax.model.attention import DocumentMask
-from optiml_jax.model.config import OPTConfig
+from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.kv_cache import KVCache
 
 _STEPS = 16  # tokens between two looks at what has finished
@@ -101,10 +101,12 @@ class _Request:
     logprob: float = 0.0
     stopped: bool = False
 
-    def extend(self, tokens: Sequence[int], logprobs: Sequence[float], eos_id: int) -> None:
+    def extend(
+        self, tokens: Sequence[int], logprobs: Sequence[float], eos_ids: Sequence[int]
+    ) -> None:
         self.new += tokens
         self.logprob += float(np.sum(logprobs, dtype=np.float64))
-        self.stopped = self.new[-1] == eos_id or bool(
+        self.stopped = self.new[-1] in eos_ids or bool(
             self.prompt.stop and self.prompt.stop(self.new)
         )
 
@@ -113,8 +115,8 @@ class _Request:
         """The number of tokens that may still come."""
         return 0 if self.stopped else self.prompt.max_new_tokens - len(self.new)
 
-    def result(self, eos_id: int) -> Generated:
-        tokens = self.new[:-1] if self.new[-1] == eos_id else self.new
+    def result(self, eos_ids: Sequence[int]) -> Generated:
+        tokens = self.new[:-1] if self.new[-1] in eos_ids else self.new
         return Generated(tokens, len(self.new), self.stopped, self.logprob)
 
 
@@ -140,7 +142,7 @@ def generate(
     for i, prompt in enumerate(prompts):
         if prompt.max_new_tokens < 1:
             raise ValueError(f"a prompt asks for {prompt.max_new_tokens} new tokens")
-        request = _Request(i, prompt, [engine.bos_id, *prompt.tokens])
+        request = _Request(i, prompt, engine.row(prompt.tokens))
         # The last new token is never read.
         capacity = engine.bucket(len(request.row) + prompt.max_new_tokens - 1)
         by_capacity[capacity].append(request)
@@ -149,7 +151,7 @@ def generate(
         sampling = Sampling(temperature, top_p)
         decoder = _Decoder(engine, capacity, sampling, len(requests), watch)
         for request in decoder.run(requests):
-            results[request.index] = request.result(engine.config.eos_id)
+            results[request.index] = request.result(engine.config.eos_ids)
             engine.progress(1)
     return results
 
@@ -236,7 +238,7 @@ class _Decoder:
         first, logprobs = np.asarray(first), np.asarray(logprobs)
         for i, slot in enumerate(free):
             self.requests[slot] = batch[i]
-            batch[i].extend([int(first[i])], logprobs[i : i + 1], engine.config.eos_id)
+            batch[i].extend([int(first[i])], logprobs[i : i + 1], engine.config.eos_ids)
             self.watch(batch[i].index, batch[i].new)
 
     def step(self) -> None:
@@ -257,12 +259,12 @@ class _Decoder:
             self.requests, tokens, logprobs, counts, strict=True
         ):
             if request is not None:
-                request.extend(row[:n].tolist(), row_logprobs[:n], engine.config.eos_id)
+                request.extend(row[:n].tolist(), row_logprobs[:n], engine.config.eos_ids)
                 self.watch(request.index, request.new)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _jit_empty(config: OPTConfig, num_slots: int, capacity: int) -> Slots:
+def _jit_empty(config: DecoderConfig, num_slots: int, capacity: int) -> Slots:
     cache = KVCache.empty(config, num_slots, capacity).replace(fresh=False)
     zeros = jnp.zeros((num_slots,), jnp.int32)
     return Slots(cache, zeros, zeros.astype(jnp.uint32))
@@ -290,7 +292,7 @@ def _jit_step(graphdef, params, config, sampling, *arrays):
 
 def read(
     model: Any,
-    config: OPTConfig,
+    config: DecoderConfig,
     sampling: Sampling,
     prefix: KVCache | None,
     tokens: jax.Array,
@@ -300,7 +302,7 @@ def read(
     """Runs R prompts.
 
     Args:
-      model: the contract of `optiml_jax.model.opt.OPT`.
+      model: a `optiml_jax.model.decoder.Decoder`.
       prefix: what all of the prompts begin with, or None.
       tokens: int32[R, L], the rest of the prompts, padded on the right.
       lengths: int32[R], at least 1.
@@ -321,12 +323,12 @@ def read(
 
 
 def step(
-    model: Any, config: OPTConfig, sampling: Sampling, slots: Slots, left: jax.Array
+    model: Any, config: DecoderConfig, sampling: Sampling, slots: Slots, left: jax.Array
 ) -> tuple[Slots, jax.Array, jax.Array, jax.Array]:
     """At most `_STEPS` more tokens for the slots that want any.
 
     Args:
-      model: the contract of `optiml_jax.model.opt.OPT`.
+      model: a `optiml_jax.model.decoder.Decoder`.
       left: int32[B], the tokens each slot may still get; 0 leaves it as it is.
 
     Returns:
@@ -346,7 +348,8 @@ def step(
         new = new.at[:, i].set(jnp.where(active, token, config.pad_id))
         logprobs = logprobs.at[:, i].set(jnp.where(active, logprob, 0))
         token = jnp.where(active, token, slots.token)
-        left = jnp.where(active & (token != config.eos_id), left - 1, 0)
+        ended = jnp.isin(token, jnp.array(config.eos_ids))
+        left = jnp.where(active & ~ended, left - 1, 0)
         return i + 1, Slots(cache, token, slots.seed), left, new, logprobs
 
     def goes_on(state: tuple) -> jax.Array:

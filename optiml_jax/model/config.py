@@ -137,6 +137,3 @@ class DecoderConfig:
         """A JSON-able dict that `architectures.config_from_dict` turns back into an equal one."""
         values = dataclasses.asdict(self)
         return {"architecture": self.architecture, **values, "more_eos_ids": [*self.more_eos_ids]}
-
-
-OPTConfig = DecoderConfig  # the type's name in evaluate/decoding.py

@@ -12,7 +12,9 @@ import tiny_models
 
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate import decoding
+from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.decoding import Prompt, Sampling, Slots, generate, step
+from optiml_jax.model.decoder import abstract_model
 from optiml_jax.model.kv_cache import KVCache
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 
@@ -99,6 +101,20 @@ def test_the_cache_gives_what_rereading_the_text_gives(config):
         places = range(len(prompt.tokens), len(rows) - 1)
         total = sum(logprobs[p, t] for p, t in zip(places, expected, strict=True))
         assert result.logprob == pytest.approx(total, abs=1e-3)
+
+
+def test_any_end_of_text_token_ends_an_answer_and_is_left_out():
+    config = tiny_models.GROUPED
+    prompt = Prompt([5, 6, 7], 12)
+    (plain,) = generate(tiny_models.engine(config, bos_id=None), [prompt])
+    end = plain.tokens[-1]
+    place = plain.tokens.index(end)
+    more = dataclasses.replace(config, more_eos_ids=(end,))
+    graphdef = abstract_model(more)[0]
+    engine = Engine(graphdef, tiny_models.weights(config)[1], more, bos_id=None)
+    (result,) = generate(engine, [prompt])
+    assert result.tokens == plain.tokens[:place]
+    assert (result.finished, result.num_tokens) == (True, place + 1)
 
 
 def test_a_shared_beginning_is_run_once_and_changes_nothing(monkeypatch):
