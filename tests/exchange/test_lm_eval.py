@@ -8,13 +8,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import exchange_bench as bench
 import pytest
 
 from optiml_jax.checkpoint.huggingface import write_huggingface
 from optiml_jax.evaluate.evaluator import evaluate, evaluate_with
-from optiml_jax.evaluate.records import RunFolder
+from optiml_jax.evaluate.records import RunFolder, rescore
 from optiml_jax.evaluate.rollup import Key, rollup
 from optiml_jax.exchange.answer_files import model_name, read_answers
 from optiml_jax.exchange.answers import StoredAnswers
@@ -83,6 +84,40 @@ def test_the_harness_gives_our_scores_instance_by_instance(both):
                 theirs = [float(pair[0]) for pair in row["filtered_resps"]]
                 expected = [c.sum_logprob for c in record.candidates]
                 assert theirs[: len(expected)] == pytest.approx(expected, abs=1e-3)
+
+
+def harness_scores(candidates, correct, results):
+    """acc, acc_norm and acc_bytes as the harness's own multiple-choice tasks compute them."""
+    from lm_eval.api.task import ConfigurableTask
+
+    task = object.__new__(ConfigurableTask)  # without a data set: only its arithmetic is asked for
+    task.OUTPUT_TYPE, task.multiple_input, task.multiple_target = "multiple_choice", False, True
+    task._config = types.SimpleNamespace(process_results=None)
+    task._metric_fn_list = dict.fromkeys(("acc", "acc_norm", "acc_bytes"))
+    task.doc_to_choice, task.doc_to_target = lambda doc: candidates, lambda doc: correct
+    return task.process_results({}, results)
+
+
+def test_acc_and_acc_norm_of_the_harness_are_our_rules(both):
+    """Its own arithmetic on its own log-likelihoods, against ours on ours."""
+    ours, out = both
+    rules = {"acc": "sum", "acc_norm": "chars", "acc_bytes": "bytes"}
+    compared = 0
+    for task, shots in cells(bench.tasks()):
+        if not task.ranks:
+            continue
+        records, _ = RunFolder(ours).read(task.info.task, shots)
+        (file,) = out.rglob(f"samples_{task_name(task.info.task, shots)}_*.jsonl")
+        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        rows.sort(key=lambda row: row["doc_id"])
+        for row, record in zip(rows, records, strict=True):
+            texts = [c.text for c in record.candidates]
+            results = [(float(p[0]), p[1] in (True, "True")) for p in row["filtered_resps"]]
+            theirs = harness_scores(texts, list(record.correct), results[: len(texts)])
+            mine = {name: rescore(record, rule).score for name, rule in rules.items()}
+            assert theirs == mine, record
+            compared += 1
+    assert compared > 10
 
 
 def test_tasks_and_groups_of_the_harness_are_those_of_our_tables(both):
