@@ -1,0 +1,54 @@
+"""What is known of accelerators: memory, speeds, wiring. The facts are in accelerators.yaml."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+
+import yaml
+
+_FACTS = pathlib.Path(__file__).with_name("accelerators.yaml")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """One kind of device; units and sources stand in accelerators.yaml.
+
+    Attributes:
+      name: "a100-40g", "v5p", ...; "cpu".
+      platform: "gpu", "tpu" or "cpu".
+      usable: GiB; None: not limited by us (the CPU's devices share the machine's memory).
+    """
+
+    name: str
+    platform: str
+    kinds: tuple[str, ...] = ()
+    memory: float | None = None
+    usable: float | None = None
+    flops: float | None = None
+    bandwidth: float | None = None
+    fast: float | None = None
+    network: float | None = None
+    xla: Mapping[str, float | str] | None = None
+    chip: str | None = None
+
+
+@functools.cache
+def accelerators() -> dict[str, Accelerator]:
+    """All known accelerators by name."""
+    facts = yaml.safe_load(_FACTS.read_text("utf-8"))
+    return {
+        name: Accelerator(name=name, **values | {"kinds": tuple(values["kinds"])})
+        for name, values in facts.items()
+    }
+
+
+def accelerator_of(device_kind: str) -> Accelerator | None:
+    """The accelerator that a `jax.Device.device_kind` belongs to: the one whose name fits longest."""
+    fitting = [
+        (len(kind), accelerator.name)
+        for accelerator in accelerators().values()
+        for kind in accelerator.kinds
+        if device_kind.startswith(kind)
+    ]
+    return accelerators()[max(fitting)[1]] if fitting else None
