@@ -11,6 +11,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FLOORS = [  # from the top; a package imports only from floors below its own
     {"optiml_jax.cli"},
     {"optiml_jax.report", "tasks"},
+    {"optiml_jax.ahead"},
     {"optiml_jax.train", "optiml_jax.exchange"},
     {"optiml_jax.checkpoint", "optiml_jax.evaluate", "optiml_jax.audit"},
     {"optiml_jax.sharding", "optiml_jax.data"},

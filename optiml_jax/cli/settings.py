@@ -383,6 +383,24 @@ class Inspect:
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
+class Compile:
+    """Attributes:
+    target: `tpu:v5p:4x4x8`, `gpu:a100-40g:8x8` (nodes x GPUs a node) or `cpu:64`.
+    program: "train" (one update) or "validate".
+    length: slots of a row; None: `PlanConfig.sequence_length`.
+    search: looks for settings that fit when these do not.
+    output: file for the findings as JSON.
+    """
+
+    target: str
+    program: str = "train"
+    length: int | None = None
+    search: bool = True
+    output: str | None = None
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
 class Convert:
     """Attributes:
     source: a Hugging Face folder or Hub name or metaseq's files (read), or a checkpoint of ours

@@ -44,7 +44,7 @@ def accelerators() -> dict[str, Accelerator]:
 
 
 def accelerator_of(device_kind: str) -> Accelerator | None:
-    """The accelerator that a `jax.Device.device_kind` belongs to: the one whose name fits longest."""
+    """The accelerator of a `jax.Device.device_kind`: the one whose name fits longest."""
     fitting = [
         (len(kind), accelerator.name)
         for accelerator in accelerators().values()

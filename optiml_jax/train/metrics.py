@@ -17,21 +17,8 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from optiml_jax.files import disk_errors
+from optiml_jax.sharding.hardware import accelerator_of
 
-# Dense bfloat16 FLOP/s of one device, from the vendors' data sheets; by the start of device_kind.
-PEAK_FLOPS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-}
 MFU_FORMULA = (
     "mfu = flops_per_token * tokens_per_second / (devices * peak_flops); "
     "flops_per_token = 6 * N + 12 * num_layers * num_heads * head_dim * sequence_length "
@@ -134,8 +121,8 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
     """FLOP/s of one device for a computation in `dtype`; None when it is not in the table."""
     if dtype == "float32":
         return None
-    kinds = [kind for kind in PEAK_FLOPS if device_kind.startswith(kind)]
-    return PEAK_FLOPS[max(kinds, key=len)] if kinds else None
+    found = accelerator_of(device_kind)
+    return found and found.flops
 
 
 def _stamp(path: pathlib.Path) -> int:

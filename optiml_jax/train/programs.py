@@ -1,7 +1,7 @@
-"""The programs of training, lowered from settings and shapes alone.
+"""The programs of training, traced from settings and shapes alone.
 
 The devices of the mesh may be described ones (`jax.experimental.topologies`): nothing here makes an
-array. `lower_train_step(...).compile()` is what a run calls in every step.
+array. `trace_train_step(...).lower().compile()` is what a run calls in every step.
 """
 
 import dataclasses
@@ -43,10 +43,10 @@ def compile_programs(
     """Compiles what a run calls."""
     began = time.perf_counter()
     settings = (mesh, preset, sequence_length)
-    train_step = lower_train_step(config, model, optimizer, *settings).compile()
+    train_step = trace_train_step(config, model, optimizer, *settings).lower().compile()
     validation_step = None
     if validates:
-        validation_step = lower_validation_step(config, model, *settings).compile()
+        validation_step = trace_validation_step(config, model, *settings).lower().compile()
     logger.info(
         "%s parameters on %d %s devices (%s), compiled in %.1f s",
         f"{model.num_params:,}",
@@ -58,14 +58,14 @@ def compile_programs(
     return Programs(train_step, validation_step)
 
 
-def lower_train_step(
+def trace_train_step(
     config: TrainConfig,
     model: DecoderConfig,
     optimizer: OptimizerConfig,
     mesh: jax.sharding.Mesh,
     preset: str,
     sequence_length: int,
-) -> jax.stages.Lowered:
+) -> jax.stages.Traced:
     """(TrainState, batch) -> (TrainState, measured) of one update, the state donated.
 
     Args:
@@ -92,16 +92,16 @@ def lower_train_step(
     )
     batch = abstract_batch(mesh, config.global_batch_size, sequence_length)
     with use_mesh(mesh, preset):
-        return jitted.lower(abstract, batch)
+        return jitted.trace(abstract, batch)
 
 
-def lower_validation_step(
+def trace_validation_step(
     config: TrainConfig,
     model: DecoderConfig,
     mesh: jax.sharding.Mesh,
     preset: str,
     sequence_length: int,
-) -> jax.stages.Lowered:
+) -> jax.stages.Traced:
     """(params, batch of one microbatch's size) -> (sum, weight) of the loss, see `batch_loss`."""
     function = make_validation_step(abstract_model(model)[0], config.loss_chunk)
     rows = config.global_batch_size // config.num_microbatches
@@ -110,4 +110,4 @@ def lower_validation_step(
         abstract_batch(mesh, rows, sequence_length),
     )
     with use_mesh(mesh, preset):
-        return jax.jit(function, out_shardings=replicated(mesh)).lower(*arguments)
+        return jax.jit(function, out_shardings=replicated(mesh)).trace(*arguments)

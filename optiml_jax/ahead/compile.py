@@ -1,0 +1,168 @@
+"""From a job to findings: what a program needs on a target, how long it takes at least, and why."""
+
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+from optiml_jax.ahead.hlo import Collective, by_kind
+from optiml_jax.ahead.targets import check_installed, set_environment
+from optiml_jax.ahead.worker import Job
+from optiml_jax.errors import UserError
+
+TIME_LIMIT = 900.0  # seconds of one compilation
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What one program needs on one target; sizes in GiB a device.
+
+    Attributes:
+      arguments: state and batch. None where the compiler ran out of memory.
+      temporaries: everything between. None likewise.
+      peak: arguments and temporaries together, or what the compiler wanted when it gave up.
+      usable: what the device has for a program; None: not limited.
+      collectives: what a device exchanges in one call.
+      executed, useful: FLOPs of one call over all devices; useful as MFU counts them.
+      out_of_memory: the compiler's words.
+      seconds, own_memory: of the compilation, and GiB of its process.
+    """
+
+    job: Job
+    devices: int
+    mesh: dict[str, int]
+    arguments: float | None
+    temporaries: float | None
+    peak: float | None
+    usable: float | None
+    collectives: tuple[Collective, ...]
+    executed: float
+    useful: float
+    out_of_memory: str | None
+    seconds: float
+    own_memory: float
+
+    @property
+    def fits(self) -> bool:
+        return self.out_of_memory is None and (self.usable is None or self.peak <= self.usable)
+
+    def bounds(self) -> dict[str, float]:
+        """Seconds that one call takes at least: for its products, its memory, its exchanges.
+
+        Memory: the arguments are read once, and the state of training written once. Exchange:
+        inside a node or torus at its whole speed, between nodes at that of a device's network.
+        Empty for a target without published speeds.
+        """
+        device = self.job.target.accelerator
+        if device.flops is None:
+            return {}
+        rate = device.flops if self.job.model.dtype != "float32" else device.flops / 2
+        times = 2 if self.job.program == "train" else 1
+        exchange = 0.0
+        for collective in self.collectives:
+            inside = collective.spread < self.job.target.node_size
+            exchange += collective.sent / (device.fast if inside else device.network)
+        return {
+            "compute": self.executed / self.devices / rate,
+            "memory": times * (self.arguments or 0.0) * 2**30 / device.bandwidth,
+            "network": exchange,
+        }
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        mesh = " x ".join(f"{name} {size}" for name, size in self.mesh.items())
+        said = [f"{self.job.target.name}: {self.devices} devices, mesh {mesh}"]
+        said.append(f"  settings      {settings(self.job)}")
+        if self.out_of_memory:
+            said.append(f"  does not fit  {self.out_of_memory}")
+        else:
+            capacity = "not limited" if self.usable is None else f"of {self.usable:.2f} usable"
+            verdict = "fits" if self.fits else "does NOT fit"
+            said += [
+                f"  arguments     {self.arguments:.2f} GiB a device",
+                f"  temporaries   {self.temporaries:.2f} GiB",
+                f"  peak          {self.peak:.2f} GiB {capacity}: {verdict}",
+            ]
+        kinds = by_kind(list(self.collectives))
+        for kind, size in sorted(kinds.items(), key=lambda item: -item[1]):
+            said.append(f"  {kind:19} {size:9.2f} GiB of results a device and step")
+        said.append(f"  executed over useful FLOPs {self.executed / self.useful:.3f}")
+        said += self._bound_lines()
+        said.append(f"  compiled in {self.seconds:.0f} s with {self.own_memory:.1f} GiB")
+        return said
+
+    def _bound_lines(self) -> list[str]:
+        if not (bounds := self.bounds()) or self.out_of_memory:
+            return []
+        limit = max(bounds, key=bounds.get)
+        parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in bounds.items())
+        line = f"  a step takes at least {bounds[limit]:.2f} s, limited by {limit} ({parts})"
+        if self.job.program != "train":
+            return [line]
+        hours = bounds[limit] * self.job.config.num_steps / 3600
+        steps = self.job.config.num_steps
+        return [line, f"  the run of {steps:,} steps takes at least {hours:.1f} hours"]
+
+
+def settings(job: Job) -> str:
+    """The settings that decide memory and speed, as gin bindings."""
+    return (
+        f"MeshConfig.preset={job.mesh.preset} MeshConfig.tensor={job.mesh.tensor} "
+        f"TrainConfig.num_microbatches={job.config.num_microbatches} "
+        f"model_config.remat={job.model.remat}"
+    )
+
+
+def compile_job(job: Job) -> Findings:
+    """Compiles in a process of its own.
+
+    Raises:
+      UserError: settings that do not go together, a compiler that is missing or fails.
+    """
+    check_installed(job.target)
+    environment = dict(os.environ)
+    set_environment(job.target, environment)
+    command = [sys.executable, "-m", "optiml_jax.ahead.worker"]
+    try:
+        done = subprocess.run(
+            command,
+            input=pickle.dumps(job),
+            env=environment,
+            capture_output=True,
+            timeout=TIME_LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as e:
+        raise UserError(f"the compiler took more than {TIME_LIMIT:.0f} s; try fewer devices") from e
+    lines = done.stdout.decode().strip().splitlines()
+    if done.returncode or not lines:
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"the compiler ended with status {done.returncode}: {last[:300]}")
+    return _findings(job, json.loads(lines[-1]))
+
+
+def _findings(job: Job, answer: dict[str, Any]) -> Findings:
+    if "error" in answer:
+        raise UserError(answer["error"])
+    rows = job.config.global_batch_size
+    if job.program != "train":
+        rows //= job.config.num_microbatches
+    useful = job.model.flops_per_token(job.length) * rows * job.length
+    return Findings(
+        job=job,
+        devices=answer["devices"],
+        mesh=answer["mesh"],
+        arguments=answer.get("arguments"),
+        temporaries=answer.get("temporaries"),
+        peak=answer.get("peak"),
+        usable=job.target.accelerator.usable,
+        collectives=tuple(Collective(**c) for c in answer.get("collectives", ())),
+        executed=answer["executed_flops"],
+        useful=useful if job.program == "train" else useful / 3,
+        out_of_memory=answer.get("out_of_memory"),
+        seconds=answer["seconds"],
+        own_memory=answer["own_memory"],
+    )

@@ -1,0 +1,67 @@
+"""Settings that fit are found cheapest first, and hopeless ones are not compiled."""
+
+import dataclasses
+
+import pytest
+
+from optiml_jax.ahead.compile import Findings, settings
+from optiml_jax.ahead.search import candidates, changes_that_fit
+from optiml_jax.ahead.targets import parse_target
+from optiml_jax.ahead.worker import Job
+from optiml_jax.model.architectures import model_config
+from optiml_jax.sharding.mesh import MeshConfig
+from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.optimizer import OptimizerConfig
+
+
+@pytest.fixture
+def job():
+    return Job(
+        target=parse_target("gpu:a100-40g:8x8"),
+        program="train",
+        config=TrainConfig(plan_dir="", run_dir="", num_steps=4000, global_batch_size=256),
+        model=model_config("30b", dtype="bfloat16", remat="full"),
+        optimizer=OptimizerConfig(),
+        mesh=MeshConfig(tensor=2),
+        length=2048,
+    )
+
+
+def findings(job, peak):
+    return Findings(
+        job, 64, {}, 5.0, peak - 5, peak, job.target.accelerator.usable, (), 2e18, 1e18, None, 1, 1
+    )
+
+
+def test_candidates_go_together_and_differ(job):
+    others = candidates(job)
+    assert len({settings(other) for other in others}) == len(others) > 20
+    for other in others:
+        assert settings(other) != settings(job)
+        fsdp = 64 // other.mesh.tensor
+        assert 256 % (fsdp * other.config.num_microbatches) == 0
+        assert 56 % other.mesh.tensor == 0
+
+
+def test_three_changes_are_found_and_hopeless_ones_skipped(job):
+    tried = []
+
+    def compile_one(job):
+        tried.append(job)
+        return findings(job, 30.0 if job.config.num_microbatches >= 2 else 60.0)
+
+    fitting = changes_that_fit(findings(job, 60.0), compile_one=compile_one)
+    assert [f.fits for f in fitting] == [True] * 3
+    assert all(f.job.config.num_microbatches >= 2 for f in fitting)
+    # Without tensor groups, a standard preset and the same microbatches need only more.
+    assert not any(
+        t.config.num_microbatches == 1 and t.mesh.tensor <= 2 and t.mesh.preset == "standard"
+        for t in tried
+    )
+
+
+def test_bounds_are_those_of_the_data_sheet(job):
+    bounds = findings(job, 20.0).bounds()
+    assert bounds["compute"] == pytest.approx(2e18 / 64 / 312e12)
+    assert bounds["memory"] == pytest.approx(2 * 5 * 2**30 / 1555e9)
+    assert not dataclasses.replace(findings(job, 50.0)).fits
