@@ -24,6 +24,15 @@ def parameter(value: jax.Array, *axes: str) -> nnx.Param:
     return nnx.Param(value, logical_axes=axes)
 
 
+def whole_length(x: jax.Array) -> jax.Array:
+    """[B, L, D] with all positions of its rows, where the residual stream is cut along them.
+
+    Called on the input of a block's products: they exchange it once, in the type of the
+    computation, and nothing behind them (heads, scores) is laid out anew.
+    """
+    return constrain(constrain(x, *RESIDUAL), "batch", None, None)
+
+
 class Linear(nnx.Module):
     """A linear map given by an einsum of input and kernel, with or without a bias.
 

@@ -118,9 +118,16 @@ def run_metadata(
         "global_batch_size": config.global_batch_size,
         "num_microbatches": config.num_microbatches,
         "num_steps": config.num_steps,
-        "optimizer": dataclasses.asdict(optimizer),
+        "optimizer": _deciding_fields(optimizer, model),
         "init_from": config.init_from,
     }
+
+
+def _deciding_fields(optimizer: OptimizerConfig, model: DecoderConfig) -> dict[str, Any]:
+    """What of the optimiser decides the parameters: the scale of the loss in float16 only."""
+    values = dataclasses.asdict(optimizer)
+    scaled = model.dtype == "float16"
+    return {k: v for k, v in values.items() if scaled or not k.startswith("loss_scale")}
 
 
 def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:

@@ -83,7 +83,7 @@ def train(
         stack.enter_context(contextlib.closing(checkpoints))
         stack.enter_context(stop.listening())
         stack.enter_context(use_mesh(devices, mesh.preset))
-        state, step = start_state(config, model, abstract, checkpoints, metadata)
+        state, step = start_state(config, model, optimizer, abstract, checkpoints, metadata)
         evaluation = Evaluation(evaluation_hook, evaluation_steps, abstract_model(model)[0], stop)
         if step:  # the last stop may have come in the middle of it
             evaluation(step, state)

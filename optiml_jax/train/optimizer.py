@@ -25,6 +25,9 @@ class OptimizerConfig:
       beta1, beta2, epsilon: of Adam.
       weight_decay: decoupled (AdamW), times the learning rate; on every parameter, as in metaseq.
       clip_norm: the gradient is scaled down to this global norm; 0 turns clipping off.
+      loss_scale: what the summed loss is multiplied with at first, in float16 only; see
+        `optiml_jax.train.loss_scale`.
+      loss_scale_interval: updates without overflow after which the scale doubles.
     """
 
     learning_rate: float = 5e-5
@@ -34,9 +37,16 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    loss_scale: float = 64.0
+    loss_scale_interval: int = 200
 
     def check(self, num_steps: int) -> None:
-        """UserError when the warm-up does not end within a run of `num_steps` updates."""
+        """UserError for values that make no sense in a run of `num_steps` updates."""
+        if self.loss_scale <= 0 or self.loss_scale_interval < 1:
+            raise UserError(
+                f"OptimizerConfig.loss_scale={self.loss_scale} must be above 0 and "
+                f"loss_scale_interval={self.loss_scale_interval} at least 1"
+            )
         if not 0 <= self.warmup_steps < num_steps:
             raise UserError(
                 f"OptimizerConfig.warmup_steps={self.warmup_steps} must be at least 0 and below "

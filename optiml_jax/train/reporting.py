@@ -21,6 +21,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.train import metrics
 from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.loss_scale import MINIMUM
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,8 @@ class Reporter:
     def _summary(self, steps: list[dict[str, float]], seconds: float) -> dict[str, float]:
         totals = {name: sum(float(s[name]) for s in steps) for name in steps[0]}
         loss = totals["loss_sum"] / max(totals["loss_weight"], 1)
+        if totals.get("skipped") == len(steps):
+            loss = math.nan  # of no step in this period
         per_second = self._slots / seconds
         values = {
             "loss": loss,
@@ -132,6 +135,8 @@ class Reporter:
             "non_pad_fraction": totals["tokens"] / (len(steps) * self._slots),
             "step_seconds": seconds,
         }
+        if "skipped" in totals:
+            values |= {"loss_scale": float(steps[-1]["loss_scale"]), "skipped": totals["skipped"]}
         if self._total_peak_flops:
             values["mfu"] = self._flops_per_token * per_second / self._total_peak_flops
         return values
@@ -182,6 +187,16 @@ def perplexity(loss: float) -> float:
 
 
 def _check_finite(step: int, measured: Mapping[str, float]) -> None:
+    if measured.get("skipped"):
+        scale = float(measured["loss_scale"])
+        logger.warning("step %d overflowed in float16 and was skipped: loss scale %g", step, scale)
+        if scale < MINIMUM:
+            raise UserError(
+                f"step {step} overflows in float16 whatever the loss scale (now {scale:g}): "
+                "training stopped; lower OptimizerConfig.learning_rate, lengthen the warm-up or "
+                "set model_config.dtype = 'bfloat16'"
+            )
+        return
     bad = [n for n in ("loss_sum", "gradient_norm") if not math.isfinite(measured[n])]
     if bad:
         raise UserError(

@@ -16,6 +16,7 @@ from optiml_jax.train.config import (
     check_plan,
     check_same_run,
 )
+from optiml_jax.train.optimizer import OptimizerConfig
 from optiml_jax.train.state import (
     TrainState,
     initial_state,
@@ -63,6 +64,7 @@ def files_of_checkpoints(metadata: Mapping[str, Any]) -> dict[str, bytes]:
 def start_state(
     config: TrainConfig,
     model: DecoderConfig,
+    optimizer: OptimizerConfig,
     abstract: TrainState,
     checkpoints: CheckpointManager,
     metadata: dict[str, Any],
@@ -87,5 +89,5 @@ def start_state(
         check_initial_checkpoint(config.init_from, load_metadata(config.init_from), metadata)
         logger.info("starting from the parameters of %s", config.init_from)
         params = load_params(config.init_from, abstract.params)
-        return state_from_params(params, abstract), 0
-    return initial_state(model, config.seed, abstract), 0
+        return state_from_params(params, optimizer, abstract), 0
+    return initial_state(model, optimizer, config.seed, abstract), 0

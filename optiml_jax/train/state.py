@@ -9,7 +9,8 @@ from flax import struct
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import init_params
 from optiml_jax.sharding.rules import abstract_params, replicated
-from optiml_jax.train.optimizer import init_optimizer
+from optiml_jax.train.loss_scale import init_scale
+from optiml_jax.train.optimizer import OptimizerConfig, init_optimizer
 
 
 @struct.dataclass
@@ -17,7 +18,8 @@ class TrainState:
     """Attributes:
     step: int32[], updates made so far.
     params: pure nested dict of float32 arrays, as made by `model.decoder.init_params`.
-    optimizer: pure dict of the moments, float32, shaped and sharded as `params`.
+    optimizer: pure dict of the moments, float32, shaped and sharded as `params`; in float16 also
+      `loss_scale`, see `optiml_jax.train.loss_scale`.
     """
 
     step: jax.Array
@@ -33,21 +35,37 @@ def abstract_state(model: DecoderConfig, mesh: jax.sharding.Mesh, preset: str) -
     """Shapes, dtypes and shardings of the whole state; no memory is used."""
     params = abstract_params(model, mesh, preset)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    return TrainState(step=step, params=params, optimizer={"mu": params, "nu": params})
+    optimizer = {"mu": params, "nu": params}
+    if model.dtype == "float16":
+        scale = jax.eval_shape(lambda: init_scale(OptimizerConfig()))
+        optimizer["loss_scale"] = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), scale
+        )
+    return TrainState(step=step, params=params, optimizer=optimizer)
 
 
-def initial_state(model: DecoderConfig, seed: int, abstract: TrainState) -> TrainState:
+def initial_state(
+    model: DecoderConfig, optimizer: OptimizerConfig, seed: int, abstract: TrainState
+) -> TrainState:
     """The state before the first update, with random weights of `seed`, made in place."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
     _, params = init_params(model, seed, shardings)
-    return state_from_params(params, abstract)
+    return state_from_params(params, optimizer, abstract)
 
 
-def state_from_params(params: dict[str, Any], abstract: TrainState) -> TrainState:
+def state_from_params(
+    params: dict[str, Any], optimizer: OptimizerConfig, abstract: TrainState
+) -> TrainState:
     """The state before the first update of `params`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
-    optimizer = jax.jit(init_optimizer, out_shardings=shardings)(params)
-    return state_from_items({"params": params, "optimizer": optimizer}, 0, abstract)
+
+    def init(params: dict[str, Any]) -> dict[str, Any]:
+        moments = init_optimizer(params)
+        scaled = "loss_scale" in abstract.optimizer
+        return moments | ({"loss_scale": init_scale(optimizer)} if scaled else {})
+
+    state = jax.jit(init, out_shardings=shardings)(params)
+    return state_from_items({"params": params, "optimizer": state}, 0, abstract)
 
 
 def state_from_items(items: dict[str, Any], step: int, abstract: TrainState) -> TrainState:

@@ -11,6 +11,7 @@ from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.axes import constrain
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.train.loss import label_loss
+from optiml_jax.train.loss_scale import chosen, next_scale
 from optiml_jax.train.optimizer import OptimizerConfig, apply_gradient
 from optiml_jax.train.state import TrainState
 
@@ -60,34 +61,55 @@ def make_train_step(
 
     Returns:
       (state, batch) -> (state, measured); measured holds float32[] `loss_sum`, `loss_weight`,
-      `gradient_norm`, `learning_rate` and `tokens` (those that are not padding).
+      `gradient_norm`, `learning_rate` and `tokens` (those that are not padding). In float16 also
+      `loss_scale` after the step and `skipped`, 1 where the gradient overflowed: parameters and
+      moments are then those of before, and the loss of the step is left out.
     """
+    scaled = model.dtype == "float16"
     has_dropout = bool(model.dropout or model.attention_dropout)
 
-    def loss_and_gradient(params, rows, key):
+    def loss_and_gradient(params, rows, key, scale):
         def loss(params):
-            return batch_loss(graphdef, params, rows, key if has_dropout else None, chunk)
+            total, weight = batch_loss(graphdef, params, rows, key if has_dropout else None, chunk)
+            return total * scale, (total, weight)
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return sums, gradient
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        scale = state.optimizer["loss_scale"]["scale"] if scaled else 1.0
 
         def accumulate(carry, inputs):
             index, rows = inputs
             (total, weight), gradient = loss_and_gradient(
-                state.params, rows, jax.random.fold_in(key, index)
+                state.params, rows, jax.random.fold_in(key, index), scale
             )
             return jax.tree.map(jnp.add, carry, (gradient, total, weight)), None
 
         nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
-        parts = {name: _microbatches(rows, num_microbatches) for name, rows in batch.items()}
-        sums, _ = jax.lax.scan(accumulate, nothing, (jnp.arange(num_microbatches), parts))
-        gradient, total, weight = sums
-        gradient = jax.tree.map(lambda g: g / jnp.maximum(weight, 1), gradient)
+        if num_microbatches == 1:  # no second tree to add the gradient to
+            (total, weight), gradient = loss_and_gradient(
+                state.params, batch, jax.random.fold_in(key, 0), scale
+            )
+        else:
+            parts = {name: _microbatches(rows, num_microbatches) for name, rows in batch.items()}
+            sums, _ = jax.lax.scan(accumulate, nothing, (jnp.arange(num_microbatches), parts))
+            gradient, total, weight = sums
+        gradient = jax.tree.map(lambda g: g / (jnp.maximum(weight, 1) * scale), gradient)
+        # A skipped update counts neither for Adam's bias correction nor for the schedule.
+        updates = state.step - state.optimizer["loss_scale"]["skipped"] if scaled else state.step
         params, moments, measured = apply_gradient(
-            optimizer, num_steps, state.step, state.params, state.optimizer, gradient
+            optimizer, num_steps, updates, state.params, state.optimizer, gradient
         )
+        if scaled:
+            finite = jnp.isfinite(measured["gradient_norm"])
+            old = {name: state.optimizer[name] for name in moments}
+            params, moments = chosen(finite, (params, moments), (state.params, old))
+            after = next_scale(optimizer, state.optimizer["loss_scale"], finite)
+            moments["loss_scale"] = after
+            total, weight = chosen(finite, (total, weight), (0.0, 0.0))
+            measured |= {"loss_scale": after["scale"], "skipped": 1.0 - finite}
         measured |= {
             "loss_sum": total,
             "loss_weight": weight,

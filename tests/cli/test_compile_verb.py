@@ -26,7 +26,7 @@ def test_a_described_machine_answers_without_devices(tmp_path, capsys):
     found = json.loads(output.read_text())
     assert found["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
     assert "fits" in said
-    assert 1 <= found["executed"] / found["useful"] < 1.6
+    assert 0.9 < found["executed"] / found["useful"] < 1.6
     # Parameters and both moments in float32, cut in four but for norms, biases and positions.
     from optiml_jax.model.opt.config import OPTConfig
 

@@ -21,6 +21,7 @@ from optiml_jax.model.layers import (
     parameter,
     run_stack,
     unembed,
+    whole_length,
 )
 from optiml_jax.model.opt.config import OPTConfig
 
@@ -71,12 +72,14 @@ class Attention(nnx.Module):
         dropout_key: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Returns [B, L, D] and the keys and values [B, H, L, Dh] of `x`; `earlier`: see attend."""
+        x = whole_length(x)
         query, key, value = (
             constrain(jnp.swapaxes(project(x), 1, 2), "batch", "heads", None, None)
             for project in (self.query, self.key, self.value)
         )
         query = query * (query.shape[-1] ** -0.5)
         y = attend(query, [*earlier, (key, value, allowed)], self.dropout, dropout_key)
+        y = constrain(y, "batch", "heads", None, None)
         return self.out(jnp.swapaxes(y, 1, 2)), (key, value)
 
 
@@ -110,7 +113,7 @@ class Block(nnx.Module):
         x = constrain(x + drop(constrain(y, *RESIDUAL), self.dropout, keys[1]), *RESIDUAL)
         x = x if pre else self.attention_norm(x)
 
-        y = self.mlp_norm(x) if pre else x
+        y = whole_length(self.mlp_norm(x) if pre else x)
         y = constrain(jax.nn.relu(self.wi(y)), "batch", None, "mlp")
         y = self.wo(y)
         x = constrain(x + drop(constrain(y, *RESIDUAL), self.dropout, keys[2]), *RESIDUAL)

@@ -1,0 +1,92 @@
+"""Training in float16: overflows are skipped and counted, and the loss is that of float32."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from optiml_jax.data.loader import read_rows
+from optiml_jax.data.plan import Plan
+from optiml_jax.errors import UserError
+from optiml_jax.model.decoder import abstract_model, init_params
+from optiml_jax.sharding.mesh import MeshConfig, make_mesh
+from optiml_jax.sharding.rules import use_mesh
+from optiml_jax.train.loop import train
+from optiml_jax.train.optimizer import OptimizerConfig
+from optiml_jax.train.state import abstract_state, state_from_params
+from optiml_jax.train.step import make_train_step
+
+
+def start(loss_scale, interval):
+    """The state and the compiled step of a tiny model in float16 on one device."""
+    config = tiny_run.configs("", "", model={"dtype": "float16"})[1]
+    optimizer = OptimizerConfig(1e-2, 2, loss_scale=loss_scale, loss_scale_interval=interval)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    function = make_train_step(
+        abstract_model(config)[0],
+        config,
+        optimizer,
+        num_steps=20,
+        num_microbatches=2,
+        seed=0,
+        chunk=32,
+    )
+    with use_mesh(mesh):
+        abstract = abstract_state(config, mesh, "standard")
+        params = init_params(config, 0, jax.tree.map(lambda x: x.sharding, abstract.params))[1]
+        return state_from_params(params, optimizer, abstract), jax.jit(function)
+
+
+def test_an_overflow_skips_the_step_and_halves_the_scale(plan_dir):
+    batch = read_rows(Plan.load(plan_dir), range(8))
+    state, step = start(loss_scale=2.0**100, interval=2)
+    after, measured = step(state, batch)
+    scale = after.optimizer["loss_scale"]
+    assert (float(measured["skipped"]), float(scale["scale"])) == (1, 2.0**99)
+    assert (int(scale["skipped"]), int(after.step)) == (1, 1)
+    for name in ("mu", "nu"):
+        jax.tree.map(np.testing.assert_array_equal, after.optimizer[name], state.optimizer[name])
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+
+
+def test_updates_without_overflow_double_the_scale(plan_dir):
+    batch = read_rows(Plan.load(plan_dir), range(8))
+    state, step = start(loss_scale=64.0, interval=2)
+    scales = []
+    for _ in range(4):
+        before = state.params
+        state, measured = step(state, batch)
+        scales.append(float(measured["loss_scale"]))
+        assert float(measured["skipped"]) == 0
+        assert np.any(state.params["token_embedding"] != before["token_embedding"])
+    assert scales == [64, 128, 128, 256]
+
+
+def test_float16_learns_as_float32_does_and_says_what_it_skipped(
+    plan_dir, tmp_path, compiled_once, caplog
+):
+    caplog.set_level(logging.INFO)
+    losses = {}
+    for dtype in ("float32", "float16"):
+        settings = {
+            "train": {"num_steps": 100, "log_every": 25, "checkpoint_every": 100},
+            "model": {"dtype": dtype, "dropout": 0.0},
+            "optimizer": {"loss_scale": 2.0**12},
+        }
+        assert train(*tiny_run.configs(plan_dir, tmp_path / dtype, **settings)) == 0
+        scalars = tiny_run.read_scalars(tmp_path / dtype)
+        losses[dtype] = scalars["loss"][-1][1]
+    assert losses["float16"] == pytest.approx(losses["float32"], rel=0.02)
+    skipped = sum(value for _, value in scalars["skipped"])
+    assert skipped > 0
+    assert caplog.text.count("overflowed in float16 and was skipped") == skipped
+
+
+def test_a_run_that_overflows_whatever_the_scale_ends(plan_dir, tmp_path, compiled_once):
+    settings = {"model": {"dtype": "float16"}, "optimizer": {"learning_rate": 1e30}}
+    settings["optimizer"]["loss_scale"] = 2.0**-10
+    settings["train"] = {"num_steps": 40}
+    with pytest.raises(UserError, match="overflows in float16 whatever the loss scale"):
+        train(*tiny_run.configs(plan_dir, tmp_path, **settings))

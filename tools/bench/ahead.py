@@ -1,0 +1,88 @@
+"""Compiles the paper's runs for the machines they are meant for and prints one table.
+
+python tools/bench/ahead.py [TARGET ...]    (needs libtpu and JAX's CUDA plugin; no device)
+"""
+
+import os
+import pathlib
+import sys
+
+import gin
+
+import optiml_jax.cli.settings  # noqa: F401 - what gin may set
+from optiml_jax.ahead.compile import compile_job
+from optiml_jax.ahead.hlo import by_kind
+from optiml_jax.ahead.targets import parse_target
+from optiml_jax.ahead.worker import Job
+from optiml_jax.data.plan import PlanConfig
+from optiml_jax.errors import UserError
+from optiml_jax.model.architectures import model_config
+from optiml_jax.sharding.mesh import MeshConfig
+from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.optimizer import OptimizerConfig
+
+RUNS = [  # gin file, target, further bindings
+    ("optiml_30b", "gpu:a100-40g:8x8", ()),
+    ("optiml_30b", "gpu:a100-40g:8x8", ("TrainConfig.num_microbatches = 1",)),
+    ("optiml_30b", "tpu:v4:4x4x4", ()),
+    ("optiml_175b", "gpu:a100-40g:16x8", ()),
+    ("optiml_175b", "tpu:v4:4x4x8", ()),
+    ("optiml_175b", "tpu:v5p:4x4x8", ()),
+]
+NAMES = ("run", "target", "mesh", "micro", "arguments", "temporaries", "peak", "usable", "fits")
+NAMES += ("gather", "reduce", "all-to-all", "executed/useful", "step s", "limit", "compile s", "GB")
+
+
+def row(run: str, target: str, bindings: tuple[str, ...]) -> list[str]:
+    """The cells of one compilation."""
+    gin.clear_config()
+    gin.parse_config_files_and_bindings([f"gin/runs/{run}.gin"], bindings)
+    job = Job(
+        target=parse_target(target),
+        program="train",
+        config=TrainConfig(plan_dir="", run_dir=""),
+        model=model_config(),
+        optimizer=OptimizerConfig(),
+        mesh=MeshConfig(),
+        length=PlanConfig(num_rows=1).sequence_length,
+    )
+    found = compile_job(job)
+    kinds, bounds = by_kind(list(found.collectives)), found.bounds()
+    limit = max(bounds, key=bounds.get)
+    reduced = kinds.get("all-reduce", 0) + kinds.get("reduce-scatter", 0)
+    numbers = [found.arguments, found.temporaries, found.peak, found.usable]
+    return [
+        run,
+        target,
+        "x".join(str(n) for n in found.mesh.values()),
+        str(job.config.num_microbatches),
+        *("-" if n is None else f"{n:.2f}" for n in numbers),
+        "yes" if found.fits else "no",
+        f"{kinds.get('all-gather', 0):.0f}",
+        f"{reduced:.0f}",
+        f"{kinds.get('all-to-all', 0):.2f}",
+        f"{found.executed / found.useful:.3f}",
+        f"{bounds[limit]:.2f}",
+        limit,
+        f"{found.seconds:.0f}",
+        f"{found.own_memory:.1f}",
+    ]
+
+
+def main() -> int:
+    """Prints a Markdown table, a row as soon as it is there."""
+    os.chdir(pathlib.Path(__file__).resolve().parents[2])
+    os.environ.setdefault("OPTIML_DATA", "/data")
+    print("| " + " | ".join(NAMES) + " |\n|" + "---|" * len(NAMES), flush=True)
+    for run, target, bindings in RUNS:
+        if len(sys.argv) > 1 and target not in sys.argv[1:]:
+            continue
+        try:
+            print("| " + " | ".join(row(run, target, bindings)) + " |", flush=True)
+        except UserError as e:
+            print(f"| {run} | {target} | {e} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
