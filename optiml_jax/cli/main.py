@@ -33,7 +33,6 @@ VERBS = {
     "doctor": "show what this machine has, what a gin file finds on it, and what is missing",
     "convert": "weights of other programs into a checkpoint, and back",
     "compile": "say what a run needs on a machine that is not there, and whether it fits",
-    "convert": "read or write a Hugging Face OPT folder",
 }
 
 
