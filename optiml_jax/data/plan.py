@@ -31,7 +31,6 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import gin
 import numpy as np
 
 from optiml_jax import files
@@ -41,6 +40,7 @@ from optiml_jax.data.packing import LookaheadPacker
 from optiml_jax.data.plan_summary import summarise
 from optiml_jax.data.store import CachedTask, Store
 from optiml_jax.errors import UserError
+from optiml_jax.settings import NotNegative, Positive, configurable
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ ARRAYS = ("row_offsets", "entry_tasks", "entry_examples")
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """How the rows of a plan are made.
@@ -65,17 +65,12 @@ class PlanConfig:
       lookahead: drawn examples that wait for a row they fill; more fill better and wait longer.
     """
 
-    num_rows: int
-    sequence_length: int = 2048
+    num_rows: Positive
+    sequence_length: Positive = 2048
     seed: int = 1234
-    bos_id: int | None = 2
-    pad_id: int = 1
-    lookahead: int = 256
-
-    def __post_init__(self):
-        for name in ("num_rows", "sequence_length", "lookahead"):
-            if getattr(self, name) < 1:
-                raise UserError(f"PlanConfig.{name} must be at least 1, not {getattr(self, name)}")
+    bos_id: NotNegative | None = 2
+    pad_id: NotNegative = 1
+    lookahead: Positive = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

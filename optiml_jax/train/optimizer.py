@@ -6,15 +6,15 @@ Pure functions over pytrees; the moments are float32 and a pure dict, ready for 
 import dataclasses
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 import optax
 
 from optiml_jax.errors import UserError
+from optiml_jax.settings import NotNegative, NotNegativeFloat, PositiveFloat, configurable
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """The defaults are the paper's (section 3.3 and Table 3 of OPT-IML).
@@ -27,19 +27,24 @@ class OptimizerConfig:
       clip_norm: the gradient is scaled down to this global norm; 0 turns clipping off.
     """
 
-    learning_rate: float = 5e-5
-    warmup_steps: int = 60
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    learning_rate: NotNegativeFloat = 5e-5
+    warmup_steps: NotNegative = 60
+    beta1: NotNegativeFloat = 0.9
+    beta2: NotNegativeFloat = 0.95
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NotNegativeFloat = 0.0
+    clip_norm: NotNegativeFloat = 1.0
+
+    def __post_init__(self):
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"OptimizerConfig.{name}={getattr(self, name)} must be below 1")
 
     def check(self, num_steps: int) -> None:
         """UserError when the warm-up does not end within a run of `num_steps` updates."""
-        if not 0 <= self.warmup_steps < num_steps:
+        if self.warmup_steps >= num_steps:
             raise UserError(
-                f"OptimizerConfig.warmup_steps={self.warmup_steps} must be at least 0 and below "
+                f"OptimizerConfig.warmup_steps={self.warmup_steps} must be below "
                 f"TrainConfig.num_steps={num_steps}"
             )
 
