@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import gin
 import yaml
 
 from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.protocol import Protocol
+from optiml_jax.settings import configurable
 from tasks.decisions import Decisions
 from tasks.patterns import expand, matcher
 from tasks.provenance import Provenance
@@ -46,7 +46,7 @@ _FIELDS = (
 _PROTOCOL = tuple(field.name for field in dataclasses.fields(Protocol))
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class SplitConfig:
     """Which optional rows of the manifest hold.

@@ -172,9 +172,15 @@ def test_a_benchmark_may_have_its_own_cap_on_examples():
         ({"shares": {"one": 0.5, "two": 0.5}}, "'m': shares leave nothing for the others"),
         ({"row_shares": {"one": 1}}, "row_shares of 'one' is 1.0; give a number below 1"),
         ({"shares": {"one": 0.1}, "proportions": {"one": 1}}, "'one' is in proportions and in sh"),
-        ({"missing": "ignore"}, "Mixture.missing = 'ignore' .text. must be one of 'error', 'renormalise'"),
+        (
+            {"missing": "ignore"},
+            "missing = 'ignore' .text. must be one of 'error', 'renormalise'",
+        ),
         ({"num_tasks": 0}, "Mixture.num_tasks = 0 .int. must be a whole number of at least 1"),
-        ({"benchmark_max_examples": {"one": 0}}, r"benchmark_max_examples.'one'. = 0 .int. must be"),
+        (
+            {"benchmark_max_examples": {"one": 0}},
+            r"_examples.'one'. = 0 .int. must be",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings, message):
