@@ -15,7 +15,7 @@ FLOORS = [  # from the top; a package imports only from floors below its own
     {"optiml_jax.checkpoint", "optiml_jax.evaluate", "optiml_jax.audit"},
     {"optiml_jax.sharding", "optiml_jax.data"},
     {"optiml_jax.model", "optiml_jax.fetch"},
-    {"optiml_jax.files", "optiml_jax.settings"},
+    {"optiml_jax.files", "optiml_jax.frozen", "optiml_jax.settings"},
     {"optiml_jax.errors", "optiml_jax.quiet"},
 ]
 WITHOUT_TENSORFLOW = [

@@ -36,6 +36,7 @@ from optiml_jax.data.vocabulary import load_vocabulary, padded_size
 from optiml_jax.errors import UserError
 from optiml_jax.fetch.provenance import sources_of
 from optiml_jax.files import fingerprint, write_json
+from optiml_jax.frozen import by_name, changes
 
 logger = logging.getLogger(__name__)
 
@@ -105,17 +106,22 @@ def cache_task(
         return TaskOutcome(source.name, "failed", error=f"{type(e).__name__}: {e}")
 
 
-def reuse_cached(source: TaskSource, settings: CacheSettings) -> TaskOutcome | None:
+def reuse_cached(
+    source: TaskSource, settings: CacheSettings, reasons: Drops | None = None
+) -> TaskOutcome | None:
     """The outcome of a task that needs no work, found without reading its files.
 
     None when `cache_task` has to look. A cached task that was made with other settings is deleted
-    at once, so that nobody takes it for a part of this run's cache if the run is interrupted.
+    at once, so that nobody takes it for a part of this run's cache if the run is interrupted;
+    `reasons` counts the settings that changed.
     """
     info = _read_cached_info(source, settings)
     if info is None:
         return None
     if _task_fingerprint(source, settings, info["files"]) != info["fingerprint"]:
         remove_task(settings.cache_dir, source.name)
+        if reasons is not None:
+            reasons.update(_changed_settings(info, source, settings))
         return None
     known = _known_digests(info)
     if any(_stat_key(file) not in known for file in source.files):
@@ -195,6 +201,7 @@ def _write_task(
                 "padded_size": size,
             },
             "prompts": dataclasses.asdict(settings.prompt_config),
+            "reader": reader_settings(source),
             "fingerprint": wanted,
             "files": digests,
             "provenance": sources_of(source.files),
@@ -309,15 +316,36 @@ def _task_fingerprint(
         {
             "format_version": FORMAT_VERSION,
             "task": source.name,
-            "splits": source.splits,
-            "level": source.instruction_level,
-            "settings": source.settings,
+            **reader_settings(source),
             "files": [digest["sha256"] for digest in digests],
             "prompts": dataclasses.asdict(settings.prompt_config),
             "vocabulary": settings.vocabulary_fingerprint,
             "sequence_length": settings.sequence_length,
         }
     )
+
+
+def _changed_settings(
+    info: dict[str, Any], source: TaskSource, settings: CacheSettings
+) -> list[str]:
+    """What differs between the cached task and this run, in words."""
+    stored = {f"PromptConfig.{k}": v for k, v in info["prompts"].items()}
+    stored["PlanConfig.sequence_length"] = info["sequence_length"]
+    stored["the vocabulary's fingerprint"] = info["vocabulary"]["fingerprint"]
+    asked = by_name(settings.prompt_config)
+    asked["PlanConfig.sequence_length"] = settings.sequence_length
+    asked["the vocabulary's fingerprint"] = settings.vocabulary_fingerprint
+    reader = changes(info["reader"]["settings"], source.settings)
+    return changes(stored, asked) or reader or ["its files, splits or level changed"]
+
+
+def reader_settings(source: TaskSource) -> dict[str, Any]:
+    """What decides, beside its files, what is read from a task."""
+    return {
+        "splits": source.splits,
+        "level": source.instruction_level,
+        "settings": source.settings,
+    }
 
 
 def _stat_key(file: str) -> tuple[str, int, int] | None:

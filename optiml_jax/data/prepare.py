@@ -144,11 +144,14 @@ def prepare(
         remove_temporaries(cache_dir)
         outcomes: dict[str, TaskOutcome] = {}
         jobs: list[TaskSource] = []
+        reasons = Drops()
         for source in sources:
-            if outcome := reuse_cached(source, settings):
+            if outcome := reuse_cached(source, settings, reasons):
                 outcomes[source.name] = outcome
             else:
                 jobs.append(source)
+        for reason, number in sorted(reasons.items()):
+            logger.warning("prepare: %d tasks are cached anew: %s", number, reason)
         jobs.sort(key=_input_bytes, reverse=True)  # the largest must not come last, alone
         engine = _engine(jobs, settings, num_workers, runner, runner_options)
         with contextlib.closing(engine), _Progress(len(jobs), len(outcomes)) as progress:

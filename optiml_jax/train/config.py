@@ -9,6 +9,7 @@ import jax
 
 from optiml_jax.data.plan import Plan
 from optiml_jax.errors import UserError
+from optiml_jax.frozen import changes
 from optiml_jax.model.architectures import config_from_dict
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.settings import NotNegative, Positive, PositiveFloat, configurable
@@ -16,7 +17,8 @@ from optiml_jax.train.optimizer import OptimizerConfig
 
 logger = logging.getLogger(__name__)
 
-_IN_THE_FINGERPRINT = {"plan_configuration", "plan_seed"}  # of the plan
+# Of the plan.
+_IN_THE_FINGERPRINT = {"plan_configuration", "plan_seed", "plan_settings", "trained_tasks"}
 # Fields of the model that may change between two starts of a run: they trade memory for time.
 _FREE_FIELDS = {"remat"}
 # ... and between a run and the checkpoint it starts from: what is computed from the same weights.
@@ -108,6 +110,8 @@ def run_metadata(
         "plan_fingerprint": plan.fingerprint,
         "plan_configuration": plan.configuration,
         "plan_seed": plan.config.seed,
+        "plan_settings": plan.meta["settings"],
+        "trained_tasks": [row["task"] for row in plan.meta["tasks"] if row["rate"]],
         "seed": config.seed,
         "global_batch_size": config.global_batch_size,
         "num_microbatches": config.num_microbatches,
@@ -132,6 +136,8 @@ def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str
         name for name in current if name not in {"model", "num_microbatches"} | _IN_THE_FINGERPRINT
     ]
     differences = _differences(stored, current, names)
+    if stored.get("plan_fingerprint") != current["plan_fingerprint"]:
+        differences += changes(stored.get("plan_settings", {}), current["plan_settings"])
     fields = [name for name in current["model"] if name not in _FREE_FIELDS]
     differences += _differences(_model_of(stored), current["model"], fields)
     if differences:
