@@ -26,11 +26,12 @@ from tasks.files.text_files import (
     json_items,
     tsv_rows,
 )
+from tasks.files.values import text_of
 from tasks.splits import Manifest
 from tasks.templates.instructions import instructions, read_mapping
 
 FACTS_FILE = pathlib.Path(__file__).parent / "tasks.yaml"
-READER_VERSION = 1  # raise it when the same rows give other Examples: caches are then redone
+READER_VERSION = 2  # raise it when the same rows give other Examples: caches are then redone
 SPLITS = {split: split for split in ("train", "validation", "test")}
 
 _KINDS = {  # key of a task's description -> its type
@@ -251,11 +252,11 @@ class ExMixTask:
         template = self.description["target"]
         slot = _SLOT.fullmatch(template)
         value = _value(row, slot[1]) if slot else filled(template, row)
-        answers = [_shown(item) for item in (value if isinstance(value, list) else [value])]
+        items = value if isinstance(value, list) else [value]
         if "labels" in self.description:
             labels = {str(value): text for value, text in self.description["labels"].items()}
-            answers = [labels[a] for answer in answers if (a := answer.strip()) in labels]
-        return answers
+            return [labels[a] for item in items if (a := _label(item)) in labels]
+        return [_shown(item) for item in items]
 
     def _options(self) -> tuple[str, ...] | None:
         task = self.description
@@ -282,11 +283,15 @@ def _value(row: Any, path: str) -> Any:
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(map(_shown, value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    if not isinstance(value, str | int):
+    if (text := text_of(value)) is None:
         raise TypeError
-    return str(value)
+    return text
+
+
+def _label(value: Any) -> str:
+    """A label as descriptions spell it: 1 is the label 1.0 of a column that is read as numbers."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if is_whole else _shown(value).strip()
 
 
 def _in_turn(iterators: list[Iterator[Any]]) -> Iterator[Any]:
@@ -302,7 +307,7 @@ def _read(source: Split | str, columns: list[str] | None, drops: Drops) -> Itera
     suffix = pathlib.Path(source).suffix
     if suffix == ".json":
         return json_items(source, drops)
-    if suffix in _FORMATS:
+    if suffix in (".csv", ".tsv"):
         return (_read_csv if suffix == ".csv" else _read_tsv)(source, columns, drops)
     return SplitFiles("", (source,)).read()
 
@@ -320,7 +325,7 @@ def _read_tsv(path: str, columns: list[str] | None, drops: Drops) -> Iterator[Ro
 
 def _read_csv(path: str, columns: list[str] | None, drops: Drops) -> Iterator[Row]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             for row in csv.DictReader(file, columns, restkey=""):
                 if "" in row:
                     drops["wrong number of columns"] += 1

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from optiml_jax.data.example import Drops
 from optiml_jax.files import read_json
 from tasks.files.text_files import json_items, json_records
+from tasks.files.values import text_of
 
 
 class Record(NamedTuple):
@@ -208,9 +209,9 @@ def _winowhy(files: Files, drops: Drops) -> Iterator[Record]:
 
 def _texts(item: Any, keys: tuple[str, ...], drops: Drops) -> list[str] | None:
     """The texts of an object, or None (counted)."""
-    values = [item.get(key) if isinstance(item, dict) else None for key in keys]
-    if all(isinstance(value, str) for value in values):
-        return values
+    texts = [text_of(item.get(key)) if isinstance(item, dict) else None for key in keys]
+    if None not in texts:
+        return texts
     drops["malformed record"] += 1
     return None
 
