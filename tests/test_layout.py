@@ -116,12 +116,13 @@ TASK_FLOORS = [  # the same inside tasks/; packages of collections also know not
     {"mixtures"},
     {"registry"},
     {
-        *("crossfit", "exmix", "flan", "promptsource", "reasoning", "suites"),
+        *("crossfit", "exmix", "flan", "own", "promptsource", "reasoning", "suites"),
         *("superni", "t5", "text", "unifiedskg"),
     },
     {"files", "templates"},
     {"audit"},
-    {"splits", "taxonomy"},
+    {"taxonomy"},
+    {"splits"},
     {"decisions", "provenance"},
     {"patterns"},
 ]

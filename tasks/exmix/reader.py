@@ -36,7 +36,8 @@ SPLITS = {split: split for split in ("train", "validation", "test")}
 
 _KINDS = {  # key of a task's description -> its type
     **dict.fromkeys(("input", "target", "instruction", "question", "category", "folder"), str),
-    **dict.fromkeys(("options", "columns"), list),
+    "columns": list,
+    "options": (list, str),  # the same for all rows, or the slot of a column that lists them
     **dict.fromkeys(("labels", "splits", "files"), dict),
 }
 _OUTPUT_KEYS = ("input", "target", "options", "labels", "question", "columns")
@@ -94,13 +95,16 @@ def _descriptions(path: pathlib.Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{where}: must be a name with a description below it")
         for key, value in task.items():
             if key not in _KINDS or not isinstance(value, _KINDS[key]):
-                known = ", ".join(f"{k} ({kind.__name__})" for k, kind in _KINDS.items())
+                known = ", ".join(f"{k} ({_kind_names(kind)})" for k, kind in _KINDS.items())
                 raise UserError(f"{where}: {key}: {value!r} is not right; known: {known}")
         if "input" not in task or ("target" in task) == ("files" in task):
             raise UserError(f"{where}: needs `input`, and either `target` or `files`")
         if task.get("question", "last") not in ("first", "last"):
             raise UserError(f"{where}: question must be first or last, not {task['question']!r}")
-        answers = [*task.get("options", ()), *task.get("labels", {}).values()]
+        options = task.get("options", ())
+        if isinstance(options, str) and not _SLOT.fullmatch(options):
+            raise UserError(f"{where}: options must be a list, or the slot of one: '{{column}}'")
+        answers = [*([] if isinstance(options, str) else options), *task.get("labels", {}).values()]
         for text in (*answers, *task.get("files", {}), *task.get("columns", ())):
             if not isinstance(text, str):
                 raise UserError(f"{where}: {text!r} must be text: put it in quotation marks")
@@ -134,7 +138,9 @@ def _parts(root: pathlib.Path, task_id: str, task: Mapping[str, Any]) -> dict[st
     splits, parts = find_splits(folder), {}
     for ours, theirs in names.items():
         there = [p for s in _FORMATS if (p := folder / f"{theirs}{s}").is_file()]
-        sources = [*map(str, there), *([splits[theirs]] if theirs in splits else [])]
+        found = splits.get(theirs)
+        beside = found is not None and found.files != tuple(map(str, there))
+        sources = [*map(str, there), *([found] if beside else [])]
         if len(sources) > 1:
             raise UserError(f"split {theirs!r} is in {folder} more than once; keep one of them")
         if sources:
@@ -197,13 +203,13 @@ class ExMixTask:
           UserError: a file is missing or damaged, or no row is usable.
         """
         keep = RecordFilter()
-        options = self._options()
         last = self.description.get("question") == "last"
         usable = False
         for answer, row in self._rows(split, drops):
             try:
                 text = filled(self.description["input"], row)
                 answers = [answer] if answer else self._answers(row)
+                options = self._options(row)
             except (KeyError, TypeError):
                 drops["malformed record"] += 1
                 continue
@@ -258,8 +264,13 @@ class ExMixTask:
             return [labels[a] for item in items if (a := _label(item)) in labels]
         return [_shown(item) for item in items]
 
-    def _options(self) -> tuple[str, ...] | None:
+    def _options(self, row: Row) -> tuple[str, ...] | None:
         task = self.description
+        if isinstance(slot := task.get("options"), str):
+            listed = _value(row, slot[1:-1])
+            if not isinstance(listed, list) or len(listed) < 2:
+                raise TypeError
+            return tuple(dict.fromkeys(_shown(option).strip() for option in listed))
         answers = task["labels"].values() if "labels" in task else task.get("files", ())
         return tuple(task.get("options") or dict.fromkeys(answers)) or None
 
@@ -292,6 +303,10 @@ def _label(value: Any) -> str:
     """A label as descriptions spell it: 1 is the label 1.0 of a column that is read as numbers."""
     is_whole = isinstance(value, float) and value.is_integer()
     return str(int(value)) if is_whole else _shown(value).strip()
+
+
+def _kind_names(kind: Any) -> str:
+    return " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
 
 
 def _in_turn(iterators: list[Iterator[Any]]) -> Iterator[Any]:

@@ -78,8 +78,8 @@ def _source(
 ) -> TaskSource:
     if row.metric == "acc_rank" and row.options is None:
         raise UserError(
-            f"the split manifest scores {name!r} by acc_rank without candidates: files of this "
-            "format list none, so give it `options: labels`"
+            f"the split manifest scores {name!r} by acc_rank without candidates: give it "
+            "`options: labels`, or `options: listed` where each instance lists its own"
         )
     task = TaskFile(
         path=str(path),
@@ -88,6 +88,7 @@ def _source(
         trained=row.trained,
         num_test=row.instances or NUM_TEST,
         labels=row.options == "labels",
+        listed=row.options == "listed",
     )
     settings = {**dataclasses.asdict(task), "reader": READER_VERSION}
     del settings["path"], settings["name"]
@@ -115,6 +116,7 @@ class TaskFile:
         "train", serve as demonstrations only.
       num_test: see above; 100 for the official test instances.
       labels: the distinct outputs of the task are the options of each Example.
+      listed: each instance has options of its own, a list of texts under the key `options`.
     """
 
     path: str
@@ -123,6 +125,7 @@ class TaskFile:
     trained: bool
     num_test: int
     labels: bool
+    listed: bool = False
 
     def read(self, split: str, drops: Drops) -> Iterator[Example]:
         """Streams the Examples of a split; counts dropped records of that split by reason.
@@ -143,7 +146,7 @@ class TaskFile:
         for index, raw in enumerate(content["Instances"]):
             here = self._split_of(index, len(content["Instances"]))
             counts = drops if here == split else other
-            fields = _parse_instance(raw, counts)
+            fields = self._parsed(raw, counts)
             if fields is not None:
                 if first_split.setdefault(fields["input"], here) != here:
                     counts["input also in test or validation"] += 1
@@ -180,11 +183,27 @@ class TaskFile:
         template = self._template(content)
         positive = []
         for index, raw in enumerate(content.get("Positive Examples") or []):
-            fields = _parse_instance(raw, Drops())
+            fields = self._parsed(raw, Drops())
             if fields is not None and fields["input"] not in held_out:
                 example_id = f"positive-{index}"
                 positive.append(dataclasses.replace(template, example_id=example_id, **fields))
         return positive + list(self.read("train", Drops()))
+
+    def _parsed(self, raw: Any, counts: Drops) -> dict[str, Any] | None:
+        """The fields of an instance, with its own options where the task has them."""
+        fields = _parse_instance(raw, counts)
+        if fields is None or not self.listed:
+            return fields
+        listed = raw.get("options")
+        texts = [text_of(value) for value in listed] if isinstance(listed, list) else []
+        options = tuple(dict.fromkeys(_clean(text) for text in texts if text))
+        if len(options) < 2 or None in texts:
+            counts["no list of options"] += 1
+            return None
+        if not set(fields["references"]) <= set(options):
+            counts["output is none of the options"] += 1
+            return None
+        return {**fields, "options": options}
 
     def _split_of(self, index: int, total: int) -> str:
         held_out = min(self.num_test, total // 10) if self.trained else self.num_test
