@@ -18,7 +18,8 @@ from optiml_jax.data.plan import PlanConfig
 from optiml_jax.data.prompts import PromptConfig, zipf_shots
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
-from optiml_jax.model.config import OPTConfig, model_config
+from optiml_jax.model.architectures import model_config
+from optiml_jax.model.opt.config import OPTConfig
 from optiml_jax.settings import convert
 from optiml_jax.sharding.mesh import MeshConfig
 from optiml_jax.train.config import TrainConfig

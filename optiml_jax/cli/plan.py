@@ -36,6 +36,7 @@ def main() -> None:
     sources = mixtures.select(found, mixture, manifest)
     check_decided(run, found, manifest, mixture.roles, [s.name for s in sources])
     check_cache(store, sources, run)
+    check_caps(store, sources, mixture)
     check_training_parts(store, sources, mixture, manifest)
     train = configured(TrainConfig, plan_dir="", run_dir="")
     rows = {
@@ -92,6 +93,23 @@ def check_cache(store: Store, sources: Sequence[TaskSource], run: Run) -> None:
             what,
             _flat(task.info["reader"]),
             _flat(reader_settings(source)),
+            "run `optiml prepare` again",
+        )
+
+
+def check_caps(store: Store, sources: Sequence[TaskSource], mixture: Mixture) -> None:
+    """Raises a UserError if fewer examples of a task were cached than the mixture may use."""
+    for source in sources:
+        info, asked = store.task(source.name).info, mixture.max_examples_of(source.name)
+        cap = info["max_examples"]
+        if cap is None:
+            continue
+        stored = {"Mixture.max_examples": cap, "Mixture.seed": info["subset_seed"]}
+        enough = asked is not None and asked <= cap
+        refuse_changes(
+            f"the cache of task {source.name!r} in {store.cache_dir}",
+            stored,
+            {"Mixture.max_examples": cap if enough else asked, "Mixture.seed": mixture.seed},
             "run `optiml prepare` again",
         )
 

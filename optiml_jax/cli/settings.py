@@ -78,11 +78,19 @@ class Prepare:
     num_workers: processes; 0 means one per core.
     runner: None for the process pool, else an Apache Beam runner, e.g. "DirectRunner".
     beam_options: Beam pipeline options, e.g. ("--project=...",).
+    part: (i, n): this run caches the i-th of n parts of the tasks, counted from 0; the others may
+      be cached at the same time by other machines that see the cache folder.
     """
 
     num_workers: NotNegative = 0
     runner: str | None = None
     beam_options: tuple[str, ...] = ()
+    part: tuple[NotNegative, Positive] = (0, 1)
+
+    def __post_init__(self):
+        index, number = self.part
+        if index >= number:
+            raise UserError(f"Prepare.part = {self.part}: parts are 0 ... {number - 1} of {number}")
 
 
 @configurable

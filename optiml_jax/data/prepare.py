@@ -13,7 +13,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -112,6 +112,9 @@ def prepare(
     num_workers: int | None = None,
     runner: str | None = None,
     runner_options: Sequence[str] = (),
+    max_examples: Mapping[str, int | None] | None = None,
+    subset_seed: int = 1234,
+    beside_others: bool = False,
 ) -> PrepareSummary:
     """Caches every split of every task whose inputs changed since it was last cached.
 
@@ -125,6 +128,9 @@ def prepare(
       num_workers: processes; None: one for each core, this process alone for a small run.
       runner: a Beam runner ("DirectRunner", "FlinkRunner", ...) instead of the process pool.
       runner_options: further command-line options of that runner.
+      max_examples: task -> cap on its training examples, of which a random subset is cached.
+      subset_seed: of these subsets.
+      beside_others: other runs may cache other tasks in the same folder at the same time.
 
     Raises:
       PrepareError: some tasks could not be cached; all others are.
@@ -139,9 +145,12 @@ def prepare(
         vocabulary_fingerprint=vocabulary_fingerprint(load_vocabulary(vocabulary_spec)),
         prompt_config=prompt_config,
         sequence_length=sequence_length,
+        max_examples=max_examples or {},
+        subset_seed=subset_seed,
     )
-    with _only_run_in(pathlib.Path(cache_dir)):
-        remove_temporaries(cache_dir)
+    with _only_run_in(pathlib.Path(cache_dir), beside_others):
+        if not beside_others:
+            remove_temporaries(cache_dir)
         outcomes: dict[str, TaskOutcome] = {}
         jobs: list[TaskSource] = []
         reasons = Drops()
@@ -192,8 +201,11 @@ def _work(source: TaskSource, settings: CacheSettings) -> TaskOutcome:
 
 
 @contextlib.contextmanager
-def _only_run_in(cache_dir: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of the cache folder; the system gives it back when the process dies."""
+def _only_run_in(cache_dir: pathlib.Path, shared: bool) -> Iterator[None]:
+    """Holds the lock of the cache folder; the system gives it back when the process dies.
+
+    Runs that each cache a part of the tasks share it.
+    """
     if cache_dir.exists() and not cache_dir.is_dir():
         raise UserError(f"{cache_dir} is not a folder; choose another cache folder")
     with disk_errors(cache_dir, "the cache of prepared tasks"):
@@ -201,7 +213,7 @@ def _only_run_in(cache_dir: pathlib.Path) -> Iterator[None]:
         lock = open(cache_dir / _LOCK_FILE, "w")  # noqa: SIM115 - held for the whole run
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise UserError(
                 f"another `optiml prepare` is at work in {cache_dir}; wait for it or stop it"

@@ -236,13 +236,16 @@ class _Readers:
 
 
 def _open_file_limit() -> int:
-    """How many files to keep open: half of what the process may open, raised where permitted."""
+    """How many files a store keeps open: a quarter of what the process may open, raised first.
+
+    A run has two stores, of its plan and of its validation plan.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _WANTED_OPEN_FILES:
         wanted = _WANTED_OPEN_FILES
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return _WANTED_OPEN_FILES // 2 if soft == resource.RLIM_INFINITY else max(8, soft // 2)
+    return _WANTED_OPEN_FILES // 4 if soft == resource.RLIM_INFINITY else max(8, soft // 4)
 
 
 def _read_info(folder: pathlib.Path, task: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
+from optiml_jax.data.sampling import RowSample
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.files.rows import Row, Split, SplitFiles, find_splits
@@ -168,6 +169,7 @@ def _source(
         read=task.read,
         demonstrations=task.demonstrations,
         instruction_level="instance",
+        samples_rows=True,
         settings={
             **{key: description[key] for key in _OUTPUT_KEYS if key in description},
             "category": task.category,
@@ -196,7 +198,7 @@ class ExMixTask:
     description: dict[str, Any]
     parts: dict[str, Groups]
 
-    def read(self, split: str, drops: Drops) -> Iterator[Example]:
+    def read(self, split: str, drops: Drops, sample: RowSample | None = None) -> Iterator[Example]:
         """Streams a split.
 
         Raises:
@@ -205,7 +207,9 @@ class ExMixTask:
         keep = RecordFilter()
         last = self.description.get("question") == "last"
         usable = False
-        for answer, row in self._rows(split, drops):
+        for answer, row in self._rows(split, drops, sample):
+            if row is None:
+                continue
             try:
                 text = filled(self.description["input"], row)
                 answers = [answer] if answer else self._answers(row)
@@ -243,12 +247,17 @@ class ExMixTask:
             return []
         return demonstration_pool(self.read("train", Drops()))
 
-    def _rows(self, split: str, drops: Drops) -> Iterator[tuple[str, Row]]:
+    def _rows(
+        self, split: str, drops: Drops, sample: RowSample | None
+    ) -> Iterator[tuple[str, Row | None]]:
         """Answer and row, by turns from each answer and each of its files, while all have rows."""
         columns = self.description.get("columns")
         return _in_turn(
             [
-                zip(itertools.repeat(answer), _in_turn([_read(s, columns, drops) for s in group]))
+                zip(
+                    itertools.repeat(answer),
+                    _in_turn([_read(s, columns, drops, sample) for s in group]),
+                )
                 for answer, group in self.parts[split].items()
             ]
         )
@@ -316,15 +325,17 @@ def _in_turn(iterators: list[Iterator[Any]]) -> Iterator[Any]:
 # --- files
 
 
-def _read(source: Split | str, columns: list[str] | None, drops: Drops) -> Iterator[Row]:
+def _read(
+    source: Split | str, columns: list[str] | None, drops: Drops, sample: RowSample | None
+) -> Iterator[Row | None]:
     if not isinstance(source, str):
-        return source.read()
+        return source.read(sample)
     suffix = pathlib.Path(source).suffix
     if suffix == ".json":
         return json_items(source, drops)
     if suffix in (".csv", ".tsv"):
         return (_read_csv if suffix == ".csv" else _read_tsv)(source, columns, drops)
-    return SplitFiles("", (source,)).read()
+    return SplitFiles("", (source,)).read(sample)
 
 
 def _read_tsv(path: str, columns: list[str] | None, drops: Drops) -> Iterator[Row]:

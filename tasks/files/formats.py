@@ -6,11 +6,14 @@ in memory at a time, too. NaN and infinities are None in every row.
 
 import csv
 import io
+import itertools
 import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from optiml_jax.errors import UserError
 from tasks.files.text_files import json_array
@@ -49,6 +52,65 @@ def read_rows(file: str) -> Iterator[Row]:
         yield from _READERS[format_of(file)](file)
     except FileNotFoundError as e:
         raise UserError(f"rows not found: {file}") from e
+
+
+def read_chosen(file: str, positions: np.ndarray) -> Iterator[Row | None]:
+    """A row or None for every row of a file, in order: None for those that are not chosen.
+
+    Parquet, Arrow and JSONL make only the chosen ones.
+
+    Args:
+      positions: sorted positions of the chosen rows.
+    """
+    chooser = _CHOOSERS.get(format_of(file))
+    if chooser is not None:
+        try:
+            yield from chooser(file, positions)
+        except FileNotFoundError as e:
+            raise UserError(f"rows not found: {file}") from e
+        return
+    chosen = set(positions.tolist())
+    for number, row in enumerate(read_rows(file)):
+        yield row if number in chosen else None
+
+
+def _chosen_of_batches(batches: Iterator[Any], positions: np.ndarray) -> Iterator[Row | None]:
+    start = 0
+    for batch in batches:
+        first, last = np.searchsorted(positions, (start, start + batch.num_rows))
+        local = positions[first:last] - start
+        rows = iter(batch.take(local).to_pylist()) if len(local) else iter(())
+        previous = -1
+        for position in local.tolist():
+            yield from itertools.repeat(None, position - previous - 1)
+            yield without_nan(next(rows))
+            previous = position
+        yield from itertools.repeat(None, batch.num_rows - previous - 1)
+        start += batch.num_rows
+
+
+def _choose_parquet(file: str, positions: np.ndarray) -> Iterator[Row | None]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as f:
+            yield from _chosen_of_batches(f.iter_batches(10 * _BATCH), positions)
+    except pa.ArrowException as e:
+        raise _damaged(file, e) from e
+
+
+def _choose_arrow(file: str, positions: np.ndarray) -> Iterator[Row | None]:
+    yield from _chosen_of_batches(arrow_batches(file), positions)
+
+
+def _choose_jsonl(file: str, positions: np.ndarray) -> Iterator[Row | None]:
+    chosen = set(positions.tolist())
+    number = 0
+    for at, line in _lines(file):
+        if line.strip():
+            yield _parsed(file, at, line) if number in chosen else None
+            number += 1
 
 
 def count_rows(file: str) -> int:
@@ -92,14 +154,18 @@ def _read_jsonl(file: str) -> Iterator[Row]:
     for number, line in _lines(file):
         if not line.strip():
             continue
-        try:
-            row = loads(line)
-        except json.JSONDecodeError as e:
-            cut = "" if line.endswith("\n") else "; the file may be cut off"
-            raise UserError(f"{file}, line {number}: not valid JSON ({e.msg}){cut}") from e
-        if not isinstance(row, dict):
-            raise UserError(f"{file}, line {number}: a row must be a JSON object")
-        yield row
+        yield _parsed(file, number, line)
+
+
+def _parsed(file: str, number: int, line: str) -> Row:
+    try:
+        row = loads(line)
+    except json.JSONDecodeError as e:
+        cut = "" if line.endswith("\n") else "; the file may be cut off"
+        raise UserError(f"{file}, line {number}: not valid JSON ({e.msg}){cut}") from e
+    if not isinstance(row, dict):
+        raise UserError(f"{file}, line {number}: a row must be a JSON object")
+    return row
 
 
 def _count_jsonl(file: str) -> int:
@@ -235,4 +301,5 @@ _READERS = {
     ".parquet": _read_parquet,
     ".arrow": _read_arrow,
 }
+_CHOOSERS = {".jsonl": _choose_jsonl, ".parquet": _choose_parquet, ".arrow": _choose_arrow}
 _COUNTERS = {".jsonl": _count_jsonl, ".parquet": _count_parquet, ".arrow": _count_arrow}

@@ -22,9 +22,20 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
+from optiml_jax.data.sampling import RowSample
 from optiml_jax.errors import UserError
 from optiml_jax.files import read_json
-from tasks.files.formats import Row, count_rows, format_of, read_rows, read_selected, stem_of
+from tasks.files.formats import (
+    Row,
+    count_rows,
+    format_of,
+    read_chosen,
+    read_rows,
+    read_selected,
+    stem_of,
+)
 from tasks.files.values import without_nan
 
 logger = logging.getLogger(__name__)
@@ -57,13 +68,24 @@ class SplitFiles:
         """All files, in order."""
         return self.data_files + self.indices
 
-    def read(self) -> Iterator[Row]:
-        """The rows in order. A file that is damaged or no longer there is a UserError."""
+    def read(self, sample: RowSample | None = None) -> Iterator[Row | None]:
+        """The rows in order. A file that is damaged or no longer there is a UserError.
+
+        With a sample, None stands in the place of every row that is left out.
+        """
+        positions = sample.positions(self.count()) if sample else None
         if self.indices:
-            yield from read_selected(self.data_files, self.indices)
+            yield from _chosen(read_selected(self.data_files, self.indices), positions)
             return
+        start = 0
         for file in self.data_files:
-            yield from read_rows(file)
+            if positions is None:
+                yield from read_rows(file)
+                continue
+            end = start + (count_rows(file) if len(self.data_files) > 1 else int(positions[-1]) + 1)
+            first, last = np.searchsorted(positions, (start, end))
+            yield from read_chosen(file, positions[first:last] - start)
+            start = end
 
     def count(self) -> int:
         """The number of rows, without making them where the format allows it."""
@@ -88,8 +110,12 @@ class TfdsSplit:
     data_dir: str | None
     fields: dict[str, str]
 
-    def read(self) -> Iterator[Row]:
-        """The rows in TFDS's order: bytes as text, arrays as lists."""
+    def read(self, sample: RowSample | None = None) -> Iterator[Row | None]:
+        """The rows in TFDS's order: bytes as text, arrays as lists; a sample: `SplitFiles`."""
+        positions = sample.positions(self.count()) if sample else None
+        yield from _chosen(self._rows(), positions)
+
+    def _rows(self) -> Iterator[Row]:
         import tensorflow_datasets as tfds
 
         builder = _tfds_builder(self.builder, self.data_dir)
@@ -104,6 +130,15 @@ class TfdsSplit:
 
 
 Split = SplitFiles | TfdsSplit
+
+
+def _chosen(rows: Iterator[Row], positions: np.ndarray | None) -> Iterator[Row | None]:
+    if positions is None:
+        yield from rows
+        return
+    chosen = set(positions.tolist())
+    for number, row in enumerate(rows):
+        yield row if number in chosen else None
 
 
 def find_splits(folder: pathlib.Path) -> dict[str, Split]:

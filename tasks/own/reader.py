@@ -25,6 +25,7 @@ import jinja2
 import yaml
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
+from optiml_jax.data.sampling import RowSample
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.files.formats import Row, format_of
@@ -86,6 +87,7 @@ def _source(path: pathlib.Path, manifest: Manifest, name: str) -> TaskSource:
         demonstrations=task.demonstrations,
         instruction_level="task" if "instruction" in own else "instance",
         settings={"category": category, "task": own, "reader": READER_VERSION},
+        samples_rows=True,
     )
 
 
@@ -166,14 +168,16 @@ class OwnTask:
         """The templates; a UserError names the file and the key of one that is not allowed."""
         return _Templates(self.path, self.description)
 
-    def read(self, split: str, drops: Drops) -> Iterator[Example]:
+    def read(self, split: str, drops: Drops, sample: RowSample | None = None) -> Iterator[Example]:
         """Streams a split.
 
         Raises:
           UserError: a file is missing or damaged, a template is not allowed, or no row is usable.
         """
         templates, keep, usable = self.compile(), RecordFilter(), False
-        for number, row in enumerate(self.parts[split].read(), 1):
+        for number, row in enumerate(self.parts[split].read(sample), 1):
+            if row is None:
+                continue
             try:
                 text, answers, options = templates.render(row)
             except _Unusable as e:
