@@ -16,10 +16,10 @@ from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import Plan, PlanConfig, plan_mixture
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.store import Store
-from optiml_jax.model.architectures import model_config
 from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
 from optiml_jax.errors import UserError
 from optiml_jax.frozen import by_name, refuse_changes
+from optiml_jax.model.architectures import model_config
 from optiml_jax.train.config import TrainConfig
 from tasks import mixtures
 from tasks.registry import find_sources
@@ -68,7 +68,6 @@ def special_ids() -> dict[str, int | None]:
     return {n: getattr(model, n) for n in names if not is_bound(f"PlanConfig.{n}")}
 
 
-def tasks_with_split(cache_dir: str, tasks: list[str], split: str) -> list[str]:
 def check_cache(store: Store, sources: Sequence[TaskSource], run: Run) -> None:
     """Raises a UserError if a task was cached with other settings than those of this run."""
     asked = by_name(PromptConfig())

@@ -87,7 +87,10 @@ def find_tasks(
 
 def _descriptions(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """The checked tasks of a YAML file; none if it is not there."""
-    tasks = read_mapping(path).get("tasks", {})
+    content = read_mapping(path)
+    if content and "tasks" not in content:
+        raise UserError(f"{path} has no key `tasks`: put the descriptions of tasks below it")
+    tasks = content.get("tasks", {})
     if not isinstance(tasks, dict):
         raise UserError(f"{path}: `tasks` must map names to descriptions")
     for name, task in tasks.items():
