@@ -157,7 +157,9 @@ def find_splits(folder: pathlib.Path) -> dict[str, Split]:
         newest = max(versions, key=lambda p: [int(part) for part in p.name.split(".")])
         return _tfds_splits(str(newest), None, {}, str(newest / "dataset_info.json"))
     found = _splits_in(folder)
-    for place in (*(folder / name for name in _SUBFOLDERS), *_snapshots(folder)):
+    snapshots = _snapshots(folder)
+    nested = (place / name for place in (folder, *snapshots) for name in _SUBFOLDERS)
+    for place in (*snapshots, *nested):
         if place.is_dir():
             for split, parts in _splits_in(place).items():
                 found.setdefault(split, []).extend(parts)

@@ -103,7 +103,7 @@ def test_a_broken_link_is_named(tmp_path):
 def test_files_that_are_no_split_are_named(tmp_path, caplog):
     (tmp_path / "questions.xlsx").write_bytes(b"")
     assert rows.find_splits(tmp_path) == {}
-    assert "none of its files is known as a split of a data set: questions.xlsx" in caplog.text
+    assert "no split of a data set is recognised among its files: questions.xlsx" in caplog.text
 
 
 def test_what_datasets_saves_is_read_as_it_was_chosen(tmp_path):
