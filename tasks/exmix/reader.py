@@ -306,6 +306,8 @@ def _value(row: Any, path: str) -> Any:
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(map(_shown, value))
+    if isinstance(value, bool):
+        return str(value)
     if (text := text_of(value)) is None:
         raise TypeError
     return text
