@@ -201,7 +201,7 @@ def _work(source: TaskSource, settings: CacheSettings) -> TaskOutcome:
 
 
 @contextlib.contextmanager
-def _only_run_in(cache_dir: pathlib.Path, shared: bool) -> Iterator[None]:
+def _only_run_in(cache_dir: pathlib.Path, shared: bool = False) -> Iterator[None]:
     """Holds the lock of the cache folder; the system gives it back when the process dies.
 
     Runs that each cache a part of the tasks share it.

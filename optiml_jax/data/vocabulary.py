@@ -67,13 +67,13 @@ class OPTVocabulary(seqio.Vocabulary):
         else:
             merges = _read_merges(merges_file)
         _check_opt_vocab(vocab, vocab_file)
-        _check_reachable(vocab, merges, merges_file or vocab_file)
         try:
             model = tokenizers.models.BPE(vocab=vocab, merges=merges)
         except Exception as e:  # tokenizers raises bare Exceptions
             raise UserError(
                 f"{merges_file or 'its merges'} does not belong to {vocab_file}: {e}"
             ) from e
+        _check_reachable(vocab, merges, merges_file or vocab_file)
         self._tokenizer = tokenizers.Tokenizer(model)
         self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         self._tokenizer.decoder = tokenizers.decoders.ByteLevel()

@@ -48,7 +48,7 @@ PLANS = [
     ("PlanConfig.seed=5", "PlanConfig.seed was 1234 and is 5 now"),
     ("PlanConfig.lookahead=5", "PlanConfig.lookahead was 256 and is 5 now"),
     ("Mixture.eps=7", "Mixture.eps was 4096 and is 7 now"),
-    ("SplitConfig.strict_heldout=True", "SplitConfig.strict_heldout was False and is True now"),
+    ("SplitConfig.as_published=True", "SplitConfig.as_published was False and is True now"),
 ]
 
 
