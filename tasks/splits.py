@@ -318,10 +318,15 @@ class Manifest:
             pattern: rule.upstream_split for rule in self._rules for pattern in rule.patterns
         }
         for pattern, split in patterns.items():
-            if pattern.split("/", 1)[1] != "*":
+            # A layer may change a field of a task that its own file declares, perhaps later.
+            if pattern.split("/", 1)[1] != "*" and self._has_role(pattern, split):
                 row = self._merged(pattern, split)  # a glob matches itself
                 if row.evaluated:
                     yield pattern, row
+
+    def _has_role(self, task: str, upstream_split: str | None) -> bool:
+        fields = [r.fields for r in self._rules if r.matches(task, upstream_split)]
+        return all(any(name in f for f in fields) for name in ("level", "role"))
 
     def warn_of_unmatched_rows(self, sources: Sequence[TaskSource]) -> None:
         """Logs the patterns of present benchmarks that match no task of the user's copy."""
