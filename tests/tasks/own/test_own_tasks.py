@@ -179,15 +179,15 @@ def test_rows_of_the_users_manifests_win_field_by_field(tmp_path, folder):
     mine.write_text(
         textwrap.dedent("""
         rows:
-        - {tasks: "superni/task1344_*", level: train_only, role: [train]}
+        - {tasks: "superni/task1344_*", metric: em}
         - {tasks: mine/parity, shots: [5]}
         """)
     )
     before = Manifest.load().lookup("superni/task1344_glue", "test")
     gin.bind_parameter("SplitConfig.manifests", str(mine))
     after = Manifest.load().lookup("superni/task1344_glue", "test")
-    assert (before.role, after.role, after.level) == (("test",), ("train",), "train_only")
-    assert after.category == before.category
+    assert (before.metric, after.metric) == ("rougeL", "em")
+    assert (after.role, after.category) == (before.role, before.category)
     assert source(folder)[1].shots == (5,)
     gin.bind_parameter("SplitConfig.manifests", "/no/such.yaml")
     with pytest.raises(UserError, match=r"SplitConfig.manifests: file not found: /no/such.yaml"):
