@@ -79,7 +79,7 @@ def main() -> None:
                 "rows: big\nprompt: '{{ source }}'\ntarget: '{{ target }}'\n"
                 "level: train_only\nrole: [train]\n"
             )
-            train_sentencepiece([f"word{i}" for i in range(2000)], folder / "vocabulary.model", 500)
+            train_sentencepiece([f"word{i}" for i in range(2000)], folder / "vocabulary.model", 280)
             print(f"{rows:,} rows:", flush=True)
             command = [sys.executable, __file__, f"--folder={folder}", f"--cap={cap}"]
             subprocess.run([*command, f"--workers={arguments.workers}"], check=True)
