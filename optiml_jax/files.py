@@ -55,7 +55,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def read_json(path: str | os.PathLike, what: str) -> Any:
     """Reads a JSON file; a missing or damaged one is a UserError that says what it should be."""
     try:
-        return json.loads(pathlib.Path(path).read_text("utf-8"))
+        return json.loads(pathlib.Path(path).read_text("utf-8-sig"))
     except FileNotFoundError as e:
         raise UserError(f"{what} not found: {path}") from e
     except (json.JSONDecodeError, UnicodeDecodeError) as e:

@@ -6,6 +6,12 @@ A reader is a module with `find_tasks(root, manifest, benchmark)`; that of a col
 """
 
 import dataclasses
+import importlib
+import importlib.metadata
+import os
+import pathlib
+import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 
 import seqio
@@ -18,6 +24,7 @@ from optiml_jax.evaluate.metrics import METRICS
 from tasks.crossfit import reader as crossfit
 from tasks.exmix import reader as exmix
 from tasks.flan import reader as flan
+from tasks.own import reader as own
 from tasks.promptsource import reader as promptsource
 from tasks.reasoning import reader as reasoning
 from tasks.splits import Manifest
@@ -27,6 +34,8 @@ from tasks.t5 import reader as t5
 from tasks.text import dialogue, pretraining
 from tasks.unifiedskg import reader as unifiedskg
 
+# Packages offer collections of their own here: name -> a module with `find_tasks`, or the function.
+ENTRY_POINTS = "optiml_jax.collections"
 # Collection -> its reader.
 COLLECTIONS = {
     "crossfit": crossfit,
@@ -63,7 +72,7 @@ def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource
     """All tasks of the given benchmarks, whatever their role.
 
     Args:
-      data: benchmark -> root folder of its files.
+      data: benchmark -> root folder of its files, or what `reader_of` takes.
       manifest: the split manifest.
 
     Raises:
@@ -73,14 +82,71 @@ def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource
         raise UserError(f"no data given; name a folder for one of: {', '.join(BENCHMARKS)}")
     sources = []
     for benchmark, root in data.items():
-        if benchmark not in BENCHMARKS:
-            raise UserError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
         if not root:
             raise UserError(f"no folder given for the data of benchmark {benchmark!r}")
-        sources += BENCHMARKS[benchmark].find_tasks(root, manifest, benchmark)
+        find, folder = reader_of(benchmark, root)
+        sources += find(folder, manifest, benchmark)
     check_unique_names([s.name for s in sources])
     manifest.warn_of_unmatched_rows(sources)
     return [dataclasses.replace(s, metric=manifest.row(s).metric) for s in sources]
+
+
+def reader_of(benchmark: str, place: str) -> tuple[Callable[..., list[TaskSource]], str]:
+    """The `find_tasks` of a benchmark, and its folder.
+
+    Args:
+      benchmark: one of `BENCHMARKS`; or a name of the user's own.
+      place: the folder; of a name of the user's own also "<module>:<folder>" or
+        "<file.py>:<folder>", where the module has `find_tasks(root, manifest, benchmark)`, or a
+        folder of task files (`tasks/own/reader.py`), or the folder for an entry point of that name
+        in the group `ENTRY_POINTS`.
+
+    Raises:
+      UserError: none of these.
+    """
+    if benchmark in BENCHMARKS:
+        return BENCHMARKS[benchmark].find_tasks, place
+    if "/" in benchmark:
+        raise UserError(f"benchmark {benchmark!r} in Run.data: a name has no slash")
+    module, separator, folder = place.partition(":")
+    if separator:
+        return _find_tasks(_imported(module, benchmark), benchmark), folder
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=benchmark):
+        loaded = point.load()
+        return loaded if callable(loaded) else _find_tasks(loaded, benchmark), place
+    if own.task_files(place):
+        return own.find_tasks, place
+    raise UserError(
+        f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}. One of your own is a "
+        "folder of task files (*.yaml), '<module>:<folder>' or '<file.py>:<folder>' with a "
+        f"function find_tasks, or an entry point of the group {ENTRY_POINTS}"
+    )
+
+
+def _imported(name: str, benchmark: str) -> types.ModuleType:
+    """A module by its dotted name or its file; worker processes find it on the same path."""
+    if name.endswith(".py"):
+        path = pathlib.Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise UserError(f"Run.data[{benchmark!r}]: reader not found: {path}")
+        if str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))
+        name = path.stem
+    elif os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise UserError(f"Run.data[{benchmark!r}]: cannot import the reader {name}: {e}") from e
+
+
+def _find_tasks(module: types.ModuleType, benchmark: str) -> Callable[..., list[TaskSource]]:
+    if not callable(getattr(module, "find_tasks", None)):
+        raise UserError(
+            f"Run.data[{benchmark!r}]: {module.__name__} has no find_tasks; it must have "
+            "find_tasks(root, manifest, benchmark)"
+        )
+    return module.find_tasks
 
 
 def registered_name(task: str, shots: int | None = None) -> str:

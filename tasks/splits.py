@@ -8,18 +8,19 @@ import dataclasses
 import fnmatch
 import functools
 import logging
+import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import gin
 import yaml
 
 from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.protocol import Protocol
+from optiml_jax.settings import configurable
 from tasks.decisions import Decisions
 from tasks.patterns import expand, matcher
 from tasks.provenance import Provenance
@@ -46,7 +47,7 @@ _FIELDS = (
 _PROTOCOL = tuple(field.name for field in dataclasses.fields(Protocol))
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class SplitConfig:
     """Which optional rows of the manifest hold.
@@ -58,12 +59,21 @@ class SplitConfig:
         data (e-SNLI and WinoWhy among the reasoning sets).
       bbh_23: BIG-Bench Hard is the mean of 23 tasks, not of 27 files.
       decisions: a file of your own with decisions about pairs of an audit; None: the project's.
+      manifests: files of rows (as data/split_manifest.yaml) that come after the project's own, in
+        this order: later rows win, field by field.
+      taxonomies: files (as data/taxonomy.tsv) whose rows win over the project's own, later files
+        over earlier ones.
     """
 
     unique_tasks: bool = False
     as_published: bool = False
     bbh_23: bool = False
     decisions: str | None = None
+    manifests: tuple[str, ...] = ()
+    taxonomies: tuple[str, ...] = ()
+
+
+_SWITCHES = [f.name for f in dataclasses.fields(SplitConfig) if f.type is bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +84,8 @@ class Row:
       level: one of `LEVELS`.
       role: of `ROLES`; ("exclude",) stands alone.
       metric: a name of `METRICS`.
-      options: "labels" (the task's distinct outputs are the candidates) or None (generation).
+      options: "labels" (the task's distinct outputs are the candidates), "listed" (each instance
+        lists its own) or None (generation, or what the reader knows).
       category: replaces the upstream category; None keeps it.
       aggregate_as: tasks of one name are averaged before they count as one task.
       shots: numbers of demonstrations in evaluation.
@@ -169,21 +180,24 @@ class Manifest:
           UserError: the file is missing or damaged, or a row has an unknown key, level, role or
             metric, or a broken pattern; the message names file and row.
         """
-        path = pathlib.Path(path or DEFAULT_MANIFEST)
-        try:
-            content = yaml.safe_load(path.read_text("utf-8"))
-        except FileNotFoundError as e:
-            raise UserError(f"split manifest not found: {path}") from e
-        except (yaml.YAMLError, UnicodeDecodeError) as e:
-            mark = getattr(e, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            raise UserError(f"split manifest is not YAML: {path}{line}") from e
-        if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
-            raise UserError(f"split manifest has no list of rows: {path}")
-        rules = [_parse_row(r, f"{path}, row {i}") for i, r in enumerate(content["rows"], 1)]
         config = SplitConfig()
-        rules = [r for r in rules if r.only_with is None or getattr(config, r.only_with)]
+        path = pathlib.Path(path or DEFAULT_MANIFEST)
+        rules = _read_rules(path, config)
+        for layer in config.manifests:
+            rules += _read_rules(user_file(layer, "SplitConfig.manifests"), config, src="inferred")
         return cls(path, rules, Provenance.load(), Decisions.load(config.decisions))
+
+    def declare(self, task: str, fields: Mapping[str, Any], where: str) -> None:
+        """Adds a row for one task before all others; a reader does so for what its files say.
+
+        Args:
+          fields: keys of a row but `tasks`; `src` may be left out.
+          where: the file, for messages. What it declared of the task earlier is replaced.
+        """
+        rule = _parse_row({"tasks": task, "src": "inferred", **fields}, where)
+        others = [r for r in self._rules if (r.where, r.patterns) != (where, rule.patterns)]
+        self._rules = (rule, *others)
+        self.__dict__.pop("_held_out_data", None)  # it was made of the rows
 
     def lookup(self, task: str, upstream_split: str | None) -> Row:
         """The merged row of a task; one that is made of held-out data has role exclude.
@@ -304,10 +318,15 @@ class Manifest:
             pattern: rule.upstream_split for rule in self._rules for pattern in rule.patterns
         }
         for pattern, split in patterns.items():
-            if pattern.split("/", 1)[1] != "*":
+            # A layer may change a field of a task that its own file declares, perhaps later.
+            if pattern.split("/", 1)[1] != "*" and self._has_role(pattern, split):
                 row = self._merged(pattern, split)  # a glob matches itself
                 if row.evaluated:
                     yield pattern, row
+
+    def _has_role(self, task: str, upstream_split: str | None) -> bool:
+        fields = [r.fields for r in self._rules if r.matches(task, upstream_split)]
+        return all(any(name in f for f in fields) for name in ("level", "role"))
 
     def warn_of_unmatched_rows(self, sources: Sequence[TaskSource]) -> None:
         """Logs the patterns of present benchmarks that match no task of the user's copy."""
@@ -331,6 +350,31 @@ def category(source: TaskSource) -> str:
     return source.settings["category"]
 
 
+def user_file(name: str, setting: str) -> pathlib.Path:
+    """The path of a file that a setting names, its variables expanded."""
+    path = pathlib.Path(os.path.expandvars(name)).expanduser()
+    if not path.is_file():
+        raise UserError(f"{setting}: file not found: {path}")
+    return path
+
+
+def _read_rules(path: pathlib.Path, config: SplitConfig, src: str | None = None) -> list[_Rule]:
+    """The rows of a file that hold under `config`; `src` is that of rows that do not say."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8-sig"))
+    except FileNotFoundError as e:
+        raise UserError(f"split manifest not found: {path}") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"split manifest is not YAML: {path}{line}") from e
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+        raise UserError(f"split manifest has no list of rows: {path}")
+    rows = [{"src": src, **r} if src and isinstance(r, dict) else r for r in content["rows"]]
+    rules = [_parse_row(r, f"{path}, row {i}") for i, r in enumerate(rows, 1)]
+    return [r for r in rules if r.only_with is None or getattr(config, r.only_with)]
+
+
 def _parse_row(row: Any, where: str) -> _Rule:
     if not isinstance(row, dict) or "tasks" not in row:
         raise UserError(f"{where}: a row must be a mapping with `tasks`, not {row!r}")
@@ -340,6 +384,7 @@ def _parse_row(row: Any, where: str) -> _Rule:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
     switches = [f.name for f in dataclasses.fields(SplitConfig) if f.type is bool]
     _check_known(row, "only_with", switches, where)
+    _check_known(row, "only_with", _SWITCHES, where)
     if row.get("src") not in ("paper", "inferred"):
         raise UserError(f"{where}: src must be paper or inferred, not {row.get('src')!r}")
     patterns = expand(row["tasks"], where)
@@ -365,7 +410,7 @@ def _parse_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
         fields |= {"src": row["src"], "why": row.get("why")}
     _check_known(fields, "level", LEVELS, where)
     _check_known(fields, "metric", tuple(METRICS), where)
-    _check_known(fields, "options", ("labels", None), where)
+    _check_known(fields, "options", ("labels", "listed", None), where)
     if "role" in fields:
         role = fields["role"]
         if not isinstance(role, list) or not role:

@@ -11,10 +11,10 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
-import gin
 import numpy as np
 
 from optiml_jax.errors import UserError
+from optiml_jax.settings import configurable
 
 _SPACE = 32
 _BASES = (0x9E3779B97F4A7C15, 0xD1342543DE82EF95)  # odd: they have an inverse modulo 2**64
@@ -26,7 +26,7 @@ _UNSPACED = re.compile(
 )
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class AuditWords:
     """What counts as the same text. The paper does not say; the defaults are made to find copies.

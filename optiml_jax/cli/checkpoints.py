@@ -5,9 +5,10 @@ import dataclasses
 import glob
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gin
 import jax
 import seqio
 
@@ -15,12 +16,17 @@ from optiml_jax.checkpoint.manager import find_checkpoint, load_metadata, load_p
 from optiml_jax.cli.settings import Evaluate, Run, configured, expand
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size, vocabulary_fingerprint
 from optiml_jax.errors import UserError
-from optiml_jax.model.architectures import config_from_dict
+from optiml_jax.frozen import changes, refuse_changes
+from optiml_jax.model.architectures import config_from_dict, model_config
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import abstract_model, init_params
 from optiml_jax.sharding.rules import abstract_params, param_shardings
 from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.start import run_model
+
+logger = logging.getLogger(__name__)
+# Of the model: what changes neither its parameters nor its answers beyond rounding.
+FREE_FIELDS = {"remat", "dtype", "dropout", "attention_dropout", "init_std", "vocab_size"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +104,28 @@ def load_model(run: Run, place: str, mesh: jax.sharding.Mesh, preset: str) -> Mo
     step_folder = find_checkpoint(checkpoints_dir(run) if place == "latest" else place)
     metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
     config = config_from_dict(metadata["model"])
+    check_model(run, step_folder, metadata["model"])
     params = load_params(step_folder, abstract_params(config, mesh, preset))
     return Model(_name(run, step_folder), config, abstract_model(config)[0], params, metadata)
+
+
+def check_model(run: Run, step_folder: pathlib.Path, stored: Mapping[str, Any]) -> None:
+    """Compares the checkpoint's model with what gin sets of `model_config`.
+
+    Raises:
+      UserError: it is a checkpoint of this run and another model. A checkpoint of elsewhere is
+        evaluated as what it is, and the differences are logged.
+    """
+    if not gin.get_bindings("model_config"):
+        return
+    wanted = model_config(vocab_size=stored["vocab_size"]).to_dict()
+    asked = {f"model_config.{k}": v for k, v in wanted.items() if k not in FREE_FIELDS}
+    found = {f"model_config.{k}": v for k, v in stored.items()}
+    what = f"the checkpoint {step_folder}"
+    if step_folder.parent.resolve() == checkpoints_dir(run).resolve():
+        refuse_changes(what, found, asked, "put them back, or choose another run_dir")
+    if differences := changes(found, asked):
+        logger.info("%s is evaluated as what it is: %s", what, "; ".join(differences))
 
 
 def _name(run: Run, step_folder: pathlib.Path) -> str:

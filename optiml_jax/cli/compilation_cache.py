@@ -9,14 +9,15 @@ import os
 import pathlib
 import platform
 
-import gin
 import jax
 import jaxlib
+
+from optiml_jax.settings import NotNegative, configurable
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class CompilationCache:
     """Where compiled programs are kept; a JAX_COMPILATION_CACHE_DIR in the environment goes first.
@@ -28,7 +29,7 @@ class CompilationCache:
     """
 
     folder: str | None = None
-    max_bytes: int = 2 << 30
+    max_bytes: NotNegative = 2 << 30
 
     def place(self) -> pathlib.Path | None:
         """The folder of this machine's programs; None: nothing is kept."""

@@ -14,7 +14,7 @@ from optiml_jax.cli.checkpoints import (
     load_model,
     load_run_vocabulary,
 )
-from optiml_jax.cli.evaluation_tasks import evaluation_tasks, request_tokens
+from optiml_jax.cli.evaluation_tasks import evaluation_tasks, request_tokens, warn_of_trained
 from optiml_jax.cli.settings import Evaluate, Export, Run, configured, expand
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
@@ -117,6 +117,7 @@ class Evaluation:
     def of_model(self, model: Model) -> list[str]:
         """Evaluates a model, or what its folder does not hold yet."""
         name, num_tasks = model.name, len(self._tasks)
+        warn_of_trained(self._tasks, model.metadata.get("trained_tasks", ()))
         folder = self._run.evaluation_dir / self._settings.name.replace("{checkpoint}", name)
         num_cells = sum(len(t.info.shots) for t in self._tasks)
         print(f"checkpoint {name}: {num_tasks} tasks, {num_cells} cells (task x shots): {folder}")

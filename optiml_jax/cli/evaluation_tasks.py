@@ -3,6 +3,8 @@
 import dataclasses
 import fnmatch
 import functools
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import seqio
@@ -24,6 +26,8 @@ from optiml_jax.model.architectures import model_config
 from tasks.registry import find_sources, register
 from tasks.splits import Manifest, Row, category
 
+_log = logging.getLogger(__name__)
+MOST_NAMES = 6  # of tasks, in a warning
 NUM_DEV = 250  # (example, prompt) pairs of a task that is for validation only; paper, section 4.1
 
 
@@ -36,13 +40,11 @@ def evaluation_tasks(run: Run, settings: Evaluate, vocabulary: Any) -> list[Eval
     manifest = Manifest.load()
     sources = find_sources(run.data, manifest)
     check_decided(run, sources, manifest, configured(Mixture, name="").roles, ())
-    found = [evaluation_task(s, manifest.row(s), settings, vocabulary) for s in sources]
+    asked = [(s, manifest.row(s)) for s in sources if is_asked_for(s, manifest, settings)]
+    warn_of_shots({s.name: row.shots for s, row in asked}, settings.shots)
+    found = [evaluation_task(s, row, settings, vocabulary) for s, row in asked]
     flags = read_flags(Audit().folder_of(run)) or {}
-    tasks = [
-        dataclasses.replace(t, overlaps=flags.get(t.info.task))
-        for t in found
-        if t is not None and t.info.shots
-    ]
+    tasks = [dataclasses.replace(t, overlaps=flags.get(t.info.task)) for t in found if t.info.shots]
     if not tasks:
         raise UserError(
             f"nothing to evaluate: no task of {', '.join(run.data)} with the role "
@@ -66,13 +68,49 @@ def request_tokens(vocabulary: seqio.Vocabulary, settings: Export) -> Tokens:
     )
 
 
-def evaluation_task(
-    source: TaskSource, row: Row, settings: Evaluate, vocabulary: Any
-) -> EvalTask | None:
-    """The task as the evaluator wants it, its metrics taken from SeqIO; None: not asked for."""
-    asked = any(fnmatch.fnmatchcase(source.name, pattern) for pattern in settings.tasks)
-    if not asked or {*settings.roles}.isdisjoint(row.role):
-        return None
+def is_asked_for(source: TaskSource, manifest: Manifest, settings: Evaluate) -> bool:
+    """Whether name and role of the task are among those to evaluate."""
+    named = any(fnmatch.fnmatchcase(source.name, pattern) for pattern in settings.tasks)
+    return named and not {*settings.roles}.isdisjoint(manifest.row(source).role)
+
+
+def warn_of_shots(listed: Mapping[str, Sequence[int]], asked: Sequence[int]) -> None:
+    """Names the tasks that are not evaluated with a number of shots that was asked for.
+
+    Args:
+      listed: task -> the numbers of shots that the manifest lists for it.
+      asked: `Evaluate.shots`.
+    """
+    for shots in asked:
+        if without := [task for task, numbers in listed.items() if shots not in numbers]:
+            _log.warning(
+                "Evaluate.shots: the manifest does not list %d shots for %d of %d tasks, which go "
+                "without: %s",
+                shots,
+                len(without),
+                len(listed),
+                _some(without),
+            )
+
+
+def warn_of_trained(tasks: Sequence[EvalTask], trained: Collection[str]) -> None:
+    """Names the tasks that count as held out, but that the checkpoint was trained on."""
+    held_out = {t.info.task for t in tasks if t.info.level != "fully_supervised"}
+    if seen := sorted(held_out & {*trained}):
+        _log.warning(
+            "the checkpoint was trained on %d tasks whose level says that they are held out; their "
+            "scores say nothing about generalisation: %s",
+            len(seen),
+            _some(seen),
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+
+
+def evaluation_task(source: TaskSource, row: Row, settings: Evaluate, vocabulary: Any) -> EvalTask:
+    """The task as the evaluator wants it, its metrics taken from SeqIO."""
     tested = any(role.startswith("test") for role in row.role)
     info = TaskInfo(
         task=source.name,

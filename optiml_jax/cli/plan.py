@@ -1,55 +1,74 @@
 """`optiml plan`: the packed, step-addressed training order of the mixture, and validation rows."""
 
 import dataclasses
+import logging
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.audit_gate import check_decided
 from optiml_jax.cli.settings import Run, configured, is_bound
+from optiml_jax.data.cache_task import reader_settings
+from optiml_jax.data.example import TaskSource
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import Plan, PlanConfig, plan_mixture
+from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.store import Store
+from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
+from optiml_jax.errors import UserError
+from optiml_jax.frozen import by_name, refuse_changes
 from optiml_jax.model.architectures import model_config
 from optiml_jax.one_writer import one_writer
 from optiml_jax.train.config import TrainConfig
 from tasks import mixtures
 from tasks.registry import find_sources
-from tasks.splits import Manifest
+from tasks.splits import Manifest, SplitConfig
+
+logger = logging.getLogger(__name__)
+MOST_TASKS_LISTED = 6
 
 
 def main() -> None:
     run, mixture = configured(Run), configured(Mixture)
-    manifest = Manifest.load()
-    sources = find_sources(run.data, manifest)
-    tasks = [s.name for s in mixtures.select(sources, mixture, manifest)]
-    check_decided(run, sources, manifest, mixture.roles, tasks)
+    manifest, store = Manifest.load(), Store(run.cache_dir)
+    found = find_sources(run.data, manifest)
+    sources = mixtures.select(found, mixture, manifest)
+    check_decided(run, found, manifest, mixture.roles, [s.name for s in sources])
+    check_cache(store, sources, run)
+    check_caps(store, sources, mixture)
+    check_training_parts(store, sources, mixture, manifest)
     train = configured(TrainConfig, plan_dir="", run_dir="")
     rows = {
         "train": train.num_steps * train.global_batch_size,
-        "validation": train.validation_batches * train.global_batch_size,
     }
+    if train.validate_every:
+        rows["validation"] = train.validation_batches * train.global_batch_size
     with one_writer(run.plan_dir("train").parent, "optiml plan"):
-        write_plans(run, mixture, tasks, rows, train)
+        write_plans(run, mixture, store, sources, rows)
 
 
 def write_plans(
-    run: Run, mixture: Mixture, tasks: list[str], rows: dict[str, int], train: TrainConfig
+    run: Run,
+    mixture: Mixture,
+    store: Store,
+    sources: Sequence[TaskSource],
+    rows: Mapping[str, int],
 ) -> None:
     """Writes the plan of every split that has rows, and prints what it holds."""
     for split, num_rows in rows.items():
-        if split == "validation" and not train.validate_every:
-            continue
         if split == "validation":  # not every benchmark has one
             name = f"{mixture.name}, validation"
             mixture = dataclasses.replace(mixture, name=name, missing="renormalise")
         plan = plan_mixture(
             run.cache_dir,
-            tasks_with_split(run.cache_dir, tasks, split),
+            tasks_with_split(store, sources, split),
             mixture,
             split,
             configured(PlanConfig, num_rows=num_rows, **special_ids()),
             run.plan_dir(split),
+            settings=by_name(SplitConfig()),
         )
         print_plan(plan)
 
@@ -61,10 +80,85 @@ def special_ids() -> dict[str, int | None]:
     return {n: getattr(model, n) for n in names if not is_bound(f"PlanConfig.{n}")}
 
 
-def tasks_with_split(cache_dir: str, tasks: list[str], split: str) -> list[str]:
+def check_cache(store: Store, sources: Sequence[TaskSource], run: Run) -> None:
+    """Raises a UserError if a task was cached with other settings than those of this run."""
+    asked = by_name(PromptConfig())
+    asked["PlanConfig.sequence_length"] = PlanConfig(num_rows=1).sequence_length
+    vocabulary = vocabulary_fingerprint(load_vocabulary(run.vocabulary))
+    for source in sources:
+        task = store.task(source.name)
+        what, stored = f"the cache of task {source.name!r} in {store.cache_dir}", task.settings
+        if (cached := task.info["vocabulary"])["fingerprint"] != vocabulary:
+            stored["Run.vocabulary"] = f"{cached['spec']} ({cached['fingerprint']})"
+            own = {"Run.vocabulary": f"{run.vocabulary} ({vocabulary})"}
+        else:
+            own = {}
+        refuse_changes(
+            what,
+            stored,
+            asked | own,
+            "put them back, or run `optiml prepare` with these (and a Run.cache_dir of its own if "
+            "other runs use that one)",
+        )
+        refuse_changes(
+            what,
+            _flat(task.info["reader"]),
+            _flat(reader_settings(source)),
+            "run `optiml prepare` again",
+        )
+
+
+def check_caps(store: Store, sources: Sequence[TaskSource], mixture: Mixture) -> None:
+    """Raises a UserError if fewer examples of a task were cached than the mixture may use."""
+    for source in sources:
+        info, asked = store.task(source.name).info, mixture.max_examples_of(source.name)
+        cap = info["max_examples"]
+        if cap is None:
+            continue
+        stored = {"Mixture.max_examples": cap, "Mixture.seed": info["subset_seed"]}
+        enough = asked is not None and asked <= cap
+        refuse_changes(
+            f"the cache of task {source.name!r} in {store.cache_dir}",
+            stored,
+            {"Mixture.max_examples": cap if enough else asked, "Mixture.seed": mixture.seed},
+            "run `optiml prepare` again",
+        )
+
+
+def _flat(reader: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a task's reader without the level of the dictionary in it."""
+    return {k: v for k, v in reader.items() if k != "settings"} | dict(reader["settings"])
+
+
+def check_training_parts(
+    store: Store, sources: Sequence[TaskSource], mixture: Mixture, manifest: Manifest
+) -> None:
+    """Refuses a mixture in which a task to train on has no example to train on.
+
+    With `Mixture.missing = 'renormalise'` they are named in a warning. Tasks that only OPT-IML-Max
+    trains on need not have a training part.
+    """
+    lost = []
+    for source in sources:
+        part = store.task(source.name).info["splits"].get("train", {})
+        if manifest.row(source).trained and not part.get("examples"):
+            reasons = ", ".join(f"{n} {reason}" for reason, n in part.get("drops", {}).items())
+            lost.append(f"{source.name} ({reasons or 'its files hold no training part'})")
+    if not lost:
+        return
+    shown = "; ".join(lost[:MOST_TASKS_LISTED]) + ("; ..." if len(lost) > MOST_TASKS_LISTED else "")
+    message = f"mixture {mixture.name!r}: {len(lost)} tasks have no example to train on: {shown}"
+    if mixture.missing == "error":
+        raise UserError(
+            f"{message}; put their files right and run `optiml prepare` again, or leave them out "
+            "of Mixture.tasks, or set Mixture.missing = 'renormalise' to go without them"
+        )
+    logger.warning("%s", message)
+
+
+def tasks_with_split(store: Store, sources: Sequence[TaskSource], split: str) -> list[str]:
     """The tasks that were cached with the split at all."""
-    store = Store(cache_dir)
-    return [task for task in tasks if split in store.task(task).info["splits"]]
+    return [s.name for s in sources if split in store.task(s.name).info["splits"]]
 
 
 def print_plan(plan: Plan) -> None:

@@ -22,13 +22,18 @@ def main() -> None:
     run, settings = configured(Run), Prepare()
     manifest = Manifest.load()
     sources = find_sources(run.data, manifest)
-    trained = {s.name for s in mixtures.select(sources, configured(Mixture), manifest)}
+    mixture = configured(Mixture)
+    trained = {s.name for s in mixtures.select(sources, mixture, manifest)}
     roles = {*Evaluate().roles}
     wanted = [s for s in sources if s.name in trained or roles & {*manifest.row(s).role}]
     print(
         f"{len(sources)} tasks found in {', '.join(run.data)}: {len(trained)} to train on, "
         f"{len(wanted) - len(trained)} more to evaluate, {len(sources) - len(wanted)} unused"
     )
+    index, number = settings.part
+    wanted = sorted(wanted, key=lambda s: s.name)[index::number]
+    if number > 1:
+        print(f"part {index} of {number}: {len(wanted)} tasks")
     try:
         summary = prepare(
             wanted,
@@ -39,6 +44,9 @@ def main() -> None:
             num_workers=settings.num_workers or None,
             runner=settings.runner,
             runner_options=settings.beam_options,
+            max_examples={s.name: mixture.max_examples_of(s.name) for s in wanted},
+            subset_seed=mixture.seed,
+            part=index if number > 1 else None,
         )
     except PrepareError as e:
         print_summary(e.summary)

@@ -32,9 +32,10 @@ import tasks.splits
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.protocol import RULE_NAMES
+from optiml_jax.settings import NotNegative, Positive, configurable
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Where things lie. Paths may hold environment variables: "$OPTIML_DATA/natural-instructions".
@@ -70,21 +71,29 @@ class Run:
         return pathlib.Path(self.run_dir) / "evaluation"
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Prepare:
     """Attributes:
     num_workers: processes; 0 means one per core.
     runner: None for the process pool, else an Apache Beam runner, e.g. "DirectRunner".
     beam_options: Beam pipeline options, e.g. ("--project=...",).
+    part: (i, n): this run caches the i-th of n parts of the tasks, counted from 0; the others may
+      be cached at the same time by other machines that see the cache folder.
     """
 
-    num_workers: int = 0
+    num_workers: NotNegative = 0
     runner: str | None = None
     beam_options: tuple[str, ...] = ()
+    part: tuple[NotNegative, Positive] = (0, 1)
+
+    def __post_init__(self):
+        index, number = self.part
+        if index >= number:
+            raise UserError(f"Prepare.part = {self.part}: parts are 0 ... {number - 1} of {number}")
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Audit:
     """Attributes:
@@ -116,8 +125,6 @@ class Audit:
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.training not in ("mixture", "all"):
-            raise UserError(f"Audit.training must be 'mixture' or 'all', not {self.training!r}")
         if not 0 <= self.threshold < 1:
             raise UserError(f"Audit.threshold must be at least 0 and below 1: {self.threshold}")
 
@@ -126,7 +133,7 @@ class Audit:
         return pathlib.Path(self.folder or pathlib.Path(run.run_dir) / "audit")
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Attributes:
@@ -146,27 +153,17 @@ class Evaluate:
     """
 
     checkpoint: str | int | Sequence[str | int] = "latest"
-    during_training: int | Sequence[int] = 0
+    during_training: int | Sequence[Positive] = 0
     name: str = "{checkpoint}"
     tasks: tuple[str, ...] = ("*",)
     roles: tuple[str, ...] = ("test",)
-    shots: tuple[int, ...] = (0, 2)
+    shots: tuple[NotNegative, ...] = (0, 2)
     answers: tuple[str, ...] = ()
     missing_answers: Literal["fail", "wrong"] = "fail"
     model: str | None = None
 
-    def __post_init__(self):
-        if isinstance(self.answers, str):  # one file, not a sequence of letters
-            object.__setattr__(self, "answers", (self.answers,))
-        if self.missing_answers not in ("fail", "wrong"):
-            raise UserError(
-                f"Evaluate.missing_answers is {self.missing_answers!r}; choose 'fail' or 'wrong'"
-            )
-        if isinstance(self.roles, str):  # one role, not a sequence of letters
-            object.__setattr__(self, "roles", (self.roles,))
 
-
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Export:
     """Attributes:
@@ -184,29 +181,24 @@ class Export:
     shard_rows: rows of a file of training data.
     """
 
-    what: str = "requests"
+    what: Literal["requests", "training"] = "requests"
     form: str = "jsonl"
     output: str | None = None
-    max_tokens: int | None = None
+    max_tokens: NotNegative | None = None
     model: str = "model"
-    rows: str = "prompt_completion"
-    order: str = "plan"
+    rows: Literal["prompt_completion", "chat"] = "prompt_completion"
+    order: Literal["plan", "task"] = "plan"
     split: str = "train"
-    shard_rows: int = 50_000
+    shard_rows: Positive = 50_000
 
     def __post_init__(self):
         forms = {"requests": ("jsonl", "openai", "lm_eval"), "training": ("jsonl", "parquet")}
-        _one_of("Export.what", self.what, tuple(forms))
-        _one_of(f"Export.form of {self.what}", self.form, forms[self.what])
-        _one_of("Export.rows", self.rows, ("prompt_completion", "chat"))
-        _one_of("Export.order", self.order, ("plan", "task"))
-        for name, least in (("max_tokens", 0), ("shard_rows", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"Export.{name} must be at least {least}, not {value}")
+        if self.form not in forms[self.what]:
+            known = ", ".join(forms[self.what])
+            raise UserError(f"Export.form of {self.what} is {self.form!r}; choose one of {known}")
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Generate:
     """Attributes:
@@ -251,7 +243,7 @@ class Generate:
             raise UserError("set Generate.output, the file for the answers to Generate.prompts")
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Fetch:
     """Attributes:
@@ -271,25 +263,13 @@ class Fetch:
     sources: str = "tasks/data/sources.yaml"
     accept: tuple[str, ...] = ()
     mirrors: dict[str, str] = dataclasses.field(default_factory=dict)
-    workers: int = 8
-    retries: int = 5
+    workers: Positive = 8
+    retries: NotNegative = 5
     verify: bool = True
     dry_run: bool = False
 
-    def __post_init__(self):
-        for name in ("collections", "accept"):
-            if isinstance(getattr(self, name), str):  # one name, not a sequence of letters
-                object.__setattr__(self, name, (getattr(self, name),))
-        if self.workers < 1 or self.retries < 0:
-            raise UserError("Fetch.workers must be at least 1 and Fetch.retries at least 0")
 
-
-def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-
-
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Report:
     """Attributes:
@@ -312,36 +292,33 @@ class Report:
     names: tuple[str, ...] = ()
     axis: str = "training step"
     positions: tuple[float, ...] = ()
-    replicates: int = 10_000
+    replicates: Positive = 10_000
     output: str | None = None
-    by: str = "category"
+    by: Literal["category", "benchmark"] = "category"
     rule: str | None = None
     metric: str | None = None
     join_seeds: bool = True
     published: tuple[str, ...] = ()
-    answers: int = 100
+    answers: NotNegative = 100
 
     def __post_init__(self):
-        for name in ("runs", "published"):  # one of them, not a sequence of letters
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, (getattr(self, name),))
-        known = {"by": ("category", "benchmark"), "rule": RULE_NAMES, "metric": tuple(METRICS)}
+        known = {"rule": RULE_NAMES, "metric": tuple(METRICS)}
         for name, values in known.items():
             if (value := getattr(self, name)) is not None and value not in values:
                 raise UserError(f"Report.{name} = {value!r} is none of {', '.join(values)}")
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Splits:
     """Attributes:
     most_names: how many tasks a line of the lists names.
     """
 
-    most_names: int = 6
+    most_names: Positive = 6
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Inspect:
     """Attributes:
@@ -361,27 +338,18 @@ class Inspect:
 
     tasks: tuple[str, ...] = ()
     split: str | None = None
-    examples: int = 1
-    prompts: int = 3
-    shots: tuple[int, ...] = ()
-    step: int | None = None
-    row: int | None = None
-    rows: str = "train"
+    examples: Positive = 1
+    prompts: Positive = 3
+    shots: tuple[NotNegative, ...] = ()
+    step: NotNegative | None = None
+    row: NotNegative | None = None
+    rows: Literal["train", "validation"] = "train"
     html: str | None = None
     table1: bool = False
     recount: bool = False
 
-    def __post_init__(self):
-        if isinstance(self.tasks, str):  # one glob, not a sequence of letters
-            object.__setattr__(self, "tasks", (self.tasks,))
-        if isinstance(self.shots, int):
-            object.__setattr__(self, "shots", (self.shots,))
-        for name in ("examples", "prompts"):
-            if getattr(self, name) < 1:
-                raise UserError(f"Inspect.{name} must be at least 1, not {getattr(self, name)}")
 
-
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Compile:
     """Attributes:
@@ -399,7 +367,7 @@ class Compile:
     output: str | None = None
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Convert:
     """Attributes:
@@ -413,7 +381,7 @@ class Convert:
 
     source: str
     destination: str
-    to: str = "optiml"
+    to: Literal["optiml", "huggingface"] = "optiml"
     vocabulary: str | None = None
     dtype: str | None = None
 

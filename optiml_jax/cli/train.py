@@ -12,9 +12,12 @@ import jax
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Evaluate, Run, configured
-from optiml_jax.data.plan import Plan
+from optiml_jax.data.mixture import Mixture
+from optiml_jax.data.plan import Plan, PlanConfig
+from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors
+from optiml_jax.frozen import by_name, refuse_changes
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.one_writer import one_writer
 from optiml_jax.quiet import held_stderr
@@ -24,6 +27,7 @@ from optiml_jax.train.duties import EvaluationHook
 from optiml_jax.train.loop import train
 from optiml_jax.train.optimizer import OptimizerConfig
 from optiml_jax.train.start import run_model
+from tasks.splits import SplitConfig
 
 
 def main() -> int:
@@ -31,6 +35,7 @@ def main() -> int:
     if run.distributed:
         join_processes()
     plan = Plan.load(run.plan_dir("train"))
+    check_settings(plan, run)
     validation = run.plan_dir("validation")
     config = configured(
         TrainConfig,
@@ -47,6 +52,26 @@ def main() -> int:
         if first:
             save_config(pathlib.Path(run.run_dir) / "config.gin")
         return train(config, model, mesh, optimizer, hook, steps)
+
+
+def check_settings(plan: Plan, run: Run) -> None:
+    """Raises a UserError if the plan was made with other settings than those of this run."""
+    asked = {
+        **by_name(PromptConfig()),
+        # The special ids are the model's, which is compared with the plan elsewhere.
+        **by_name(PlanConfig(num_rows=1), without=("num_rows", "bos_id", "pad_id")),
+        **by_name(configured(Mixture)),
+        **by_name(SplitConfig()),
+    }
+    what, way_out = f"the plan in {plan.folder}", "put them back, or prepare and plan with these"
+    stored = dict(plan.meta["settings"])
+    planned = plan.meta["vocabulary"]
+    if planned["spec"] != run.vocabulary:  # perhaps the same one at another place
+        with command_line.held_stderr():
+            from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
+        if vocabulary_fingerprint(load_vocabulary(run.vocabulary)) != planned["fingerprint"]:
+            asked["Run.vocabulary"], stored["Run.vocabulary"] = run.vocabulary, planned["spec"]
+    refuse_changes(what, stored, asked, way_out)
 
 
 def evaluation_steps(wanted: int | Sequence[int], num_steps: int) -> set[int]:

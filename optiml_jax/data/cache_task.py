@@ -13,7 +13,7 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -31,11 +31,13 @@ from optiml_jax.data.example import Drops, Example, TaskSource, seqio_name
 from optiml_jax.data.pool import Stopped
 from optiml_jax.data.preprocessors import ENCODED_FEATURES, encode_examples, training_pool
 from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.data.sampling import RowSample, keep_random
 from optiml_jax.data.store import COMPLETED_FILE, FORMAT_VERSION, INFO_FILE, num_shards
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size
 from optiml_jax.errors import UserError
 from optiml_jax.fetch.provenance import sources_of
 from optiml_jax.files import fingerprint, write_json
+from optiml_jax.frozen import by_name, changes
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,9 @@ class CacheSettings:
       vocabulary_fingerprint: of the vocabulary that the specification gave when the run started.
       prompt_config: how prompts are rendered.
       sequence_length: the longest source + target + </s>.
+      max_examples: task -> cap on its training examples, of which a random subset is cached; a task
+        that is not named has none.
+      subset_seed: of these subsets.
     """
 
     cache_dir: str
@@ -59,6 +64,8 @@ class CacheSettings:
     vocabulary_fingerprint: str
     prompt_config: PromptConfig
     sequence_length: int
+    max_examples: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    subset_seed: int = 1234
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,17 +112,22 @@ def cache_task(
         return TaskOutcome(source.name, "failed", error=f"{type(e).__name__}: {e}")
 
 
-def reuse_cached(source: TaskSource, settings: CacheSettings) -> TaskOutcome | None:
+def reuse_cached(
+    source: TaskSource, settings: CacheSettings, reasons: Drops | None = None
+) -> TaskOutcome | None:
     """The outcome of a task that needs no work, found without reading its files.
 
     None when `cache_task` has to look. A cached task that was made with other settings is deleted
-    at once, so that nobody takes it for a part of this run's cache if the run is interrupted.
+    at once, so that nobody takes it for a part of this run's cache if the run is interrupted;
+    `reasons` counts the settings that changed.
     """
     info = _read_cached_info(source, settings)
     if info is None:
         return None
-    if _task_fingerprint(source, settings, info["files"]) != info["fingerprint"]:
+    if not _is_as_wanted(source, settings, info, info["files"]):
         remove_task(settings.cache_dir, source.name)
+        if reasons is not None:
+            reasons.update(_changed_settings(info, source, settings))
         return None
     known = _known_digests(info)
     if any(_stat_key(file) not in known for file in source.files):
@@ -131,7 +143,7 @@ def _cache_if_changed(
     info = _read_cached_info(source, settings)
     digests = [_digest(source, file, _known_digests(info)) for file in source.files]
     wanted = _task_fingerprint(source, settings, digests)
-    if info is not None and info["fingerprint"] == wanted:
+    if info is not None and _is_as_wanted(source, settings, info, digests):
         # The same bytes under other names or times: nothing but what finds them is written anew.
         vocabulary = info["vocabulary"] | {"spec": settings.vocabulary_spec}
         own = {"files": digests, "vocabulary": vocabulary, "provenance": sources_of(source.files)}
@@ -161,10 +173,17 @@ def _write_task(
     categories: set[str] = set()
     with task_folder(settings.cache_dir, source.name) as folder:
         splits = {}
+        cut_down = None  # the cap, if it left something out
         pool = training_pool(source, settings.prompt_config)
         for split in source.splits:
             drops = Drops()
-            examples = _read(source, split, drops, categories, stopped)
+            limit = settings.max_examples.get(source.name) if split == "train" else None
+            if limit is None:
+                examples = _read(source, split, drops, categories, stopped)
+            else:
+                key = f"{settings.subset_seed}\0{source.name}"
+                examples, drops, cut = _read_some(source, split, limit, key, categories, stopped)
+                cut_down = limit if cut else None
             writer = _SplitFiles(folder, split, dtype, vocabulary)
             for encoded in encode_examples(
                 examples,
@@ -195,12 +214,40 @@ def _write_task(
                 "padded_size": size,
             },
             "prompts": dataclasses.asdict(settings.prompt_config),
-            "fingerprint": wanted,
+            "reader": reader_settings(source),
+            "max_examples": cut_down,
+            "subset_seed": None if cut_down is None else settings.subset_seed,
             "files": digests,
             "provenance": sources_of(source.files),
         }
+        info["fingerprint"] = _with_subset(wanted, info)
         write_info(folder, info)
     return splits
+
+
+def _read_some(
+    source: TaskSource,
+    split: str,
+    limit: int,
+    key: str,
+    categories: set[str],
+    stopped: Callable[[], bool],
+) -> tuple[list[Example], Drops, bool]:
+    """At most `limit` random examples of a split, what was dropped, and whether some were left out.
+
+    A reader that can is asked for so many rows only, and for more if too many of them are dropped.
+    """
+    rows = limit + limit // 4 + 1000
+    while True:
+        drops = Drops()
+        sample = RowSample(key, rows) if source.samples_rows else None
+        examples, number = keep_random(
+            _read(source, split, drops, categories, stopped, sample), limit, key
+        )
+        cut = sample is not None and sample.cut
+        if number >= limit or not cut:
+            return examples, drops, cut or number > limit
+        rows *= 4
 
 
 def _read(
@@ -209,10 +256,12 @@ def _read(
     drops: Drops,
     categories: set[str],
     stopped: Callable[[], bool],
+    sample: RowSample | None = None,
 ) -> Iterator[Example]:
     """The examples of a split; adds what only they know, their category, to `categories`."""
     try:
-        for example in source.read(split, drops):
+        more = () if sample is None else (sample,)
+        for example in source.read(split, drops, *more):
             if stopped():
                 raise Stopped
             categories.add(example.category)
@@ -309,15 +358,66 @@ def _task_fingerprint(
         {
             "format_version": FORMAT_VERSION,
             "task": source.name,
-            "splits": source.splits,
-            "level": source.instruction_level,
-            "settings": source.settings,
+            **reader_settings(source),
             "files": [digest["sha256"] for digest in digests],
             "prompts": dataclasses.asdict(settings.prompt_config),
             "vocabulary": settings.vocabulary_fingerprint,
             "sequence_length": settings.sequence_length,
         }
     )
+
+
+def _with_subset(wanted: str, info: dict[str, Any]) -> str:
+    """The fingerprint of a task, of which perhaps a subset is cached."""
+    if info["max_examples"] is None:
+        return wanted
+    return fingerprint([wanted, info["max_examples"], info["subset_seed"]])
+
+
+def _is_as_wanted(
+    source: TaskSource,
+    settings: CacheSettings,
+    info: dict[str, Any],
+    digests: Sequence[dict[str, Any]],
+) -> bool:
+    """Whether the cached task is the one of this run, with as many examples as its cap allows."""
+    cap, asked = info["max_examples"], settings.max_examples.get(source.name)
+    if cap is not None and (asked is None or asked > cap):
+        return False
+    if cap is not None and info["subset_seed"] != settings.subset_seed:
+        return False
+    wanted = _task_fingerprint(source, settings, digests)
+    return info["fingerprint"] == _with_subset(wanted, info)
+
+
+def _changed_settings(
+    info: dict[str, Any], source: TaskSource, settings: CacheSettings
+) -> list[str]:
+    """What differs between the cached task and this run, in words."""
+    stored = {f"PromptConfig.{k}": v for k, v in info["prompts"].items()}
+    stored["PlanConfig.sequence_length"] = info["sequence_length"]
+    stored["the vocabulary's fingerprint"] = info["vocabulary"]["fingerprint"]
+    asked = by_name(settings.prompt_config)
+    asked["PlanConfig.sequence_length"] = settings.sequence_length
+    asked["the vocabulary's fingerprint"] = settings.vocabulary_fingerprint
+    if info["max_examples"] is not None:
+        stored |= {
+            "Mixture.max_examples": info["max_examples"],
+            "Mixture.seed": info["subset_seed"],
+        }
+        asked["Mixture.max_examples"] = settings.max_examples.get(source.name)
+        asked["Mixture.seed"] = settings.subset_seed
+    reader = changes(info["reader"]["settings"], source.settings)
+    return changes(stored, asked) or reader or ["its files, splits or level changed"]
+
+
+def reader_settings(source: TaskSource) -> dict[str, Any]:
+    """What decides, beside its files, what is read from a task."""
+    return {
+        "splits": source.splits,
+        "level": source.instruction_level,
+        "settings": source.settings,
+    }
 
 
 def _stat_key(file: str) -> tuple[str, int, int] | None:

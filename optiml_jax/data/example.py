@@ -76,6 +76,7 @@ class TaskSource:
         whole rendered pairs before it (paper, section 2.4); "verbatim" adds nothing to the texts of
         a suite with prompts of its own (see `prompts.render`).
       upstream_split: the official split that the upstream release puts the task in, if any.
+      samples_rows: `read(split, drops, sample)` takes a `RowSample`; other rows are not read.
       settings: everything else that changes what `read` yields (JSON-able; fingerprinted).
       metric: how its answers are scored, a name of `evaluate/metrics.py`; "": not said.
     """
@@ -89,6 +90,7 @@ class TaskSource:
     upstream_split: str | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     metric: str = ""
+    samples_rows: bool = False
 
     @property
     def benchmark(self) -> str:

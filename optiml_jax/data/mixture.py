@@ -8,13 +8,11 @@ import dataclasses
 import difflib
 import fnmatch
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-import gin
-
 from optiml_jax.errors import UserError
+from optiml_jax.settings import NotNegativeFloat, Positive, configurable
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +21,7 @@ _MEND_MISSING = (
 )
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
     """Examples-proportional mixing with a maximum, within fixed shares of the benchmarks.
@@ -56,33 +54,19 @@ class Mixture:
     name: str
     tasks: tuple[str, ...] = ("*",)
     roles: tuple[str, ...] = ("train",)
-    eps: int = 4096
-    max_examples: int | None = 100_000
-    benchmark_max_examples: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    proportions: Mapping[str, float] | None = None
-    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    row_shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    eps: Positive = 4096
+    max_examples: Positive | None = 100_000
+    benchmark_max_examples: Mapping[str, Positive] = dataclasses.field(default_factory=dict)
+    proportions: Mapping[str, NotNegativeFloat] | None = None
+    shares: Mapping[str, NotNegativeFloat] = dataclasses.field(default_factory=dict)
+    row_shares: Mapping[str, NotNegativeFloat] = dataclasses.field(default_factory=dict)
     missing: Literal["error", "renormalise"] = "error"
-    num_tasks: int | None = None
-    num_categories: int | None = None
+    num_tasks: Positive | None = None
+    num_categories: Positive | None = None
     always_categories: tuple[str, ...] = ()
     seed: int = 1234
 
     def __post_init__(self):
-        for name in ("tasks", "roles", "always_categories"):
-            if isinstance(getattr(self, name), str):  # one name, not a sequence of letters
-                object.__setattr__(self, name, (getattr(self, name),))
-        if self.missing not in ("error", "renormalise"):
-            self._refuse(f"missing is {self.missing!r}; it must be 'error' or 'renormalise'")
-        caps = {f"benchmark_max_examples[{b!r}]": n for b, n in self.benchmark_max_examples.items()}
-        for name in ("eps", "max_examples", "num_tasks", "num_categories"):
-            caps[name] = getattr(self, name)
-        for name, value in caps.items():
-            if value is not None and value < 1:
-                self._refuse(f"{name} must be at least 1, not {value}")
-        self._check_weights()
-
-    def _check_weights(self) -> None:
         kinds = {
             "proportions": self.proportions or {},
             "shares": self.shares,
@@ -90,13 +74,9 @@ class Mixture:
         }
         seen: dict[str, str] = {}
         for kind, weights in kinds.items():
-            top = math.inf if kind == "proportions" else 1
             for benchmark, weight in weights.items():
-                if not isinstance(weight, int | float) or not 0 <= weight < top:
-                    wanted = "0 or more" if kind == "proportions" else "0 or more and below 1"
-                    self._refuse(
-                        f"{kind} of {benchmark!r} is {weight!r}; give a number of {wanted}"
-                    )
+                if kind != "proportions" and weight >= 1:
+                    self._refuse(f"{kind} of {benchmark!r} is {weight!r}; give a number below 1")
                 if benchmark in seen:
                     self._refuse(f"{benchmark!r} is in {seen[benchmark]} and in {kind}; choose one")
                 seen[benchmark] = kind

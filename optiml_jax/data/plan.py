@@ -31,7 +31,6 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import gin
 import numpy as np
 
 from optiml_jax import files
@@ -41,16 +40,18 @@ from optiml_jax.data.packing import LookaheadPacker
 from optiml_jax.data.plan_summary import summarise
 from optiml_jax.data.store import CachedTask, Store
 from optiml_jax.errors import UserError
+from optiml_jax.frozen import by_name, refuse_changes
+from optiml_jax.settings import NotNegative, Positive, configurable
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # enters the fingerprint; to be raised when the same inputs give other rows
+FORMAT = 3  # enters the fingerprint; to be raised when the same inputs give other rows
 PLAN_FILE = "plan.json"  # written last: without it there is no plan
 ARRAYS = ("row_offsets", "entry_tasks", "entry_examples")
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """How the rows of a plan are made.
@@ -65,17 +66,12 @@ class PlanConfig:
       lookahead: drawn examples that wait for a row they fill; more fill better and wait longer.
     """
 
-    num_rows: int
-    sequence_length: int = 2048
+    num_rows: Positive
+    sequence_length: Positive = 2048
     seed: int = 1234
-    bos_id: int | None = 2
-    pad_id: int = 1
-    lookahead: int = 256
-
-    def __post_init__(self):
-        for name in ("num_rows", "sequence_length", "lookahead"):
-            if getattr(self, name) < 1:
-                raise UserError(f"PlanConfig.{name} must be at least 1, not {getattr(self, name)}")
+    bos_id: NotNegative | None = 2
+    pad_id: NotNegative = 1
+    lookahead: Positive = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,6 +184,7 @@ def plan_mixture(
     split: str,
     config: PlanConfig,
     plan_dir: str | os.PathLike,
+    settings: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plans `tasks` at the rates of `mixture`: `mixing_rates`, then `build_plan`."""
     counts = {n: t.num_examples(split) for n, t in _cached(Store(cache_dir), tasks).items()}
@@ -201,6 +198,7 @@ def plan_mixture(
         row_shares=mixture.row_shares,
         max_examples={name: mixture.max_examples_of(name) for name in counts},
         subset_seed=mixture.seed,
+        settings={**by_name(mixture), **(settings or {})},
     )
 
 
@@ -215,6 +213,7 @@ def build_plan(
     row_shares: Mapping[str, float] | None = None,
     max_examples: Mapping[str, int | None] | None = None,
     subset_seed: int = 1234,
+    settings: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Computes a plan and writes it to `plan_dir`, replacing the one there.
 
@@ -230,10 +229,11 @@ def build_plan(
       max_examples: task -> cap: with more examples it keeps a random subset of this size; the
         subset of a smaller cap is part of that of a larger one.
       subset_seed: of these subsets.
+      settings: what else decided on tasks and rates, by its names in gin; kept with the plan.
 
     Raises:
-      UserError: a task is not cached, has no examples, was cached with another vocabulary than the
-        others, or holds an example longer than a row.
+      UserError: a task is not cached, has no examples, was cached with other prompts or another
+        vocabulary than the others, or holds an example longer than a row.
     """
     cached = _cached(Store(cache_dir), tasks)
     lengths = {name: task.lengths(split) for name, task in cached.items()}
@@ -255,6 +255,11 @@ def build_plan(
         "row_shares": {stream.name: stream.row_share for stream in streams},
         "subset_seed": subset_seed,
         "vocabulary": _common_vocabulary(cached),
+        "settings": {
+            **_common_settings(cached),
+            **by_name(config, without=("num_rows",)),
+            **(settings or {}),
+        },
         "tasks": [
             {
                 "task": name,
@@ -387,10 +392,19 @@ def _common_vocabulary(cached: Mapping[str, CachedTask]) -> dict[str, Any]:
     return vocabulary
 
 
+def _common_settings(cached: Mapping[str, CachedTask]) -> dict[str, Any]:
+    """The prompts of all tasks, by their names in gin."""
+    first, *others = cached.values()
+    for task in others:
+        refuse_changes(f"task {task.name!r}", task.settings, first.settings, "prepare both alike")
+    return {k: v for k, v in first.settings.items() if k.startswith("PromptConfig.")}
+
+
 def _fingerprint(meta: Mapping[str, Any], **changed: Any) -> str:
     config = {k: v for k, v in meta["config"].items() if k != "num_rows"} | changed
-    # The folder may move and the same vocabulary may lie elsewhere.
-    dependencies = {k: v for k, v in meta.items() if k not in ("cache_dir", "vocabulary")}
+    # The folder may move and the same vocabulary may lie elsewhere; what the settings gave is here.
+    apart = ("cache_dir", "vocabulary", "settings")
+    dependencies = {k: v for k, v in meta.items() if k not in apart}
     vocabulary = meta["vocabulary"]["fingerprint"]
     return files.fingerprint(dependencies | {"config": config, "vocabulary": vocabulary})
 

@@ -9,9 +9,10 @@ import dataclasses
 import functools
 import logging
 import os
+import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -36,6 +37,9 @@ _WARNING = "warning: "  # how readers mark records that they mended and kept
 _SECONDS_BETWEEN_LINES = 10.0
 # Starting workers costs as much as caching some ten small tasks.
 _SMALL_RUN_BYTES = 4_000_000
+
+
+_PART = "prepare-part-"  # in the names of the claims of runs that prepare a part of the tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +113,9 @@ def prepare(
     num_workers: int | None = None,
     runner: str | None = None,
     runner_options: Sequence[str] = (),
+    max_examples: Mapping[str, int | None] | None = None,
+    subset_seed: int = 1234,
+    part: int | None = None,
 ) -> PrepareSummary:
     """Caches every split of every task whose inputs changed since it was last cached.
 
@@ -122,6 +129,10 @@ def prepare(
       num_workers: processes; None: one for each core, this process alone for a small run.
       runner: a Beam runner ("DirectRunner", "FlinkRunner", ...) instead of the process pool.
       runner_options: further command-line options of that runner.
+      max_examples: task -> cap on its training examples, of which a random subset is cached.
+      subset_seed: of these subsets.
+      part: number of this part of the tasks; other runs may cache other parts in the same folder at
+        the same time. None: `sources` are all.
 
     Raises:
       PrepareError: some tasks could not be cached; all others are.
@@ -136,16 +147,22 @@ def prepare(
         vocabulary_fingerprint=vocabulary_fingerprint(load_vocabulary(vocabulary_spec)),
         prompt_config=prompt_config,
         sequence_length=sequence_length,
+        max_examples=max_examples or {},
+        subset_seed=subset_seed,
     )
-    with one_writer(cache_dir, "optiml prepare"):
-        remove_temporaries(cache_dir)
+    with _claim(cache_dir, part):
+        if part is None:
+            remove_temporaries(cache_dir)
         outcomes: dict[str, TaskOutcome] = {}
         jobs: list[TaskSource] = []
+        reasons = Drops()
         for source in sources:
-            if outcome := reuse_cached(source, settings):
+            if outcome := reuse_cached(source, settings, reasons):
                 outcomes[source.name] = outcome
             else:
                 jobs.append(source)
+        for reason, number in sorted(reasons.items()):
+            logger.warning("prepare: %d tasks are cached anew: %s", number, reason)
         jobs.sort(key=_input_bytes, reverse=True)  # the largest must not come last, alone
         engine = _engine(jobs, settings, num_workers, runner, runner_options)
         with contextlib.closing(engine), _Progress(len(jobs), len(outcomes)) as progress:
@@ -183,6 +200,20 @@ def _engine(
 
 def _work(source: TaskSource, settings: CacheSettings) -> TaskOutcome:
     return cache_task(source, settings, stopped=pool.stopped)
+
+
+@contextlib.contextmanager
+def _claim(cache_dir: str | os.PathLike, part: int | None) -> Iterator[None]:
+    """Holds the cache folder, or one part of it; a run of all tasks finds no part at work."""
+    if part is not None:
+        with one_writer(cache_dir, f"optiml {_PART}{part}"):
+            yield
+        return
+    with one_writer(cache_dir, "optiml prepare"):
+        for file in pathlib.Path(cache_dir).glob(f".{_PART}*.lock"):
+            with one_writer(cache_dir, f"optiml {file.stem.removeprefix('.')}"):
+                pass
+        yield
 
 
 def _input_bytes(source: TaskSource) -> int:

@@ -28,7 +28,7 @@ from optiml_jax.data.example import seqio_name
 from optiml_jax.errors import UserError
 from optiml_jax.files import read_json
 
-FORMAT_VERSION = 1  # of the files and of what they hold; another one is prepared again
+FORMAT_VERSION = 2  # of the files and of what they hold; another one is prepared again
 RECORDS_PER_FILE = 10_000  # a read costs about 2 us per 1,000 records of its file
 INFO_FILE = "optiml.json"
 COMPLETED_FILE = "COMPLETED"  # SeqIO's own marker
@@ -108,8 +108,8 @@ class CachedTask:
       name: `<benchmark>/<upstream id>`.
       info: the contents of optiml.json: `task`, `benchmark`, `category`, `splits` (split ->
         {"examples", "source_tokens", "target_tokens", "drops"}), `dtype`, `vocabulary` ({"spec",
-        "fingerprint", "padded_size"}), `sequence_length`, `fingerprint` (of everything that
-        decides what the cache holds).
+        "fingerprint", "padded_size"}), `sequence_length`, `prompts` (PromptConfig), `reader` (how
+        the task was read), `fingerprint` (of everything that decides what the cache holds).
     """
 
     def __init__(self, folder: pathlib.Path, info: dict[str, Any], readers: "_Readers"):
@@ -119,6 +119,14 @@ class CachedTask:
         self._readers = readers
         self._dtype = np.dtype(info["dtype"])
         self._lengths: dict[str, np.ndarray] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that all tasks of a cache share, by their names in gin."""
+        prompts = self.info.get("prompts", {})
+        return {f"PromptConfig.{name}": value for name, value in prompts.items()} | {
+            "PlanConfig.sequence_length": self.info.get("sequence_length")
+        }
 
     def num_examples(self, split: str) -> int:
         """The number of examples of a split; a UserError if the task has no such split."""
@@ -228,13 +236,16 @@ class _Readers:
 
 
 def _open_file_limit() -> int:
-    """How many files to keep open: half of what the process may open, raised where permitted."""
+    """How many files a store keeps open: a quarter of what the process may open, raised first.
+
+    A run has two stores, of its plan and of its validation plan.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _WANTED_OPEN_FILES:
         wanted = _WANTED_OPEN_FILES
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return _WANTED_OPEN_FILES // 2 if soft == resource.RLIM_INFINITY else max(8, soft // 2)
+    return _WANTED_OPEN_FILES // 4 if soft == resource.RLIM_INFINITY else max(8, soft // 4)
 
 
 def _read_info(folder: pathlib.Path, task: str) -> dict[str, Any]:

@@ -7,14 +7,17 @@ like and where the leading and final `</s>` go is decided elsewhere (`prompts.py
 
 import functools
 import io
+import logging
 import pathlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import sentencepiece
 import seqio
 import tensorflow as tf
 import tokenizers
-from absl import logging
+from absl import logging as absl_logging
+from sentencepiece import sentencepiece_model_pb2
 
 from optiml_jax.data.tokenizer_vocabulary import TokenizerVocabulary, tokenizer_values
 from optiml_jax.data.vocabulary_files import (
@@ -28,9 +31,15 @@ from optiml_jax.data.vocabulary_tf import decode_tf, encode_tf
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors, fingerprint, read_json
 
+logger = logging.getLogger(__name__)
+
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 _SPECIALS = {"<s>": BOS_ID, "<pad>": PAD_ID, "</s>": EOS_ID, "<unk>": UNK_ID}
 _SPECIAL_IDS = frozenset(_SPECIALS.values())
+_NUM_MERGES = 50_000  # of OPT (and GPT-2)
+_KNOWN_FINGERPRINT = "8407632808a68650"  # of OPT's entries and merges
+# Entries that no text is cut into: special tokens, and those that fairseq adds to round the size.
+_NO_PIECE = re.compile(r"<[^<>]+>|madeupword\d+")
 
 
 class OPTVocabulary(seqio.Vocabulary):
@@ -64,10 +73,19 @@ class OPTVocabulary(seqio.Vocabulary):
             raise UserError(
                 f"{merges_file or 'its merges'} does not belong to {vocab_file}: {e}"
             ) from e
+        _check_reachable(vocab, merges, merges_file or vocab_file)
         self._tokenizer = tokenizers.Tokenizer(model)
         self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         self._tokenizer.decoder = tokenizers.decoders.ByteLevel()
         self._fingerprint = fingerprint({"vocab": vocab, "merges": merges})
+        if len(merges) >= _NUM_MERGES and self._fingerprint != _KNOWN_FINGERPRINT:
+            logger.warning(
+                "%s and %s are not the vocabulary that OPT was published with (fingerprint %s, not "
+                "%s): weights of OPT expect that one",
+                *self._files,
+                self._fingerprint,
+                _KNOWN_FINGERPRINT,
+            )
 
     def __getstate__(self) -> dict:
         return {"_files": self._files, "_extra_ids": self._extra_ids}
@@ -289,6 +307,21 @@ def _check_opt_vocab(vocab: object, path: str) -> None:
         raise UserError(f"{path} is not a byte-level vocabulary: no entry for {missing[0]!r}")
 
 
+def _check_reachable(
+    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], merges_file: str
+) -> None:
+    """Refuses merges that lack some: the tokenizer would cut texts into other, shorter pieces."""
+    made = {left + right for left, right in merges}
+    made.update(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    unreachable = [t for t in vocab if t not in made and not _NO_PIECE.fullmatch(t)]
+    if unreachable:
+        raise UserError(
+            f"{merges_file} is incomplete: none of its {len(merges):,} merges makes "
+            f"{unreachable[0]!r} and {len(unreachable) - 1:,} more entries of the vocabulary; "
+            f"download it again (OPT's has {_NUM_MERGES:,} merges)"
+        )
+
+
 def _tables_of_tokenizer(values: object, path: str) -> tuple[dict, list[tuple[str, str]]]:
     """Vocabulary and merges out of a tokenizer.json."""
     model = values.get("model", {}) if isinstance(values, dict) else {}
@@ -316,6 +349,12 @@ def _adds_tokens(folder: pathlib.Path) -> bool:
     return any(token["content"] not in table for token in values.get("added_tokens") or [])
 
 
+def _is_whole(file: pathlib.Path) -> bool:
+    """Whether a SentencePiece model has its last part; a cut one opens with fewer pieces."""
+    content = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
+    return content.HasField("normalizer_spec")
+
+
 @functools.cache
 def _load_sentencepiece(path: str) -> SentencePieceVocabulary:
     file = pathlib.Path(path).expanduser()
@@ -323,14 +362,16 @@ def _load_sentencepiece(path: str) -> SentencePieceVocabulary:
         raise UserError(f"SentencePiece model not found: {path}")
     vocabulary = SentencePieceVocabulary(str(file))
     # SeqIO warns that pad is not 0; here it must not be.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         model = vocabulary.tokenizer
     except Exception as e:  # a protobuf error or sentencepiece's RuntimeError
         raise UserError(f"{path} is not a SentencePiece model") from e
     finally:
-        logging.set_verbosity(verbosity)
+        absl_logging.set_verbosity(verbosity)
+    if not _is_whole(file):
+        raise UserError(f"{path} is cut off: it ends before its normaliser; copy it again")
     ids = (model.bos_id(), model.pad_id(), model.eos_id(), model.unk_id())
     if ids != (BOS_ID, PAD_ID, EOS_ID, UNK_ID):
         raise UserError(

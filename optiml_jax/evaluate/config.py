@@ -2,10 +2,10 @@
 
 import dataclasses
 
-import gin
+from optiml_jax.settings import Positive, configurable
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """How tasks are evaluated.
@@ -21,8 +21,8 @@ class EvalConfig:
     """
 
     delimiter: str = "\nOutput:"
-    max_new_tokens: int = 256
-    max_examples: int | None = None
-    tokens_per_batch: int = 8192
-    instances_per_round: int = 2048
+    max_new_tokens: Positive = 256
+    max_examples: Positive | None = None
+    tokens_per_batch: Positive = 8192
+    instances_per_round: Positive = 2048
     seed: int = 1234

@@ -7,12 +7,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import gin
-
 from optiml_jax.errors import UserError
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.llama import config as llama
 from optiml_jax.model.opt import config as opt
+from optiml_jax.settings import configurable, convert_fields
 
 # Of checkpoints that were written before they said it, and of `model_config` without a size.
 DEFAULT = "opt"
@@ -21,7 +20,7 @@ CONFIGS: Mapping[str, type[DecoderConfig]] = {"opt": opt.OPTConfig, "llama": lla
 SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"opt": opt.SIZES, "llama": llama.SIZES}
 
 
-@gin.configurable
+@configurable
 def model_config(
     size: str | None = None, architecture: str | None = None, **overrides: Any
 ) -> DecoderConfig:
@@ -44,7 +43,7 @@ def model_config(
     if size is not None and names[size] != architecture:
         raise UserError(f"the size {size!r} is of {names[size]!r}, not of {architecture!r}")
     fields = {} if size is None else SIZES[architecture][size]
-    return _make(architecture, {**fields, **overrides})
+    return _make(architecture, {**fields, **overrides}, name="model_config")
 
 
 def config_from_dict(values: Mapping[str, Any]) -> DecoderConfig:
@@ -59,13 +58,13 @@ def config_from_dict(values: Mapping[str, Any]) -> DecoderConfig:
     return _make(architecture, fields)
 
 
-def _make(architecture: str, values: Mapping[str, Any]) -> DecoderConfig:
+def _make(architecture: str, values: Mapping[str, Any], name: str = "model") -> DecoderConfig:
     config = CONFIGS[architecture]
     known = [field.name for field in dataclasses.fields(config)]
-    for name in values:
-        if name not in known:
-            raise UserError(f"unknown field {name!r} of the model; known are {', '.join(known)}")
-    return config(**values)
+    for field in values:
+        if field not in known:
+            raise UserError(f"unknown field {field!r} of the model; known are {', '.join(known)}")
+    return config(**convert_fields(values, config, name))
 
 
 def _check_architecture(name: str) -> None:

@@ -9,19 +9,19 @@ import logging
 import math
 from collections.abc import Sequence
 
-import gin
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 
 from optiml_jax.errors import UserError
+from optiml_jax.settings import configurable
 
 AXES = ("data", "fsdp", "tensor")
 
 logger = logging.getLogger(__name__)
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """How the devices are arranged.

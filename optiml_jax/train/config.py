@@ -5,25 +5,27 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import gin
 import jax
 
 from optiml_jax.data.plan import Plan
 from optiml_jax.errors import UserError
+from optiml_jax.frozen import changes
 from optiml_jax.model.architectures import config_from_dict
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.settings import NotNegative, Positive, PositiveFloat, configurable
 from optiml_jax.train.optimizer import OptimizerConfig
 
 logger = logging.getLogger(__name__)
 
-_IN_THE_FINGERPRINT = {"plan_configuration", "plan_seed"}  # of the plan
+# Of the plan.
+_IN_THE_FINGERPRINT = {"plan_configuration", "plan_seed", "plan_settings", "trained_tasks"}
 # Fields of the model that may change between two starts of a run: they trade memory for time.
 _FREE_FIELDS = {"remat"}
 # ... and between a run and the checkpoint it starts from: what is computed from the same weights.
 _FINE_TUNING_FIELDS = {"remat", "dtype", "dropout", "attention_dropout", "init_std"}
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run.
@@ -49,25 +51,19 @@ class TrainConfig:
 
     plan_dir: str
     run_dir: str
-    num_steps: int
-    global_batch_size: int
-    num_microbatches: int = 1
+    num_steps: Positive
+    global_batch_size: Positive
+    num_microbatches: Positive = 1
     seed: int = 1234
     validation_plan_dir: str | None = None
-    validate_every: int = 0
-    validation_batches: int = 10
-    log_every: int = 10
-    checkpoint_every: int = 500
-    keep: int = 3
+    validate_every: NotNegative = 0
+    validation_batches: Positive = 10
+    log_every: Positive = 10
+    checkpoint_every: Positive = 500
+    keep: Positive = 3
     init_from: str | None = None
-    loss_chunk: int = 128
-    peak_flops: float | None = None
-
-    def __post_init__(self):
-        at_least_one = ("num_steps", "global_batch_size", "num_microbatches", "log_every")
-        for name in (*at_least_one, "checkpoint_every", "keep", "loss_chunk", "validation_batches"):
-            if getattr(self, name) < 1:
-                raise UserError(f"TrainConfig.{name}={getattr(self, name)} must be at least 1")
+    loss_chunk: Positive = 128
+    peak_flops: PositiveFloat | None = None
 
 
 def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
@@ -114,6 +110,8 @@ def run_metadata(
         "plan_fingerprint": plan.fingerprint,
         "plan_configuration": plan.configuration,
         "plan_seed": plan.config.seed,
+        "plan_settings": plan.meta["settings"],
+        "trained_tasks": [row["task"] for row in plan.meta["tasks"] if row["rate"]],
         "seed": config.seed,
         "global_batch_size": config.global_batch_size,
         "num_microbatches": config.num_microbatches,
@@ -145,6 +143,8 @@ def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str
         name for name in current if name not in {"model", "num_microbatches"} | _IN_THE_FINGERPRINT
     ]
     differences = _differences(stored, current, names)
+    if stored.get("plan_fingerprint") != current["plan_fingerprint"]:
+        differences += changes(stored.get("plan_settings", {}), current["plan_settings"])
     fields = [name for name in current["model"] if name not in _FREE_FIELDS]
     differences += _differences(_model_of(stored), current["model"], fields)
     if differences:

@@ -6,15 +6,21 @@ Pure functions over pytrees; the moments are float32 and a pure dict, ready for 
 import dataclasses
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 import optax
 
 from optiml_jax.errors import UserError
+from optiml_jax.settings import (
+    NotNegative,
+    NotNegativeFloat,
+    Positive,
+    PositiveFloat,
+    configurable,
+)
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """The defaults are the paper's (section 3.3 and Table 3 of OPT-IML).
@@ -30,26 +36,26 @@ class OptimizerConfig:
       loss_scale_interval: updates without overflow after which the scale doubles.
     """
 
-    learning_rate: float = 5e-5
-    warmup_steps: int = 60
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    loss_scale: float = 64.0
-    loss_scale_interval: int = 200
+    learning_rate: NotNegativeFloat = 5e-5
+    warmup_steps: NotNegative = 60
+    beta1: NotNegativeFloat = 0.9
+    beta2: NotNegativeFloat = 0.95
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NotNegativeFloat = 0.0
+    clip_norm: NotNegativeFloat = 1.0
+    loss_scale: PositiveFloat = 64.0
+    loss_scale_interval: Positive = 200
+
+    def __post_init__(self):
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"OptimizerConfig.{name}={getattr(self, name)} must be below 1")
 
     def check(self, num_steps: int) -> None:
-        """UserError for values that make no sense in a run of `num_steps` updates."""
-        if self.loss_scale <= 0 or self.loss_scale_interval < 1:
+        """UserError when the warm-up does not end within a run of `num_steps` updates."""
+        if self.warmup_steps >= num_steps:
             raise UserError(
-                f"OptimizerConfig.loss_scale={self.loss_scale} must be above 0 and "
-                f"loss_scale_interval={self.loss_scale_interval} at least 1"
-            )
-        if not 0 <= self.warmup_steps < num_steps:
-            raise UserError(
-                f"OptimizerConfig.warmup_steps={self.warmup_steps} must be at least 0 and below "
+                f"OptimizerConfig.warmup_steps={self.warmup_steps} must be below "
                 f"TrainConfig.num_steps={num_steps}"
             )
 

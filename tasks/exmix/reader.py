@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
+from optiml_jax.data.sampling import RowSample
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.files.rows import Row, Split, SplitFiles, find_splits
@@ -26,16 +27,18 @@ from tasks.files.text_files import (
     json_items,
     tsv_rows,
 )
+from tasks.files.values import text_of
 from tasks.splits import Manifest
 from tasks.templates.instructions import instructions, read_mapping
 
 FACTS_FILE = pathlib.Path(__file__).parent / "tasks.yaml"
-READER_VERSION = 1  # raise it when the same rows give other Examples: caches are then redone
+READER_VERSION = 2  # raise it when the same rows give other Examples: caches are then redone
 SPLITS = {split: split for split in ("train", "validation", "test")}
 
 _KINDS = {  # key of a task's description -> its type
     **dict.fromkeys(("input", "target", "instruction", "question", "category", "folder"), str),
-    **dict.fromkeys(("options", "columns"), list),
+    "columns": list,
+    "options": (list, str),  # the same for all rows, or the slot of a column that lists them
     **dict.fromkeys(("labels", "splits", "files"), dict),
 }
 _OUTPUT_KEYS = ("input", "target", "options", "labels", "question", "columns")
@@ -84,7 +87,10 @@ def find_tasks(
 
 def _descriptions(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """The checked tasks of a YAML file; none if it is not there."""
-    tasks = read_mapping(path).get("tasks", {})
+    content = read_mapping(path)
+    if content and "tasks" not in content:
+        raise UserError(f"{path} has no key `tasks`: put the descriptions of tasks below it")
+    tasks = content.get("tasks", {})
     if not isinstance(tasks, dict):
         raise UserError(f"{path}: `tasks` must map names to descriptions")
     for name, task in tasks.items():
@@ -93,13 +99,16 @@ def _descriptions(path: pathlib.Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{where}: must be a name with a description below it")
         for key, value in task.items():
             if key not in _KINDS or not isinstance(value, _KINDS[key]):
-                known = ", ".join(f"{k} ({kind.__name__})" for k, kind in _KINDS.items())
+                known = ", ".join(f"{k} ({_kind_names(kind)})" for k, kind in _KINDS.items())
                 raise UserError(f"{where}: {key}: {value!r} is not right; known: {known}")
         if "input" not in task or ("target" in task) == ("files" in task):
             raise UserError(f"{where}: needs `input`, and either `target` or `files`")
         if task.get("question", "last") not in ("first", "last"):
             raise UserError(f"{where}: question must be first or last, not {task['question']!r}")
-        answers = [*task.get("options", ()), *task.get("labels", {}).values()]
+        options = task.get("options", ())
+        if isinstance(options, str) and not _SLOT.fullmatch(options):
+            raise UserError(f"{where}: options must be a list, or the slot of one: '{{column}}'")
+        answers = [*([] if isinstance(options, str) else options), *task.get("labels", {}).values()]
         for text in (*answers, *task.get("files", {}), *task.get("columns", ())):
             if not isinstance(text, str):
                 raise UserError(f"{where}: {text!r} must be text: put it in quotation marks")
@@ -133,7 +142,9 @@ def _parts(root: pathlib.Path, task_id: str, task: Mapping[str, Any]) -> dict[st
     splits, parts = find_splits(folder), {}
     for ours, theirs in names.items():
         there = [p for s in _FORMATS if (p := folder / f"{theirs}{s}").is_file()]
-        sources = [*map(str, there), *([splits[theirs]] if theirs in splits else [])]
+        found = splits.get(theirs)
+        beside = found is not None and found.files != tuple(map(str, there))
+        sources = [*map(str, there), *([found] if beside else [])]
         if len(sources) > 1:
             raise UserError(f"split {theirs!r} is in {folder} more than once; keep one of them")
         if sources:
@@ -161,6 +172,7 @@ def _source(
         read=task.read,
         demonstrations=task.demonstrations,
         instruction_level="instance",
+        samples_rows=True,
         settings={
             **{key: description[key] for key in _OUTPUT_KEYS if key in description},
             "category": task.category,
@@ -189,20 +201,22 @@ class ExMixTask:
     description: dict[str, Any]
     parts: dict[str, Groups]
 
-    def read(self, split: str, drops: Drops) -> Iterator[Example]:
+    def read(self, split: str, drops: Drops, sample: RowSample | None = None) -> Iterator[Example]:
         """Streams a split.
 
         Raises:
           UserError: a file is missing or damaged, or no row is usable.
         """
         keep = RecordFilter()
-        options = self._options()
         last = self.description.get("question") == "last"
         usable = False
-        for answer, row in self._rows(split, drops):
+        for answer, row in self._rows(split, drops, sample):
+            if row is None:
+                continue
             try:
                 text = filled(self.description["input"], row)
                 answers = [answer] if answer else self._answers(row)
+                options = self._options(row)
             except (KeyError, TypeError):
                 drops["malformed record"] += 1
                 continue
@@ -236,12 +250,17 @@ class ExMixTask:
             return []
         return demonstration_pool(self.read("train", Drops()))
 
-    def _rows(self, split: str, drops: Drops) -> Iterator[tuple[str, Row]]:
+    def _rows(
+        self, split: str, drops: Drops, sample: RowSample | None
+    ) -> Iterator[tuple[str, Row | None]]:
         """Answer and row, by turns from each answer and each of its files, while all have rows."""
         columns = self.description.get("columns")
         return _in_turn(
             [
-                zip(itertools.repeat(answer), _in_turn([_read(s, columns, drops) for s in group]))
+                zip(
+                    itertools.repeat(answer),
+                    _in_turn([_read(s, columns, drops, sample) for s in group]),
+                )
                 for answer, group in self.parts[split].items()
             ]
         )
@@ -251,14 +270,19 @@ class ExMixTask:
         template = self.description["target"]
         slot = _SLOT.fullmatch(template)
         value = _value(row, slot[1]) if slot else filled(template, row)
-        answers = [_shown(item) for item in (value if isinstance(value, list) else [value])]
+        items = value if isinstance(value, list) else [value]
         if "labels" in self.description:
             labels = {str(value): text for value, text in self.description["labels"].items()}
-            answers = [labels[a] for answer in answers if (a := answer.strip()) in labels]
-        return answers
+            return [labels[a] for item in items if (a := _label(item)) in labels]
+        return [_shown(item) for item in items]
 
-    def _options(self) -> tuple[str, ...] | None:
+    def _options(self, row: Row) -> tuple[str, ...] | None:
         task = self.description
+        if isinstance(slot := task.get("options"), str):
+            listed = _value(row, slot[1:-1])
+            if not isinstance(listed, list) or len(listed) < 2:
+                raise TypeError
+            return tuple(dict.fromkeys(_shown(option).strip() for option in listed))
         answers = task["labels"].values() if "labels" in task else task.get("files", ())
         return tuple(task.get("options") or dict.fromkeys(answers)) or None
 
@@ -282,11 +306,21 @@ def _value(row: Any, path: str) -> Any:
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(map(_shown, value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    if not isinstance(value, str | int):
+    if isinstance(value, bool):
+        return str(value)
+    if (text := text_of(value)) is None:
         raise TypeError
-    return str(value)
+    return text
+
+
+def _label(value: Any) -> str:
+    """A label as descriptions spell it: 1 is the label 1.0 of a column that is read as numbers."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if is_whole else _shown(value).strip()
+
+
+def _kind_names(kind: Any) -> str:
+    return " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
 
 
 def _in_turn(iterators: list[Iterator[Any]]) -> Iterator[Any]:
@@ -296,15 +330,17 @@ def _in_turn(iterators: list[Iterator[Any]]) -> Iterator[Any]:
 # --- files
 
 
-def _read(source: Split | str, columns: list[str] | None, drops: Drops) -> Iterator[Row]:
+def _read(
+    source: Split | str, columns: list[str] | None, drops: Drops, sample: RowSample | None
+) -> Iterator[Row | None]:
     if not isinstance(source, str):
-        return source.read()
+        return source.read(sample)
     suffix = pathlib.Path(source).suffix
     if suffix == ".json":
         return json_items(source, drops)
-    if suffix in _FORMATS:
+    if suffix in (".csv", ".tsv"):
         return (_read_csv if suffix == ".csv" else _read_tsv)(source, columns, drops)
-    return SplitFiles("", (source,)).read()
+    return SplitFiles("", (source,)).read(sample)
 
 
 def _read_tsv(path: str, columns: list[str] | None, drops: Drops) -> Iterator[Row]:
@@ -320,7 +356,7 @@ def _read_tsv(path: str, columns: list[str] | None, drops: Drops) -> Iterator[Ro
 
 def _read_csv(path: str, columns: list[str] | None, drops: Drops) -> Iterator[Row]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             for row in csv.DictReader(file, columns, restkey=""):
                 if "" in row:
                     drops["wrong number of columns"] += 1

@@ -1,32 +1,52 @@
-"""Rows of data sets as a user has them on disk: JSONL, Parquet, Arrow, or a TFDS builder by name.
+"""Rows of data sets as a user has them on disk, or a TFDS builder by name.
 
 What is found in the folder of one data set (no file is opened until rows are read):
-  <split>.jsonl, <split>.parquet, <split>.arrow; also in shards, <split>-00000-of-00004.parquet, and
+  <split>.jsonl, .json (a list, or one row a line), .csv, .tsv (with a line of names), .parquet,
+      .arrow; the texts also compressed (.gz, .zst); in shards, <split>-00000-of-00004.parquet, and
       with a name in front, squad-train.arrow, as the cache of Hugging Face's `datasets` has them;
-  the same files in a folder `data` (a data set's repository on the Hub);
-  <split>/state.json and its Arrow files, as `Dataset.save_to_disk` writes them;
+  the same files in a folder `data`, `default` or `plain_text`, or in `snapshots/<revision>`: a data
+      set's repository on the Hub, as it is cloned, downloaded or cached;
+  <split>/0000.parquet, as the Hub converts data sets to Parquet;
+  <split>/state.json and its Arrow files, as `Dataset.save_to_disk` writes them, or those of one
+      split in the folder itself; rows that were selected or shuffled come as they were chosen;
   tfds.json: {"name": "glue/mrpc", "data_dir": null, "fields": {"<TFDS name>": "<our name>"}};
   <version>/ as TFDS prepares it, when the folder is one of TFDS's data_dir (the newest counts).
-All streaming: memory does not grow with the file. What rows mean is not known here.
+All streaming: memory does not grow with the file. What rows mean is not known here; how the files
+are read is in `formats.py`.
 """
 
 import dataclasses
-import json
+import logging
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
+from optiml_jax.data.sampling import RowSample
 from optiml_jax.errors import UserError
 from optiml_jax.files import read_json
+from tasks.files.formats import (
+    Row,
+    count_rows,
+    format_of,
+    read_chosen,
+    read_rows,
+    read_selected,
+    stem_of,
+)
+from tasks.files.values import without_nan
 
-Row = dict[str, Any]
+logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".jsonl", ".parquet", ".arrow")
+_FIRST_CHOICE = (".jsonl", ".parquet", ".arrow")
+# Of the other formats a folder may hold what is no split: descriptions, tables of metadata.
+_SPLIT_NAME = re.compile(r"(train|valid|dev|test|eval)\w*")
+_SUBFOLDERS = ("data", "default", "plain_text")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_SHARD = re.compile(r"-\d+-of-\d+$")
-_BATCH = 1000
-_BYTES = 1 << 20
+_SHARD = re.compile(r"-(\d+)-of-(\d+)$")
+_CONVERTED = re.compile(r"\d{4}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +55,41 @@ class SplitFiles:
 
     Attributes:
       name: the split's own name, e.g. "validation_matched".
-      files: in order.
+      data_files: in order.
+      indices: Arrow files that choose among the rows of these, if any.
     """
 
     name: str
-    files: tuple[str, ...]
+    data_files: tuple[str, ...]
+    indices: tuple[str, ...] = ()
 
-    def read(self) -> Iterator[Row]:
-        """The rows in order. A file that is damaged or no longer there is a UserError."""
-        for file in self.files:
-            yield from _READERS[pathlib.Path(file).suffix](file)
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files, in order."""
+        return self.data_files + self.indices
+
+    def read(self, sample: RowSample | None = None) -> Iterator[Row | None]:
+        """The rows in order. A file that is damaged or no longer there is a UserError.
+
+        With a sample, None stands in the place of every row that is left out.
+        """
+        positions = sample.positions(self.count()) if sample else None
+        if self.indices:
+            yield from _chosen(read_selected(self.data_files, self.indices), positions)
+            return
+        start = 0
+        for file in self.data_files:
+            if positions is None:
+                yield from read_rows(file)
+                continue
+            end = start + (count_rows(file) if len(self.data_files) > 1 else int(positions[-1]) + 1)
+            first, last = np.searchsorted(positions, (start, end))
+            yield from read_chosen(file, positions[first:last] - start)
+            start = end
 
     def count(self) -> int:
-        """The number of rows, without making them."""
-        return sum(_COUNTERS[pathlib.Path(file).suffix](file) for file in self.files)
+        """The number of rows, without making them where the format allows it."""
+        return sum(map(count_rows, self.indices or self.data_files))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +110,19 @@ class TfdsSplit:
     data_dir: str | None
     fields: dict[str, str]
 
-    def read(self) -> Iterator[Row]:
-        """The rows in TFDS's order: bytes as text, arrays as lists."""
+    def read(self, sample: RowSample | None = None) -> Iterator[Row | None]:
+        """The rows in TFDS's order: bytes as text, arrays as lists; a sample: `SplitFiles`."""
+        positions = sample.positions(self.count()) if sample else None
+        yield from _chosen(self._rows(), positions)
+
+    def _rows(self) -> Iterator[Row]:
         import tensorflow_datasets as tfds
 
         builder = _tfds_builder(self.builder, self.data_dir)
         dataset = builder.as_dataset(split=self.name, shuffle_files=False)
         for row in tfds.as_numpy(dataset):
-            yield {self.fields.get(key, key): _plain(value) for key, value in row.items()}
+            plain = {self.fields.get(key, key): _plain(value) for key, value in row.items()}
+            yield without_nan(plain)
 
     def count(self) -> int:
         """The number of rows."""
@@ -86,12 +132,21 @@ class TfdsSplit:
 Split = SplitFiles | TfdsSplit
 
 
+def _chosen(rows: Iterator[Row], positions: np.ndarray | None) -> Iterator[Row | None]:
+    if positions is None:
+        yield from rows
+        return
+    chosen = set(positions.tolist())
+    for number, row in enumerate(rows):
+        yield row if number in chosen else None
+
+
 def find_splits(folder: pathlib.Path) -> dict[str, Split]:
     """The splits of a data set's folder by name, sorted; empty when there are none.
 
     Raises:
-      UserError: a split is there in two formats, or tfds.json is damaged or names no builder that
-        is prepared here.
+      UserError: a split is there in two formats or lacks a file, a link is broken, or tfds.json is
+        damaged or names no builder that is prepared here.
     """
     if not folder.is_dir():
         return {}
@@ -101,126 +156,114 @@ def find_splits(folder: pathlib.Path) -> dict[str, Split]:
     if versions := [p for p in folder.iterdir() if _is_tfds_version(p)]:
         newest = max(versions, key=lambda p: [int(part) for part in p.name.split(".")])
         return _tfds_splits(str(newest), None, {}, str(newest / "dataset_info.json"))
-    found: dict[str, list[pathlib.Path]] = {}
-    for path in [*folder.iterdir(), *folder.glob("data/*")]:
-        if path.suffix in _SUFFIXES and path.is_file():
-            split = _SHARD.sub("", path.stem).rpartition("-")[2]
-            found.setdefault(split, []).append(path)
-    for state in folder.glob("*/state.json"):
-        found.setdefault(state.parent.name, []).extend(_saved_files(state))
-    for split, paths in found.items():
-        if len({(p.parent, p.suffix) for p in paths}) > 1 or len(paths) > _shards(paths):
+    found = _splits_in(folder)
+    snapshots = _snapshots(folder)
+    nested = (place / name for place in (folder, *snapshots) for name in _SUBFOLDERS)
+    for place in (*snapshots, *nested):
+        if place.is_dir():
+            for split, parts in _splits_in(place).items():
+                found.setdefault(split, []).extend(parts)
+    for split, parts in found.items():
+        if len(parts) > 1:
+            names = sorted(file for part in parts for file in part.data_files)
+            shown = ", ".join(pathlib.Path(name).name for name in names[:3])
+            raise UserError(f"split {split!r} is in {folder} more than once ({shown}); keep one")
+    if not found and (strange := [p.name for p in folder.iterdir() if _is_strange(p)]):
+        shown = ", ".join(sorted(strange)[:5])
+        logger.warning(
+            "%s: no split of a data set is recognised among its files: %s", folder, shown
+        )
+    return {split: found[split][0] for split in sorted(found)}
+
+
+def _is_strange(path: pathlib.Path) -> bool:
+    """Whether a file looks like data, in a folder where no data was found."""
+    about = path.suffix.lower() in (".md", ".py", ".txt", ".json", ".yaml", "")
+    return path.is_file() and not about and not path.name.startswith(".")
+
+
+def _snapshots(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The revision of a Hub's cache folder: the one that `main` is, or the only one."""
+    main = folder / "refs" / "main"
+    if main.is_file():
+        return [folder / "snapshots" / main.read_text("utf-8").strip()]
+    revisions = sorted(folder.glob("snapshots/*"))
+    if len(revisions) > 1:
+        raise UserError(f"{folder / 'snapshots'} holds several revisions; keep one of them")
+    return revisions
+
+
+def _splits_in(folder: pathlib.Path) -> dict[str, list[SplitFiles]]:
+    """Every split that lies in a folder, in as many ways as it lies there."""
+    paths = sorted(folder.iterdir())
+    if broken := [p for p in paths if p.is_symlink() and not p.exists()]:
+        raise UserError(f"broken link: {broken[0]} -> {broken[0].readlink()}; mend or remove it")
+    files = [p for p in paths if p.is_file() and format_of(p)]
+    chosen = [p for p in files if format_of(p) in _FIRST_CHOICE] or [
+        p for p in files if _SPLIT_NAME.fullmatch(_split_of(p))
+    ]
+    states = sorted(folder.glob("*/state.json"))
+    if (folder / "state.json").is_file():
+        states.append(folder / "state.json")
+        chosen = []
+    groups: dict[tuple[str, str], list[pathlib.Path]] = {}
+    for path in chosen:
+        groups.setdefault((_split_of(path), format_of(path)), []).append(path)
+    found: dict[str, list[SplitFiles]] = {}
+    for (split, _), members in groups.items():
+        found.setdefault(split, []).extend(_shards(split, members))
+    for state in states:
+        saved = _saved(state, state.parent == folder)
+        found.setdefault(saved.name, []).append(saved)
+    for path in paths:
+        converted = [p for p in path.glob("*.parquet") if _CONVERTED.fullmatch(p.stem)]
+        if converted and path.name not in _SUBFOLDERS:
+            found.setdefault(path.name, []).append(_split(path.name, sorted(converted)))
+    return found
+
+
+def _split_of(path: pathlib.Path) -> str:
+    return _SHARD.sub("", stem_of(path)).rpartition("-")[2]
+
+
+def _split(name: str, paths: Iterable[pathlib.Path]) -> SplitFiles:
+    return SplitFiles(name, tuple(map(str, paths)))
+
+
+def _shards(split: str, paths: list[pathlib.Path]) -> list[SplitFiles]:
+    """The files of a split and format: one set of shards, which must be whole; or single files."""
+    parts = [_SHARD.search(stem_of(path)) for path in paths]
+    if not all(parts):
+        return [_split(split, [path]) for path in paths]
+    by_set: dict[tuple[str, int], dict[int, pathlib.Path]] = {}
+    for path, part in zip(paths, parts, strict=True):
+        key = stem_of(path)[: part.start()], int(part[2])
+        by_set.setdefault(key, {})[int(part[1])] = path
+    for (_, total), numbered in by_set.items():
+        if missing := [n for n in range(total) if n not in numbered]:
             raise UserError(
-                f"split {split!r} is in {folder} more than once "
-                f"({', '.join(sorted(p.name for p in paths)[:3])}); keep one of them"
+                f"split {split!r} in {paths[0].parent} has {len(numbered)} of its {total} files; "
+                f"number {missing[0]:05d} is missing: download it"
             )
-    return {s: SplitFiles(s, tuple(sorted(map(str, found[s])))) for s in sorted(found)}
+    return [_split(split, (s[n] for n in sorted(s))) for s in by_set.values()]
 
 
-def _shards(paths: list[pathlib.Path]) -> int:
-    """How many files a split may have: one, or as many as are shards."""
-    return max(1, sum(_SHARD.search(p.stem) is not None for p in paths))
-
-
-def _saved_files(state: pathlib.Path) -> list[pathlib.Path]:
+def _saved(state: pathlib.Path, alone: bool) -> SplitFiles:
+    """A split that `save_to_disk` wrote; its name is its folder's, unless it stands alone."""
     content = read_json(state, "the state of a saved data set")
     try:
-        return [state.parent / file["filename"] for file in content["_data_files"]]
-    except (KeyError, TypeError) as e:
+        files, indices = (
+            tuple(str(state.parent / file["filename"]) for file in content.get(key) or ())
+            for key in ("_data_files", "_indices_data_files")
+        )
+    except (AttributeError, KeyError, TypeError) as e:
         raise UserError(f"{state} does not list the Arrow files of a saved data set") from e
-
-
-# --- JSONL
-
-
-def _read_jsonl(file: str) -> Iterator[Row]:
-    number = 0
-    try:
-        with open(file, encoding="utf-8", newline="\n") as f:
-            for number, line in enumerate(f, 1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise UserError(f"{file}, line {number}: a row must be a JSON object")
-                    yield row
-    except json.JSONDecodeError as e:
-        raise UserError(
-            f"{file}, line {number}: not valid JSON ({e.msg}); the file may be cut off"
-        ) from e
-    except UnicodeDecodeError as e:
-        raise UserError(f"{file}, near line {number + 1}: not UTF-8; convert the file") from e
-    except FileNotFoundError as e:
-        raise UserError(f"rows not found: {file}") from e
-
-
-def _count_jsonl(file: str) -> int:
-    try:
-        with open(file, "rb") as f:
-            return sum(1 for line in f if line.strip())
-    except FileNotFoundError as e:
-        raise UserError(f"rows not found: {file}") from e
-
-
-# --- Parquet and Arrow
-
-
-def _read_parquet(file: str) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as f:
-            for batch in f.iter_batches(_BATCH):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, FileNotFoundError) as e:
-        raise _damaged(file, e) from e
-
-
-def _count_parquet(file: str) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_metadata(file).num_rows
-    except (pa.ArrowException, FileNotFoundError) as e:
-        raise _damaged(file, e) from e
-
-
-def _arrow_batches(file: str) -> Iterator[Any]:
-    """Record batches of an Arrow stream (what `datasets` writes) or an Arrow file."""
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(file) as f:
-            is_file = f.read(6) == b"ARROW1"
-            f.seek(0)
-            if is_file:
-                reader = pa.ipc.open_file(f)
-                yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
-            else:
-                yield from pa.ipc.open_stream(f)
-    except (pa.ArrowException, FileNotFoundError) as e:
-        raise _damaged(file, e) from e
-
-
-def _read_arrow(file: str) -> Iterator[Row]:
-    for batch in _arrow_batches(file):
-        for start in range(0, batch.num_rows, _BATCH):
-            yield from batch.slice(start, _BATCH).to_pylist()
-
-
-def _count_arrow(file: str) -> int:
-    return sum(batch.num_rows for batch in _arrow_batches(file))
-
-
-def _damaged(file: str, error: Exception) -> UserError:
-    if isinstance(error, FileNotFoundError):
-        return UserError(f"rows not found: {file}")
-    return UserError(f"{file} is damaged ({str(error).splitlines()[0]}); download it again")
-
-
-_READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".arrow": _read_arrow}
-_COUNTERS = {".jsonl": _count_jsonl, ".parquet": _count_parquet, ".arrow": _count_arrow}
+    if not files:
+        raise UserError(f"{state} does not list the Arrow files of a saved data set")
+    if missing := [file for file in files + indices if not pathlib.Path(file).is_file()]:
+        raise UserError(f"{state} lists {missing[0]}, which is not there: copy it again")
+    name = content.get("_split") or "train" if alone else state.parent.name
+    return SplitFiles(name, files, indices)
 
 
 # --- TensorFlow Datasets

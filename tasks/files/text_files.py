@@ -5,6 +5,7 @@ and tasks are the readers' own. The rules: outer whitespace goes, `\\r\\n` becom
 that is empty, damaged or repeated is dropped and counted.
 """
 
+import codecs
 import csv
 import hashlib
 import itertools
@@ -14,11 +15,12 @@ import os
 import pathlib
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from optiml_jax.data.example import Drops, Example
 from optiml_jax.data.identity import source_identity
 from optiml_jax.errors import UserError
+from tasks.files import values
 
 MAX_LINE_BYTES = 1 << 31  # metaseq's limit (metaseq/data/jsonl_dataset.py)
 # NUL, the replacement character of broken encodings, and lone surrogates, which UTF-8 cannot hold.
@@ -48,7 +50,11 @@ class RecordFilter:
 
         The id is a hash of input and references, since files of lines have none of their own.
         """
-        text, *references = (clean(t) for t in (text, *references))
+        texts = [values.text_of(value) for value in (text, *references)]
+        if None in texts:
+            drops["not a text"] += 1
+            return None
+        text, *references = map(clean, texts)
         answers = tuple(dict.fromkeys(r for r in references if r))
         if not answers or not (text or self._without_input):
             drops["empty input" if answers else "empty target"] += 1
@@ -162,7 +168,7 @@ def json_records(path: str, drops: Drops) -> Iterator[tuple[int, dict[str, Any]]
         if not raw.strip():
             continue
         try:
-            record = json.loads(raw.decode("utf-8"))
+            record = values.loads(raw.decode("utf-8"))
         except UnicodeDecodeError:
             malformed.add(number, "not UTF-8")
         except (json.JSONDecodeError, RecursionError):
@@ -194,32 +200,46 @@ def json_items(path: str, drops: Drops, key: str = "") -> Iterator[dict[str, Any
 
 
 def _array_items(path: str, key: str) -> Iterator[Any]:
-    decoder = json.JSONDecoder()
-    damaged = f"{path} is not a whole JSON array; the file may be cut off: download it again"
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(_CHUNK)
-            opening = rf'\s*\{{.*?"{key}"\s*:\s*\[' if key else r"\s*\["
-            start = re.match(opening, text, re.DOTALL)
-            if not start:
-                raise UserError(damaged)
-            position, ended, start = start.end(), False, None  # the match holds the text
-            while True:
-                while position < len(text) and text[position] in " \t\r\n,":
-                    position += 1
-                if text.startswith("]", position):
-                    return
-                try:
-                    item, position = decoder.raw_decode(text, position)
-                    yield item
-                except json.JSONDecodeError as e:
-                    if ended:
-                        raise UserError(damaged) from e
-                    # Perhaps more of it has to be read; doubling keeps long items cheap.
-                    more = file.read(max(_CHUNK, len(text) - position))
-                    text, position, ended = text[position:] + more, 0, not more
+        with open(path, encoding="utf-8-sig") as file:
+            yield from json_array(file, path, key)
     except FileNotFoundError as e:
         raise UserError(f"data file not found: {path}") from e
+
+
+def json_array(file: TextIO, path: str, key: str = "") -> Iterator[Any]:
+    """The items of a JSON array, read as a stream; see `json_items`.
+
+    Args:
+      file: its text.
+      path: its name, for messages.
+      key: see `json_items`.
+    """
+    what = f"has no array {key!r} near its top" if key else "is not a JSON array"
+    decoder = values.decoder()
+    try:
+        text = file.read(_CHUNK)
+        opening = rf'\s*\{{.*?"{key}"\s*:\s*\[' if key else r"\s*\["
+        start = re.match(opening, text, re.DOTALL)
+        if not start:
+            raise UserError(f"{path} {what}; give the file as upstream publishes it")
+        position, ended, start = start.end(), False, None  # the match holds the text
+        while True:
+            while position < len(text) and text[position] in " \t\r\n,":
+                position += 1
+            if text.startswith("]", position):
+                return
+            try:
+                item, position = decoder.raw_decode(text, position)
+                yield item
+            except json.JSONDecodeError as e:
+                if ended:
+                    at_end = e.pos >= len(text.rstrip()) or "Unterminated" in e.msg
+                    why = "is cut off: download it again" if at_end else f"is damaged ({e.msg})"
+                    raise UserError(f"{path} {why}") from e
+                # Perhaps more of it has to be read; doubling keeps long items cheap.
+                more = file.read(max(_CHUNK, len(text) - position))
+                text, position, ended = text[position:] + more, 0, not more
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not UTF-8 ({e.reason}); download it again") from e
 
@@ -267,6 +287,8 @@ def _raw_lines(path: str, malformed: _Malformed) -> Iterator[tuple[int, bytes]]:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES):
             number += 1
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
             if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
                 malformed.add(number, "line too long")
                 while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):

@@ -146,7 +146,7 @@ class Extractor:
         if self._facts.answer_is_option:
             slots["answer"] = self._right_option(row, slots, options)
         self._check_slots(slots, options)
-        return Record(slots, options, tuple(map(str, answers)))
+        return Record(slots, options, _as_texts(answers))
 
     def _options(self, row: Row, slots: Mapping[str, str]) -> tuple[str, ...] | None:
         if self._choices is None:
@@ -154,7 +154,7 @@ class Extractor:
         options = self._choices(row, slots)
         if not isinstance(options, list) or not options:
             raise UnusableError("no list of options")
-        return tuple(map(str, options))
+        return _as_texts(options)
 
     def _right_option(self, row: Row, slots: Mapping[str, str], options: tuple[str, ...]) -> str:
         label = self._label(row, slots)
@@ -283,3 +283,9 @@ def _expect_keys(found: Mapping, known: tuple[str, ...], where: str) -> None:
 def _expect(good: Any, where: str, what: str) -> None:
     if not good:
         raise UserError(f"{where}: {what}")
+
+
+def _as_texts(values: list[Any]) -> tuple[str, ...]:
+    if any(value is None or isinstance(value, list | Mapping) for value in values):
+        raise UnusableError("a list's value is no text")
+    return tuple(map(str, values))

@@ -12,6 +12,7 @@ from typing import Any
 
 from optiml_jax.data.example import Drops, Example, TaskSource
 from optiml_jax.data.identity import row_identity
+from optiml_jax.data.sampling import RowSample
 from tasks.files.rows import Split
 from tasks.files.text_files import RecordFilter, clean, demonstration_pool, hashed_id
 from tasks.flan.facts import PARTS, Extractor, Record, TaskFacts, rows_range, split_name
@@ -73,9 +74,10 @@ class FlanTask:
             demonstrations=self.demonstrations,
             instruction_level="instance",
             settings=settings,
+            samples_rows=True,
         )
 
-    def read(self, part: str, drops: Drops) -> Iterator[Example]:
+    def read(self, part: str, drops: Drops, sample: RowSample | None = None) -> Iterator[Example]:
         """Streams the Examples of a part; counts what is left out by reason.
 
         "train" draws N of the N x P pairs of rows and templates, "validation" at most
@@ -86,8 +88,8 @@ class FlanTask:
         """
         extract = Extractor(self.facts, self.name)
         keep = RecordFilter(keep_repeated=part != "train")
-        for split, row, positions in self._draws(part):
-            if not positions:
+        for split, row, positions in self._draws(part, sample):
+            if not positions or row is None:
                 continue
             try:
                 record = extract(row)
@@ -108,7 +110,9 @@ class FlanTask:
             return []
         return demonstration_pool(self.read("train", Drops()))
 
-    def _draws(self, part: str) -> Iterator[tuple[str, dict[str, Any], Sequence[int]]]:
+    def _draws(
+        self, part: str, sample: RowSample | None
+    ) -> Iterator[tuple[str, dict[str, Any] | None, Sequence[int]]]:
         """Of each row of a part its split, the row, and the templates it is shown with."""
         split = self.splits[split_name(self.facts.splits[part])]
         own, free = self._rows(part, split)
@@ -121,7 +125,7 @@ class FlanTask:
         else:
             items = count if part == "train" else NUM_VALIDATION
             drawn = pooled(count, num_templates, items, f"{self.seed}\0{self.name}\0{part}")
-        rows = enumerate(itertools.islice(split.read(), own.start, own.stop), own.start)
+        rows = enumerate(itertools.islice(split.read(sample), own.start, own.stop), own.start)
         rows = (row for position, row in rows if free(position))
         for chosen, row in zip(drawn, rows, strict=False):  # rows behind `num_test` are left
             yield split.name, row, chosen

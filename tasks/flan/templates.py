@@ -11,10 +11,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import gin
-
 from optiml_jax.errors import UserError
 from optiml_jax.files import read_json
+from optiml_jax.settings import configurable
 
 OPTION_SLOTS = ("options_", "options_str")
 MAX_BYTES = 1 << 25  # upstream's file has 70 kB
@@ -24,7 +23,7 @@ _NAME = "PATTERNS"
 _SLOT = re.compile(r"\{(\w*)\}")  # upstream's rule: other braces are text
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class FlanConfig:
     """How FLAN's tasks are read.

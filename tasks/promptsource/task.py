@@ -16,6 +16,7 @@ from typing import Any
 
 from optiml_jax.data.example import Drops, Example, TaskSource
 from optiml_jax.data.identity import row_identity
+from optiml_jax.data.sampling import RowSample
 from optiml_jax.errors import UserError
 from tasks.files.rows import Split
 from tasks.files.text_files import demonstration_pool
@@ -92,9 +93,10 @@ class TemplateTask:
             demonstrations=self.demonstrations,
             instruction_level="instance",
             settings=settings,
+            samples_rows=True,
         )
 
-    def read(self, split: str, drops: Drops) -> Iterator[Example]:
+    def read(self, split: str, drops: Drops, sample: RowSample | None = None) -> Iterator[Example]:
         """Streams the Examples of a split; counts what is left out by reason.
 
         "train" draws N of the N x P pairs of rows and prompts, "validation" at most
@@ -112,7 +114,9 @@ class TemplateTask:
             if template.id in wanted
         ]
         seen: set[int] = set()
-        for identifier, fields, positions, wanted_items in self._draws(split, len(renderers)):
+        for identifier, fields, positions, wanted_items in self._draws(
+            split, len(renderers), sample
+        ):
             if fields.get("label") == -1 and type(fields.get("label")) is int:
                 drops["no label (-1)"] += 1
                 continue
@@ -134,7 +138,7 @@ class TemplateTask:
         return demonstration_pool(self.read("train", Drops()))
 
     def _draws(
-        self, split: str, num_prompts: int
+        self, split: str, num_prompts: int, sample: RowSample | None
     ) -> Iterator[tuple[str, dict[str, Any], Sequence[int], int]]:
         """For each row: its id, its fields, prompts in order of preference, how many of them."""
         own = self.own_validation and split in ("train", "validation")
@@ -146,7 +150,7 @@ class TemplateTask:
             first, last = (0, held_out) if split == "validation" else (held_out, total)
         elif split == "test" and self.num_test is not None:
             last = min(total, self.num_test)
-        rows = itertools.islice(self._rows(splits), first, last)
+        rows = itertools.islice(self._rows(splits, sample), first, last)
         if split == "test" and not self.pooled_test:
             for identifier, fields in rows:
                 yield identifier, fields, range(num_prompts), num_prompts
@@ -156,13 +160,18 @@ class TemplateTask:
         for chosen, (identifier, fields) in zip(
             pooled(last - first, num_prompts, items, key), rows, strict=True
         ):
-            if chosen:
+            if chosen and fields is not None:
                 positions = in_turn(chosen, num_prompts, f"{key}\0{identifier}")
                 yield identifier, fields, positions, len(chosen)
 
-    def _rows(self, splits: Sequence[Split]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _rows(
+        self, splits: Sequence[Split], sample: RowSample | None
+    ) -> Iterator[tuple[str, dict[str, Any] | None]]:
         for split in splits:
-            for row in split.read():
+            for row in split.read(sample):
+                if row is None:
+                    yield "", None
+                    continue
                 fields = {name.replace("-", "_"): value for name, value in row.items()}
                 yield _row_id(split.name, fields), fields
 

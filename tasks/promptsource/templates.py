@@ -11,11 +11,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import gin
 import jinja2
 import yaml
 
 from optiml_jax.errors import UserError
+from optiml_jax.settings import configurable
 from tasks.templates.budget import LimitError
 from tasks.templates.sandbox import Choices, Environment, mutates
 
@@ -25,7 +25,7 @@ _PROTECTED = "\ufdd0\ufdd1\ufdd2"
 _ANSWER_CHOICES = "answer_choices"
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class PromptSourceConfig:
     """How PromptSource's templates are rendered.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from optiml_jax.data.example import Drops
 from optiml_jax.files import read_json
 from tasks.files.text_files import json_items, json_records
+from tasks.files.values import text_of
 
 
 class Record(NamedTuple):
@@ -206,16 +207,74 @@ def _winowhy(files: Files, drops: Drops) -> Iterator[Record]:
                 drops["malformed record"] += 1
 
 
+def _aqua(files: Files, drops: Drops) -> Iterator[Record]:
+    """Problems with options "A)21", put as FLAN's file has them: "(A) 21", the answer "(A)"."""
+    for path in files[0]:
+        for _, item in json_records(path, drops):
+            question, rationale, correct = _texts(
+                item, ("question", "rationale", "correct"), drops
+            ) or ("", "", "")
+            options = item.get("options")
+            found = [re.fullmatch(r"([A-E])\)(.*)", str(o), re.DOTALL) for o in options or ()]
+            if question and found and all(found) and correct in {m[1] for m in found}:
+                listed = "\n".join(f"({m[1]}) {m[2].strip()}" for m in found)
+                yield Record(f"{question}\nOptions:\n{listed}", f"({correct})", rationale)
+            elif question:
+                drops["malformed record"] += 1
+
+
+def _creak(files: Files, drops: Drops) -> Iterator[Record]:
+    for path in files[0]:
+        for _, item in json_records(path, drops):
+            sentence, label, explanation = _texts(
+                item, ("sentence", "label", "explanation"), drops
+            ) or ("", "", "")
+            if label in ("true", "false"):
+                answer = "yes" if label == "true" else "no"
+                yield Record(f"{sentence}\nIs that true?", answer, explanation)
+            elif sentence:
+                drops["unknown label"] += 1
+
+
+def _qed(files: Files, drops: Drops) -> Iterator[Record]:
+    """Passages with the sentence that answers, and what its words refer to in the question."""
+    for path in files[0]:
+        for _, item in json_records(path, drops):
+            try:
+                notes = item["annotation"]
+                if notes["explanation_type"] != "single_sentence":
+                    drops["no explanation by one sentence"] += 1
+                    continue
+                steps = [f'The sentence that answers is: "{notes["selected_sentence"]["string"]}".']
+                for pair in notes["referential_equalities"]:
+                    asked = pair["question_reference"]["string"]
+                    said = pair["sentence_reference"]["string"]
+                    if asked and said:
+                        steps.append(f'"{said}" in it is "{asked}" of the question.')
+                answer = ", ".join(a["paragraph_reference"]["string"] for a in notes["answer"])
+                question = item["question_text"]
+                text = f"{item['title_text']}\n{item['paragraph_text']}\n{question}"
+            except (KeyError, TypeError):
+                drops["malformed record"] += 1
+                continue
+            yield Record(text, answer, " ".join(steps))
+
+
 def _texts(item: Any, keys: tuple[str, ...], drops: Drops) -> list[str] | None:
     """The texts of an object, or None (counted)."""
-    values = [item.get(key) if isinstance(item, dict) else None for key in keys]
-    if all(isinstance(value, str) for value in values):
-        return values
+    texts = [text_of(item.get(key)) if isinstance(item, dict) else None for key in keys]
+    if None not in texts:
+        return texts
     drops["malformed record"] += 1
     return None
 
 
 RELEASES = {
+    "aqua": Release(
+        "https://github.com/google-deepmind/AQuA",
+        {"train": ("**/train.json",), "test": ("**/test.json",)},
+        _aqua,
+    ),
     "coqa": Release(
         "https://stanfordnlp.github.io/coqa",
         {"train": ("**/coqa-train-*.json",), "test": ("**/coqa-dev-*.json",)},
@@ -228,6 +287,11 @@ RELEASES = {
             "test": ("**/commonsenseqa/dev_rand_split.jsonl", "**/cose_dev_v1.11.jsonl"),
         },
         _cos_e,
+    ),
+    "creak": Release(
+        "https://github.com/yasumasaonoe/creak",
+        {"train": ("**/train.json",), "test": ("**/dev.json",)},
+        _creak,
     ),
     "gsm8k": Release(
         "https://github.com/openai/grade-school-math",
@@ -246,6 +310,11 @@ RELEASES = {
             "test": ("**/OWA/depth-5/meta-test.jsonl",),
         },
         _proofwriter,
+    ),
+    "qed": Release(
+        "https://github.com/google-research-datasets/QED",
+        {"train": ("**/qed-train.jsonlines",), "test": ("**/qed-dev.jsonlines",)},
+        _qed,
     ),
     "strategyqa": Release(
         "https://github.com/eladsegal/strategyqa",

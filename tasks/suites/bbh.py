@@ -16,6 +16,7 @@ from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.answers import bbh_answer
 from tasks.files.text_files import data_folder, json_items
+from tasks.files.values import text_of
 from tasks.splits import Manifest
 from tasks.suites.suite import Prompt, Record, Suite, read_text
 
@@ -61,7 +62,8 @@ def find_tasks(
 def _records(path: str, drops: Drops) -> Iterator[Record]:
     for item in json_items(path, drops, key="examples"):
         question, answer = item.get("input"), item.get("target")
-        if not isinstance(question, str) or not isinstance(answer, str):
+        question, answer = text_of(question), text_of(answer)
+        if question is None or answer is None:
             drops["malformed record"] += 1
             continue
         listed = _LISTED.findall(question)

@@ -28,6 +28,7 @@ from tasks.files.text_files import (
     data_folder,
     hashed_id,
 )
+from tasks.files.values import Texts
 from tasks.splits import Manifest
 from tasks.templates.instructions import read_mapping
 
@@ -54,10 +55,21 @@ def find_tasks(
         parts = {part: splits[split] for part, split in parts.items() if split in splits}
         if "test" in parts:
             sources.append(_source(f"{benchmark}/{task_id}", facts, parts, manifest))
+        elif held := [folder / f for f in facts["folders"] if _holds_files(folder / f)]:
+            raise UserError(
+                f"{held[0]} is the data set of {benchmark}/{task_id}, but holds no split "
+                f"{facts.get('test', 'validation')!r}"
+                f"{' (it has ' + ', '.join(splits) + ')' if splits else ''}; rename its files to "
+                "<split>.jsonl, .csv, .parquet, ..., with the columns that Hugging Face's copy has"
+            )
     if not sources:
         known = ", ".join(facts["folders"][0] for facts in facts_of_all().values())
         raise UserError(f"no data set of benchmark {benchmark!r} in {folder}; known: {known}")
     return sources
+
+
+def _holds_files(folder: pathlib.Path) -> bool:
+    return folder.is_dir() and any(path.is_file() for path in folder.iterdir())
 
 
 @functools.cache
@@ -212,18 +224,18 @@ class OptTask:
 
 def _choices(row: Row, facts: dict[str, Any]) -> Item | None:
     fields = derived(row)
-    prompt = facts["prompt"].format_map(fields)
+    prompt = facts["prompt"].format_map(Texts(fields))
     if "listed" in facts:
         texts, labels = (row["choices"][name] for name in facts["listed"])
         answer = row[facts["label"]]
         return Item(prompt, texts, labels.index(answer)) if answer else None
-    options = [template.format_map(fields) for template in facts["options"]]
+    options = [template.format_map(Texts(fields)) for template in facts["options"]]
     right = _right(row, facts, len(options))
     return None if right is None else Item(prompt, options, right)
 
 
 def _blank(row: Row, facts: dict[str, Any]) -> Item | None:
-    options = [template.format_map(row) for template in facts["options"]]
+    options = [template.format_map(Texts(row)) for template in facts["options"]]
     right = _right(row, facts, len(options))
     before, after = row["sentence"].split("_")
     return None if right is None else _partial(before, options, after, right)

@@ -21,6 +21,7 @@ from optiml_jax.data.identity import source_identity
 from optiml_jax.errors import UserError
 from tasks.files.rows import Row, find_splits
 from tasks.files.text_files import csv_records, data_folder
+from tasks.files.values import Texts
 from tasks.splits import Manifest
 from tasks.templates.instructions import read_mapping
 
@@ -85,7 +86,7 @@ def labels_of_all() -> dict[str, list[str]]:
 
 def _settings(path: pathlib.Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     try:
-        orders, instructions = map(json.loads, path.read_text("utf-8").strip().splitlines())
+        orders, instructions = map(json.loads, path.read_text("utf-8-sig").strip().splitlines())
     except FileNotFoundError as e:
         raise UserError(f"the prompts of RAFT not found: {path}; get it from {UPSTREAM}") from e
     except ValueError as e:
@@ -155,10 +156,13 @@ class Subset:
 
     def _example(self, split: str, number: int, row: Row) -> Example:
         try:
-            texts = {field: str(row[field] or "").strip() for field in self.fields}
+            fields = Texts({f: "" if row[f] is None else row[f] for f in self.fields})
+            texts = {field: fields[field].strip() for field in self.fields}
             label = row["Label"]
         except KeyError as e:
             raise UserError(f"{self.files()[0]}, row {number + 1}: no field {e}") from e
+        except TypeError as e:
+            raise UserError(f"{self.files()[0]}, row {number + 1}: {e}") from e
         if isinstance(label, int) and 1 <= label <= len(self.labels):
             label = self.labels[label - 1]
         if label not in self.labels:

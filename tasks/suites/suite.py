@@ -111,7 +111,7 @@ class Suite:
 def read_text(path: str) -> str:
     """A small text file; a UserError says that it is missing or not UTF-8."""
     try:
-        return pathlib.Path(path).read_text("utf-8")
+        return pathlib.Path(path).read_text("utf-8-sig")
     except FileNotFoundError as e:
         raise UserError(f"data file not found: {path}") from e
     except UnicodeDecodeError as e:

@@ -21,10 +21,11 @@ from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_nam
 from optiml_jax.data.identity import source_identity
 from optiml_jax.errors import UserError
 from tasks import taxonomy
+from tasks.files.values import loads, text_of
 from tasks.splits import Manifest, Row
 
 UPSTREAM = "https://github.com/allenai/natural-instructions"
-READER_VERSION = 1  # raise it when the same file gives other Examples: caches are then redone
+READER_VERSION = 2  # raise it when the same file gives other Examples: caches are then redone
 NUM_TEST = 100  # the official test instances of a task are its first 100
 MAX_LABELS = 20
 
@@ -77,8 +78,8 @@ def _source(
 ) -> TaskSource:
     if row.metric == "acc_rank" and row.options is None:
         raise UserError(
-            f"the split manifest scores {name!r} by acc_rank without candidates: files of this "
-            "format list none, so give it `options: labels`"
+            f"the split manifest scores {name!r} by acc_rank without candidates: give it "
+            "`options: labels`, or `options: listed` where each instance lists its own"
         )
     task = TaskFile(
         path=str(path),
@@ -87,6 +88,7 @@ def _source(
         trained=row.trained,
         num_test=row.instances or NUM_TEST,
         labels=row.options == "labels",
+        listed=row.options == "listed",
     )
     settings = {**dataclasses.asdict(task), "reader": READER_VERSION}
     del settings["path"], settings["name"]
@@ -114,6 +116,7 @@ class TaskFile:
         "train", serve as demonstrations only.
       num_test: see above; 100 for the official test instances.
       labels: the distinct outputs of the task are the options of each Example.
+      listed: each instance has options of its own, a list of texts under the key `options`.
     """
 
     path: str
@@ -122,6 +125,7 @@ class TaskFile:
     trained: bool
     num_test: int
     labels: bool
+    listed: bool = False
 
     def read(self, split: str, drops: Drops) -> Iterator[Example]:
         """Streams the Examples of a split; counts dropped records of that split by reason.
@@ -142,7 +146,7 @@ class TaskFile:
         for index, raw in enumerate(content["Instances"]):
             here = self._split_of(index, len(content["Instances"]))
             counts = drops if here == split else other
-            fields = _parse_instance(raw, counts)
+            fields = self._parsed(raw, counts)
             if fields is not None:
                 if first_split.setdefault(fields["input"], here) != here:
                     counts["input also in test or validation"] += 1
@@ -179,11 +183,27 @@ class TaskFile:
         template = self._template(content)
         positive = []
         for index, raw in enumerate(content.get("Positive Examples") or []):
-            fields = _parse_instance(raw, Drops())
+            fields = self._parsed(raw, Drops())
             if fields is not None and fields["input"] not in held_out:
                 example_id = f"positive-{index}"
                 positive.append(dataclasses.replace(template, example_id=example_id, **fields))
         return positive + list(self.read("train", Drops()))
+
+    def _parsed(self, raw: Any, counts: Drops) -> dict[str, Any] | None:
+        """The fields of an instance, with its own options where the task has them."""
+        fields = _parse_instance(raw, counts)
+        if fields is None or not self.listed:
+            return fields
+        listed = raw.get("options")
+        texts = [text_of(value) for value in listed] if isinstance(listed, list) else []
+        options = tuple(dict.fromkeys(_clean(text) for text in texts if text))
+        if len(options) < 2 or None in texts:
+            counts["no list of options"] += 1
+            return None
+        if not set(fields["references"]) <= set(options):
+            counts["output is none of the options"] += 1
+            return None
+        return {**fields, "options": options}
 
     def _split_of(self, index: int, total: int) -> str:
         held_out = min(self.num_test, total // 10) if self.trained else self.num_test
@@ -232,16 +252,14 @@ def _parse_instance(raw: Any, counts: Drops) -> dict[str, Any] | None:
     """The fields input, target and references of an instance; None if it is dropped (counted)."""
     text = raw.get("input") if isinstance(raw, dict) else None
     outputs = raw.get("output") if isinstance(raw, dict) else None
-    as_string = isinstance(outputs, str)
-    if as_string:
-        outputs = [outputs]
-    if not isinstance(text, str) or not isinstance(outputs, list):
+    alone = not isinstance(outputs, list)
+    texts = [text_of(value) for value in (text, *([outputs] if alone else outputs))]
+    if None in texts:
         counts["malformed instance"] += 1
         return None
-    if not all(isinstance(output, str) for output in outputs):
-        counts["malformed instance"] += 1
-        return None
-    text, *outputs = (_clean(t) for t in (text, *outputs))
+    if any(not isinstance(output, str) for output in ([outputs] if alone else outputs)):
+        counts["warning: output is a number"] += 1
+    text, *outputs = map(_clean, texts)
     references = tuple(dict.fromkeys(output for output in outputs if output))
     if not text or not references:
         counts["empty target" if text else "empty input"] += 1
@@ -249,7 +267,7 @@ def _parse_instance(raw: Any, counts: Drops) -> dict[str, Any] | None:
     if any(_BAD_CHARACTERS.search(t) for t in (text, *references)):
         counts["NUL or U+FFFD"] += 1
         return None
-    if as_string:
+    if alone:
         counts["warning: output is a string"] += 1
     if "" in outputs:
         counts["warning: empty reference left out"] += 1
@@ -306,11 +324,13 @@ def _load(path: str) -> dict[str, Any]:
 def _parse_file(path: str, mtime_ns: int, size: int) -> dict[str, Any]:
     """The checked content of a task file, `Definition` as one string. Shared: do not change it."""
     try:
-        content = json.loads(pathlib.Path(path).read_text("utf-8"))
+        text = pathlib.Path(path).read_text("utf-8-sig")
+        content = loads(text)
     except json.JSONDecodeError as e:
+        at_end = e.pos >= len(text.rstrip()) or "Unterminated" in e.msg
+        why = "the file is cut off" if at_end else "it is damaged"
         raise UserError(
-            f"{path}, line {e.lineno}: not valid JSON ({e.msg}); the file may be cut off: "
-            "download it again"
+            f"{path}, line {e.lineno}: not valid JSON ({e.msg}); {why}: download it again"
         ) from e
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not UTF-8 (byte {e.start}); download it again") from e
@@ -352,7 +372,7 @@ def _read_split_lists(folder: pathlib.Path) -> dict[str, str]:
             if split == "excluded":
                 continue
             raise UserError(f"split list not found: {path}; fetch splits/default of {UPSTREAM}")
-        for line in path.read_text("utf-8").split():
+        for line in path.read_text("utf-8-sig").split():
             task = _spelling(line.removesuffix(".json"))
             if splits.setdefault(task, split) != split:
                 raise UserError(f"task {line!r} is both in {splits[task]}_tasks.txt and in {path}")
@@ -365,7 +385,7 @@ def _read_category_tables(root: pathlib.Path) -> dict[str, list[str]]:
     readme, tsv = root / "tasks" / "README.md", root / "categories.tsv"
     if readme.is_file():
         width, column = 6, 2
-        for line in readme.read_text("utf-8").splitlines():
+        for line in readme.read_text("utf-8-sig").splitlines():
             cells = [cell.strip().strip("`") for cell in line.strip().strip("|").split("|")]
             if "Category" in cells:
                 width, column = len(cells), cells.index("Category")
@@ -373,7 +393,7 @@ def _read_category_tables(root: pathlib.Path) -> dict[str, list[str]]:
                 # Counted from the right: a summary may contain the column separator.
                 table[_spelling(cells[0])] += cells[column - width].split(", ")
     if tsv.is_file():
-        for line in tsv.read_text("utf-8").splitlines():
+        for line in tsv.read_text("utf-8-sig").splitlines():
             cells = line.split("\t")
             if len(cells) >= 2:
                 table[_spelling(cells[0])].append(cells[1])

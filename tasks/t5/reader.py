@@ -23,6 +23,7 @@ from typing import Any
 import gin
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
+from optiml_jax.data.sampling import RowSample
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.files.rows import Row, Split, find_splits
@@ -118,6 +119,7 @@ def _source(name: str, sentence: str, root: pathlib.Path, manifest: Manifest) ->
         read=task.read,
         demonstrations=task.demonstrations,
         instruction_level="instance",
+        samples_rows=True,
         settings={
             "category": task.category,
             "instruction": sentence,
@@ -149,7 +151,7 @@ class T5Task:
     parts: dict[str, Split]
     options: tuple[str, ...] | None
 
-    def read(self, split: str, drops: Drops) -> Iterator[Example]:
+    def read(self, split: str, drops: Drops, sample: RowSample | None = None) -> Iterator[Example]:
         """Streams a split.
 
         Raises:
@@ -160,7 +162,7 @@ class T5Task:
         last = task_id in facts()["sentence_last"]
         ids: set[str] = set()
         usable = False
-        for output in self._through_upstream(self._rows(split, drops)):
+        for output in self._through_upstream(self._rows(split, drops, sample)):
             if output.get("label", 1) != 1:  # WSC and WNLI as spans: the target is a wrong answer
                 drops["target is a wrong answer"] += 1
                 continue
@@ -198,10 +200,12 @@ class T5Task:
             return []
         return demonstration_pool(self.read("train", Drops()))
 
-    def _rows(self, split: str, drops: Drops) -> Iterator[Row]:
+    def _rows(self, split: str, drops: Drops, sample: RowSample | None) -> Iterator[Row]:
         """The fields that upstream reads, of the rows that are whole and have a label."""
         known = facts()["sources"][self.dataset]
-        for row in self.parts[split].read():
+        for row in self.parts[split].read(sample):
+            if row is None:
+                continue
             try:
                 fields = _pick(row.get(known.get("inside"), row), known["fields"])
             except (KeyError, TypeError, ValueError):

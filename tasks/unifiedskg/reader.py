@@ -16,6 +16,7 @@ from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_nam
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.files.text_files import RecordFilter, data_folder, demonstration_pool, json_items
+from tasks.files.values import text_of
 from tasks.splits import Manifest
 from tasks.unifiedskg.releases import Record, dart_records, spider_records, wikitq_records
 
@@ -211,11 +212,13 @@ def _own_records(path: str, drops: Drops) -> Iterator[Record]:
     for item in json_items(path, drops):
         text, struct, out = (item.get(key) for key in ("text_in", "struct_in", "seq_out"))
         references = out if isinstance(out, list) else [out]
-        fields = ["" if text is None else text, struct, *references]
-        if not all(isinstance(field, str) for field in fields):
+        text, struct, *references = map(
+            text_of, ["" if text is None else text, struct, *references]
+        )
+        if None in (text, struct, *references):
             drops["malformed record"] += 1
             continue
         record_id = item.get("id")
         yield Record(
-            text or "", struct, tuple(references), record_id if isinstance(record_id, str) else ""
+            text, struct, tuple(references), record_id if isinstance(record_id, str) else ""
         )

@@ -17,6 +17,7 @@ from typing import Any
 from optiml_jax.data.example import Drops
 from optiml_jax.errors import UserError
 from tasks.files.text_files import json_items, tsv_rows
+from tasks.files.values import text_of
 
 _UNQUOTED_WORD = re.compile(r"""(?<![\w'"])\w+(?![\w'"])""")
 
@@ -66,8 +67,8 @@ def linear_triples(triples: Sequence[Sequence[str]]) -> str:
 def spider_records(path: str, tables: str, drops: Drops) -> Iterator[Record]:
     schemas = _spider_schemas(tables)
     for item in json_items(path, drops):
-        fields = [item.get(key) for key in ("db_id", "question", "query")]
-        if not all(isinstance(field, str) for field in fields):
+        fields = [text_of(item.get(key)) for key in ("db_id", "question", "query")]
+        if None in fields:
             drops["malformed record"] += 1
         elif fields[0] not in schemas:
             drops["database not in tables.json"] += 1
@@ -101,7 +102,7 @@ def normalised_sql(query: str) -> str:
 @functools.lru_cache(maxsize=2)
 def _spider_schemas(path: str) -> dict[str, str]:
     try:
-        schemas = json.loads(pathlib.Path(path).read_text("utf-8"))
+        schemas = json.loads(pathlib.Path(path).read_text("utf-8-sig"))
         return {schema["db_id"]: linear_schema(schema) for schema in schemas}
     except (ValueError, KeyError, TypeError, IndexError) as e:
         raise UserError(f"{path} is no tables.json of Spider; download it again") from e
@@ -132,7 +133,7 @@ def linear_table(rows: Sequence[Sequence[str]]) -> str:
 @functools.lru_cache(maxsize=64)  # several questions in a row are about one table
 def _wikitq_table(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file, escapechar="\\", doublequote=False))
     except FileNotFoundError:
         return None

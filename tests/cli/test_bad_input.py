@@ -74,7 +74,7 @@ def test_command_line_mistakes(capsys, arguments, expected):
             "--gin.Run.data={'demo_superni': '/no/such/folder'}",
             ["demo_superni", "/no/such/folder", "clone"],
         ),
-        ("--gin.Run.data={'demos': '/tmp'}", ["demos", "superni"]),
+        ("--gin.Run.data={'demos': '/proc'}", ["demos", "superni"]),
         ("--gin.Run.data={'demo_superni': '$NO_SUCH_VARIABLE/x'}", ["NO_SUCH_VARIABLE", "export"]),
         ("--gin.Run.vocabulary=sentencepiece:/no/such.model", ["/no/such.model"]),
         ("--gin.Run.vocabulary=wordpiece:x", ["wordpiece:x", "sentencepiece:"]),

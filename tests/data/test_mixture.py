@@ -47,9 +47,12 @@ def test_the_cap_on_examples_also_caps_the_rate():
     [
         ({"one": 1, "two": 1, "three": 1}, "'three' a weight.*only examples of one, two;"),
         ({"one": 1}, "tasks of benchmark 'two' but no proportion"),
-        ({"one": -1, "two": 1}, "proportions of 'one' is -1"),
-        ({"one": "x", "two": 1}, "proportions of 'one' is 'x'"),
-        ({"one": float("nan"), "two": 1}, "proportions of 'one' is nan"),
+        (
+            {"one": -1, "two": 1},
+            r"proportions\['one'\] = -1 \(int\) must be a number of at",
+        ),
+        ({"one": "x", "two": 1}, r"Mixture.proportions\['one'\] = 'x' \(text\) must be a number"),
+        ({"one": float("nan"), "two": 1}, r"Mixture.proportions\['one'\] = nan"),
         ({"one": 0, "two": 0}, "all proportions are 0"),
     ],
 )
@@ -167,11 +170,17 @@ def test_a_benchmark_may_have_its_own_cap_on_examples():
     ("settings", "message"),
     [
         ({"shares": {"one": 0.5, "two": 0.5}}, "'m': shares leave nothing for the others"),
-        ({"row_shares": {"one": 1}}, "row_shares of 'one' is 1; give a number of 0 or more and"),
+        ({"row_shares": {"one": 1}}, "row_shares of 'one' is 1.0; give a number below 1"),
         ({"shares": {"one": 0.1}, "proportions": {"one": 1}}, "'one' is in proportions and in sh"),
-        ({"missing": "ignore"}, "missing is 'ignore'; it must be 'error' or 'renormalise'"),
-        ({"num_tasks": 0}, "num_tasks must be at least 1"),
-        ({"benchmark_max_examples": {"one": 0}}, r"benchmark_max_examples\['one'\] must be at"),
+        (
+            {"missing": "ignore"},
+            "missing = 'ignore' .text. must be one of 'error', 'renormalise'",
+        ),
+        ({"num_tasks": 0}, "Mixture.num_tasks = 0 .int. must be a whole number of at least 1"),
+        (
+            {"benchmark_max_examples": {"one": 0}},
+            r"_examples.'one'. = 0 .int. must be",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings, message):

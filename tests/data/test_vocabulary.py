@@ -139,8 +139,8 @@ def test_vocabularies_are_equal_by_content_and_survive_pickling(small, small_opt
     assert vocabulary_fingerprint(again) == vocabulary_fingerprint(small)
     renamed = write_opt(tmp_path / "hf", names=("vocab.json", "merges.txt"))
     assert load_vocabulary(f"opt:{renamed}") == small_opt
-    shorter = write_opt(tmp_path / "other", merges=["y e"])
-    assert load_vocabulary(f"opt:{shorter}") != small_opt
+    other = write_opt(tmp_path / "other", merges=[" ".join(pair) for pair in MERGES[::-1]])
+    assert load_vocabulary(f"opt:{other}") != small_opt
 
 
 def test_training_sentencepiece_twice_gives_the_same_bytes(tmp_path):
@@ -239,3 +239,44 @@ def test_a_hub_name_is_downloaded_and_a_dead_network_is_one_line(tmp_path, monke
 def test_a_vocabulary_is_loaded_once_per_process_for_sentencepiece(small_sentencepiece):
     path = small_sentencepiece.sentencepiece_model_file
     assert vocabulary_lib.load_vocabulary(f"sentencepiece:{path}") is small_sentencepiece
+
+
+# --- completeness
+
+
+@pytest.mark.parametrize("kept", [0, 3, len(MERGES) - 1])
+def test_merges_that_were_cut_are_refused(tmp_path, kept):
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in MERGES[:kept])]
+    folder = write_opt(tmp_path / "cut", merges=lines)
+    with pytest.raises(UserError, match=rf"gpt2-merges.txt is incomplete: none of its {kept} mer"):
+        load_vocabulary(f"opt:{folder}")
+
+
+def test_the_published_vocabulary_is_known_and_another_of_its_size_named(
+    real_data, tmp_path, caplog
+):
+    folder = real_data / "gpt2_bpe"
+    load_vocabulary(f"opt:{folder}")
+    assert "published" not in caplog.text
+    vocab = json.loads((folder / "gpt2-vocab.json").read_text())
+    first, second = (t for t, i in vocab.items() if i in (40_000, 40_001))
+    swapped = vocab | {first: vocab[second], second: vocab[first]}
+    merges = (folder / "gpt2-merges.txt").read_text("utf-8").rstrip("\n").split("\n")
+    other = write_opt(tmp_path / "other", entries=swapped, merges=merges)
+    load_vocabulary(f"opt:{other}")
+    assert "are not the vocabulary that OPT was published with" in caplog.text
+    cut = write_opt(tmp_path / "cut", entries=vocab, merges=merges[:40_000])
+    with pytest.raises(UserError, match=r"is incomplete: none of its 39,999 merges makes"):
+        load_vocabulary(f"opt:{cut}")
+
+
+def test_a_sentencepiece_model_that_was_cut_is_refused(small_sentencepiece, tmp_path):
+    from sentencepiece import sentencepiece_model_pb2
+
+    content = sentencepiece_model_pb2.ModelProto.FromString(small_sentencepiece.sp_model)
+    content.ClearField("normalizer_spec")
+    content.ClearField("denormalizer_spec")
+    del content.pieces[300:]
+    (tmp_path / "cut.model").write_bytes(content.SerializeToString())
+    with pytest.raises(UserError, match="is cut off"):
+        load_vocabulary(f"sentencepiece:{tmp_path}/cut.model")

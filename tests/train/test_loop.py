@@ -133,7 +133,11 @@ def test_a_longer_plan_and_another_remat_are_the_same_run(run, finished, tmp_pat
     longer = tiny_run.make_plan(tmp_path, num_rows=500)
     assert "resuming" in run(tmp_path / "run", plan=longer, model={"remat": "full"})
     here, there = params_of(tmp_path / "run"), params_of(finished)
-    np.testing.assert_allclose(here["token_embedding"], there["token_embedding"], atol=1e-5)
+    # Recomputation may round otherwise: far less than the four updates it is done for change.
+    before = params_of(finished / "checkpoints" / "8")["token_embedding"]
+    change = np.abs(there["token_embedding"] - before).max()
+    difference = here["token_embedding"] - there["token_embedding"]
+    assert np.abs(difference).max() < 1e-2 * change
 
 
 def test_a_run_starts_from_the_params_of_another_with_a_fresh_optimizer(run, finished, tmp_path):
@@ -185,7 +189,7 @@ def test_a_plan_too_short_for_the_run_is_refused(run, tmp_path):
 
 @pytest.mark.parametrize("value", [0, -1])
 def test_numbers_that_make_no_sense_are_refused(value):
-    with pytest.raises(UserError, match=f"log_every={value} must be at least 1"):
+    with pytest.raises(UserError, match=f"log_every = {value} .int. must be"):
         tiny_run.configs("", "", train={"log_every": value})
 
 

@@ -73,8 +73,18 @@ def series(measured, name):
     return np.array([numbers[name] for numbers in measured])
 
 
-def assert_params_close(left, right, tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), left, right)
+def assert_params_close(left, right):
+    """They differ by at most a thousandth of what the updates changed, leaf by leaf.
+
+    Another order of summation changes a float32 gradient by some 1e-5 of itself, and Adam passes
+    that on; a wrong mean or a dropped row changes it by far more than 1e-3. A bound without the
+    size of the updates would be the rounding of one processor.
+    """
+
+    def compare(a, b, start):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * np.abs(b - start).max())
+
+    jax.tree.map(compare, left, right, initial_params())
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +98,7 @@ def test_every_mesh_gives_the_same_losses_with_dropout_on(batches, on_one_device
     for name in ("loss_sum", "gradient_norm", "loss_weight", "tokens"):
         expected = series(on_one_device[0], name)
         np.testing.assert_allclose(series(measured, name), expected, rtol=1e-5)
-    assert_params_close(params, on_one_device[1], 1e-6)
+    assert_params_close(params, on_one_device[1])
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +115,7 @@ def test_accumulated_microbatches_are_the_big_batch(batches, without_dropout, me
     assert max(weights) > 1.5 * min(weights)
     for name in ("loss_sum", "loss_weight", "gradient_norm"):
         np.testing.assert_allclose(series(pieces, name), series(whole, name), rtol=1e-5)
-    assert_params_close(pieces_params, whole_params, 1e-6)
+    assert_params_close(pieces_params, whole_params)
 
 
 def test_dropout_differs_between_steps_and_microbatches(batches):

@@ -96,7 +96,7 @@ def test_rows_are_streamed(tmp_path):
     ("name", "content", "message"),
     [
         ("train.jsonl", b'{"a": 1}\n[2]\n', "train.jsonl, line 2: a row must be a JSON object"),
-        ("train.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "near line 1: not UTF-8"),
+        ("train.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "train.jsonl, line 2: not UTF-8"),
         ("train.parquet", b"PAR1 cut", "train.parquet is damaged"),
         ("train.arrow", b"ARROW1 cut", "train.arrow is damaged"),
         ("train.arrow", b"stream cut off", "train.arrow is damaged"),

@@ -73,7 +73,7 @@ def test_a_long_json_array_is_not_held_in_memory(tmp_path):
 @pytest.mark.parametrize("content", ['[{"a": 1}, {"a"', '{"a": 1}', "", b'[{"a": "\xe9"}]'])
 def test_a_damaged_json_array_is_one_line(tmp_path, content):
     path = write(tmp_path / "a.json", content)
-    with pytest.raises(UserError, match=r"a\.json is not .*download it again"):
+    with pytest.raises(UserError, match=r"a\.json is (not a JSON array|cut off|not UTF-8)"):
         list(json_items(path, Drops()))
 
 

@@ -222,3 +222,66 @@ def test_folders_of_other_things_and_incomplete_releases_are_no_sets(tmp_path):
     write(tmp_path, "notes/train.jsonl", [{}], lines=True)
     with pytest.raises(UserError, match=r"no <name>_train\.tsv of benchmark 'reasoning' in .*coqa"):
         find_tasks(tmp_path, TrainOnly())
+
+
+def test_aqua_creak_and_qed_as_they_are_released(tmp_path):
+    write(
+        tmp_path,
+        "aqua/train.json",
+        [
+            {
+                "question": "What is 1 + 1?",
+                "options": ["A)1", "B) 2", "C)3", "D)4", "E)5"],
+                "rationale": "It is 2.",
+                "correct": "B",
+            },
+            {"question": "?", "options": ["1"], "rationale": "x", "correct": "A"},
+        ],
+        lines=True,
+    )
+    write(
+        tmp_path,
+        "creak/train.json",
+        [{"ex_id": "1", "sentence": "Snow is hot.", "explanation": "It is ice.", "label": "false"}],
+        lines=True,
+    )
+    reference = {"start": 0, "end": 1, "bridge": False}
+    write(
+        tmp_path,
+        "qed/qed-train.jsonlines",
+        [
+            {
+                "title_text": "Rome",
+                "paragraph_text": "Rome is old. It lies on the Tiber.",
+                "question_text": "where does rome lie",
+                "annotation": {
+                    "explanation_type": "single_sentence",
+                    "selected_sentence": {
+                        "start": 13,
+                        "end": 34,
+                        "string": "It lies on the Tiber.",
+                    },
+                    "referential_equalities": [
+                        {
+                            "question_reference": {**reference, "string": "rome"},
+                            "sentence_reference": {**reference, "string": "It"},
+                        }
+                    ],
+                    "answer": [{"paragraph_reference": {**reference, "string": "the Tiber"}}],
+                },
+            },
+            {"annotation": {"explanation_type": "none"}},
+        ],
+        lines=True,
+    )
+    found = {s.name: s for s in find_tasks(tmp_path, TrainOnly())}
+    drops = Drops()
+    read = {name: texts(source, drops=drops)[0] for name, source in found.items()}
+    assert "(A) 1\n(B) 2\n(C) 3" in read["reasoning/aqua"][0]
+    assert "It is 2." in read["reasoning/aqua"][1]
+    assert "(B)" in read["reasoning/aqua"][1]
+    assert "Snow is hot." in read["reasoning/creak"][0]
+    assert "no" in read["reasoning/creak"][1]
+    assert "where does rome lie" in read["reasoning/qed"][0]
+    assert '"It" in it is "rome" of the question.' in read["reasoning/qed"][1]
+    assert drops == {"malformed record": 1, "no explanation by one sentence": 1}

@@ -1,5 +1,6 @@
 import collections
 import json
+import pathlib
 import pickle
 
 import pytest
@@ -255,7 +256,9 @@ def test_finding_2000_tasks_reads_no_task_file(write_bench):
         ({"output": ["", " \n"]}, "empty target"),
         ({"output": " "}, "empty target"),
         ({"output": None}, "malformed instance"),
-        ({"output": [3]}, "malformed instance"),
+        ({"output": [["3"]]}, "malformed instance"),
+        ({"output": [True]}, "malformed instance"),
+        ({"output": float("nan")}, "malformed instance"),
         ({"output": ["a\0b"]}, "NUL or U+FFFD"),
         ({"input": "caf\ufffd"}, "NUL or U+FFFD"),
         ({"input": "half \ud83d pair"}, "NUL or U+FFFD"),
@@ -273,6 +276,23 @@ def test_an_unusable_instance_is_dropped_and_counted(write_bench, changes, reaso
     assert drops == {reason: 1}
     assert sum(len(read(source, split)) for split in source.splits) == 29
     assert len(source.demonstrations()) == 2 + 23
+
+
+def test_outputs_that_are_numbers_are_text_as_they_are_spelled(write_bench):
+    content = write_bench.content(30)
+    content["Instances"][29] |= {"output": [16777217.0, 1.5, 3]}
+    drops = Drops()
+    *_, last = only(write_bench({"task1_x": content})).read("train", drops)
+    assert last.references == ("16777217.0", "1.5", "3")
+    assert drops == {"warning: output is a number": 1}
+
+
+def test_a_byte_order_mark_is_no_damage(write_bench):
+    source = only(write_bench({"task1_x": write_bench.content(30)}))
+    (file,) = map(pathlib.Path, source.files)
+    before = read(source, "train")
+    file.write_text("\ufeff" + file.read_text("utf-8"), "utf-8")
+    assert read(source, "train") == before
 
 
 def test_one_input_with_two_answers_is_not_a_duplicate(write_bench):
