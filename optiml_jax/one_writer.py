@@ -62,7 +62,7 @@ def _acquire(
         claim.acquire(timeout=1)  # enough to see that an owner on this host is dead
         return claim
     except filelock.Timeout:
-        if _host(claim) not in ("", socket.gethostname()):
+        if _host(claim) != socket.gethostname():  # elsewhere, or killed before it wrote its name
             logger.warning(
                 "%s is held by %s; waiting %.0f s to see whether it is alive",
                 folder,
@@ -79,7 +79,8 @@ def _acquire(
 
 
 def _owner(claim: filelock.SoftFileLease) -> str:
-    return f"process {claim.pid} on {_host(claim)}"
+    host = _host(claim)
+    return f"process {claim.pid} on {host}" if host else "an owner that left no name"
 
 
 def _host(claim: filelock.SoftFileLease) -> str:
