@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import socket
+import time
 from collections.abc import Iterator
 
 import filelock
@@ -58,11 +59,12 @@ def _acquire(
     claim = filelock.SoftFileLease(
         file, lease_duration=lease, on_compromise=_lost, thread_local=False
     )
+    _remove_nameless(file)
     try:
         claim.acquire(timeout=1)  # enough to see that an owner on this host is dead
         return claim
     except filelock.Timeout:
-        if _host(claim) != socket.gethostname():  # elsewhere, or killed before it wrote its name
+        if _host(claim) not in ("", socket.gethostname()):
             logger.warning(
                 "%s is held by %s; waiting %.0f s to see whether it is alive",
                 folder,
@@ -76,6 +78,19 @@ def _acquire(
             f"another `{what}` is at work in {folder}: {_owner(claim)}; wait for it, stop it, or "
             "choose another folder"
         ) from None
+
+
+def _remove_nameless(file: pathlib.Path) -> None:
+    """Removes a claim whose owner was killed between making the file and writing its name into it.
+
+    Those moments take microseconds; a second later the file would not be empty, or be another.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if (seen := file.stat()).st_size == 0:
+            time.sleep(1)
+            now = file.stat()
+            if (now.st_ino, now.st_mtime_ns, now.st_size) == (seen.st_ino, seen.st_mtime_ns, 0):
+                file.unlink()
 
 
 def _owner(claim: filelock.SoftFileLease) -> str:

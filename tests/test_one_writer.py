@@ -75,3 +75,9 @@ def test_a_folder_can_be_held_again(tmp_path):
     (tmp_path / "file").write_text(json.dumps(1))
     with pytest.raises(UserError, match="is not a folder"), one_writer(tmp_path / "file", "x"):
         pass
+
+
+def test_a_writer_killed_before_it_wrote_its_name_keeps_nothing(tmp_path):
+    (tmp_path / ".train.lock").touch()
+    with one_writer(tmp_path, "optiml train"):
+        pass
