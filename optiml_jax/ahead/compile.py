@@ -54,7 +54,8 @@ class Findings:
 
         Memory: the arguments are read once, and the state of training written once. Exchange:
         inside a node or torus at its whole speed, between nodes at that of a device's network.
-        Empty for a target without published speeds.
+        Empty for a target without published speeds; without the network for TPUs, whose programs
+        do not say what they exchange.
         """
         device = self.job.target.accelerator
         if device.flops is None:
@@ -65,11 +66,11 @@ class Findings:
         for collective in self.collectives:
             inside = collective.spread < self.job.target.node_size
             exchange += collective.sent / (device.fast if inside else device.network)
-        return {
+        bounds = {
             "compute": self.executed / self.devices / rate,
             "memory": times * (self.arguments or 0.0) * 2**30 / device.bandwidth,
-            "network": exchange,
         }
+        return bounds if device.platform == "tpu" else bounds | {"network": exchange}
 
     def lines(self) -> list[str]:
         """For the terminal."""
@@ -89,6 +90,8 @@ class Findings:
         kinds = by_kind(list(self.collectives))
         for kind, size in sorted(kinds.items(), key=lambda item: -item[1]):
             said.append(f"  {kind:19} {size:9.2f} GiB of results a device and step")
+        if self.job.target.accelerator.platform == "tpu":
+            said.append("  exchanges are not counted: TPU programs do not say them")
         said.append(f"  executed over useful FLOPs {self.executed / self.useful:.3f}")
         said += self._bound_lines()
         said.append(f"  compiled in {self.seconds:.0f} s with {self.own_memory:.1f} GiB")
