@@ -140,7 +140,10 @@ def test_paper_mode_without_an_audit_says_what_to_do(run, tmp_path):
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
-        ("--gin.Audit.training=some", "Audit.training must be 'mixture' or 'all'"),
+        (
+            "--gin.Audit.training=some",
+            "Audit.training = 'some' (text) must be one of 'mixture', 'all'",
+        ),
         ("--gin.Audit.threshold=1", "Audit.threshold must be at least 0 and below 1"),
         ("--gin.Audit.roles=('nobody',)", "nothing to audit against: no task has the role nobody"),
         ("--gin.AuditWords.n=1", "AuditWords.n must be at least 2"),

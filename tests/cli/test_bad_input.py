@@ -54,7 +54,7 @@ def edit_task(root: pathlib.Path, number: int, **fields) -> pathlib.Path:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["trian"], ["trian", "prepare, plan, train"]),
+        (["trian"], ["trian", "prepare, audit, plan, train"]),
         (["train", "gin_file=x.gin"], ["gin_file=x.gin", "--gin_file=FILE"]),
         (["train", "--gin_file=nowhere.gin"], ["nowhere.gin", "not found"]),
         (["train"], ["Run.data", "--gin_file"]),
