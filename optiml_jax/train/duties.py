@@ -132,7 +132,7 @@ class Evaluation:
     reporter: Reporter | None = None
 
     def __call__(self, step: int, state: TrainState) -> None:
-        if step not in self.steps or self.stop.reached(step):
+        if step not in self.steps or self.stop.reached():
             return
         if self.reporter is not None:
             self.reporter.flush()  # nothing that is not finite is evaluated

@@ -125,7 +125,7 @@ def _steps(
 ) -> tuple[TrainState, int]:
     """Runs until there are no more batches or until asked to stop: the last state, its step."""
     step = start
-    while not stop.reached(step) and (batch := next(batches, None)) is not None:
+    while not stop.reached() and (batch := next(batches, None)) is not None:
         with jax.transfer_guard("disallow"):
             state, measured = train_step(state, batch)
         reporter.add(measured)
