@@ -16,7 +16,7 @@ import pytest
 import tiny_run
 
 from optiml_jax.checkpoint.manager import load_params
-from optiml_jax.model.opt import init_params
+from optiml_jax.model.decoder import init_params
 from optiml_jax.sharding.mesh import make_mesh
 from optiml_jax.sharding.rules import abstract_params
 from optiml_jax.train import loop

@@ -15,7 +15,7 @@ import pytest
 import tiny_run
 
 from optiml_jax.checkpoint.manager import CheckpointManager
-from optiml_jax.model.opt import init_params
+from optiml_jax.model.decoder import init_params
 from optiml_jax.sharding.rules import abstract_params
 
 PROGRAM = pathlib.Path(tiny_run.__file__)

@@ -129,7 +129,10 @@ def _kill_while_saving(manager, step):
 def main():
     options = json.loads(sys.argv[1])
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.pop('devices', 1)}"
+    given = os.environ.get("XLA_FLAGS", "").split()
+    flags = [flag for flag in given if "device_count" not in flag]
+    flags.append(f"--xla_force_host_platform_device_count={options.pop('devices', 1)}")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
     sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("optiml_jax").setLevel(logging.INFO)
