@@ -20,7 +20,6 @@ from optiml_jax.frozen import changes, refuse_changes
 from optiml_jax.model.architectures import config_from_dict, model_config
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import abstract_model, init_params
-from optiml_jax.sharding import processes
 from optiml_jax.sharding.rules import abstract_params, param_shardings
 from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.start import run_model
@@ -105,8 +104,7 @@ def load_model(
     if place == "init":
         return _untrained(run, settings, mesh, preset)
     place = str(checkpoints_dir(run)) if place == "latest" else place
-    # All processes take the same step, whatever is written meanwhile.
-    step_folder = pathlib.Path(processes.on_first(lambda: str(find_checkpoint(place))))
+    step_folder = find_checkpoint(place, ("params",))
     metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
     config = _computed(config_from_dict(metadata["model"]))
     check_model(run, step_folder, metadata["model"])
@@ -173,7 +171,7 @@ def _untrained(run: Run, settings: Evaluate, mesh: jax.sharding.Mesh, preset: st
     train = configured(TrainConfig, plan_dir="", run_dir="")
     config = run_model(padded_size(vocabulary), train.init_from)
     if train.init_from:
-        step_folder = find_checkpoint(train.init_from)
+        step_folder = find_checkpoint(train.init_from, ("params",))
         dtype = params_dtype(settings, config)
         params = load_params(step_folder, abstract_params(config, mesh, preset, dtype))
         metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}

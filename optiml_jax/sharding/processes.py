@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed  # the client has no public name
@@ -35,6 +35,7 @@ class Job:
 
     Attributes:
       stopped_by: (process, name of the signal) once any of them was asked to stop.
+      stopped_at: when that became known here, in `time.monotonic`.
     """
 
     def __init__(self, client: Any, index: int, count: int):
@@ -46,6 +47,7 @@ class Job:
         self._rounds = 0
         self._ended = threading.Event()
         self.stopped_by: tuple[int, str] | None = None
+        self.stopped_at: float | None = None
         self.leaves_at_once = False
         self._thread = threading.Thread(target=self._watch, name="optiml-job", daemon=True)
         self._thread.start()
@@ -83,7 +85,7 @@ class Job:
             self.say(f"calls/{self._index}", str(self._calls))
             calls = [int(self.hear(f"calls/{i}")) for i in range(self._count)]
             self._last_call = max(calls) + 1
-            self.stopped_by = process, signal_name
+            self.stopped_by, self.stopped_at = (process, signal_name), time.monotonic()
         logger.warning("process %d got %s: all processes save and end", process, signal_name)
 
     # ------------------------------------------------------------ ending
@@ -224,6 +226,17 @@ def on_first(function: Callable[[], Any]) -> Any:
     return value
 
 
+def gather(value: Any) -> list[Any]:
+    """Every process's `value` (JSON-able), by their numbers. Called by all."""
+    if _job is None:
+        return [value]
+    key = f"gather/{_job.next_round()}"
+    _job.say(f"{key}/{jax.process_index()}", json.dumps(value))
+    return on_first(
+        lambda: [json.loads(_job.hear(f"{key}/{i}")) for i in range(jax.process_count())]
+    )
+
+
 def check_same(value: Any, what: str) -> None:
     """UserError, on all processes, where one has another `value` (JSON-able) than the first.
 
@@ -232,18 +245,13 @@ def check_same(value: Any, what: str) -> None:
     """
     if _job is None:
         return
-    key, own = f"same/{_job.next_round()}", fingerprint(value)
-    _job.say(f"{key}/{jax.process_index()}", own)
-
-    def compare() -> None:
-        others = [i for i in range(jax.process_count()) if _job.hear(f"{key}/{i}") != own]
-        if others:
+    first, *others = gather(fingerprint(value))
+    for process, other in enumerate(others, 1):
+        if other != first:
             raise UserError(
-                f"process {others[0]} has other data than process 0: {what}; every machine must "
+                f"process {process} has other data than process 0: {what}; every machine must "
                 "see the same files (Run.data, Run.vocabulary) and run the same version"
             )
-
-    on_first(compare)
 
 
 class Leave(KeyboardInterrupt):
@@ -256,6 +264,13 @@ def leave_if_asked() -> None:
         raise Leave
 
 
+def leave_now(reason: str) -> NoReturn:
+    """Ends this process without waiting for what its threads do. Called by all."""
+    if _job is not None and is_first():
+        time.sleep(4 * _PERIOD)  # it keeps the job together
+    _end(reason, status=0)
+
+
 def _is_collective(e: BaseException) -> bool:
     return any(word in str(e).lower() for word in _COLLECTIVE_ERRORS)
 
@@ -264,8 +279,8 @@ def _first_line(e: BaseException) -> str:
     return (str(e).splitlines() or [""])[0][:300]
 
 
-def _end(reason: str, status: int = 1) -> None:
+def _end(reason: str, status: int = 1) -> NoReturn:
     """Ends this process, whatever its other threads wait for."""
-    print(f"error: {reason}", file=sys.stderr, flush=True)
+    print(f"error: {reason}" if status else reason, file=sys.stderr, flush=True)
     logging.shutdown()
     os._exit(status)

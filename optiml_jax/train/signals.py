@@ -4,6 +4,7 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 from optiml_jax.sharding import processes
@@ -18,6 +19,7 @@ class StopRequest:
         self._interrupted = False
         self._received = False
         self._at_once = False
+        self._since: float | None = None  # of the signal, in time.monotonic
 
     @property
     def interrupted(self) -> bool:
@@ -26,6 +28,14 @@ class StopRequest:
         if job is not None:
             return job.stopped_by is not None and job.stopped_by[1] == "SIGINT"
         return self._interrupted
+
+    def seconds_left(self, grace: float | None) -> float | None:
+        """Of the time between SIGTERM and being killed; None: no limit, or another reason."""
+        job = processes.job()
+        since = self._since if job is None else job.stopped_at
+        if grace is None or since is None or self.interrupted:
+            return None
+        return max(0.0, since + grace - time.monotonic())
 
     def reached(self) -> bool:
         """Whether to stop here. With several processes, the same answer on all of them."""
@@ -69,7 +79,7 @@ class StopRequest:
                 job.leaves_at_once = False
 
     def _receive(self, number: int, frame: object) -> None:
-        self._received = True
+        self._received, self._since = True, time.monotonic()
         self._interrupted |= number == signal.SIGINT
         signal.signal(number, signal.default_int_handler if self._interrupted else signal.SIG_IGN)
         again = " (Ctrl-C again stops at once)" if self._interrupted else ""

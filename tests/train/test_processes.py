@@ -35,12 +35,12 @@ LAYOUTS = {  # processes x devices: mesh
 def start(plan_dir, compiled_once):
     """Starts the processes of a run."""
 
-    def start(run_dir, number, devices, mesh, num_steps=10):
+    def start(run_dir, number, devices, mesh, **more):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         options = {"plan_dir": str(plan_dir), "run_dir": str(run_dir), "optimizer": tiny_run.SMOOTH}
-        options |= {"train": TRAIN | {"num_steps": num_steps}, "devices": devices, "mesh": mesh}
+        options |= {"train": TRAIN, "devices": devices, "mesh": mesh} | more
         started = []
         for i in range(number):
             process = {
@@ -122,12 +122,18 @@ def test_four_processes_stopped_then_two_then_one_end_as_one(start, alone, tmp_p
     (stopped,) = {int(re.search(r"step (\d+) of 10 is saved", text)[1]) for text in said}
     assert 2 <= stopped < 10
 
-    two = start(run_dir, 2, 1, {"fsdp": 2})
+    table = json.loads((run_dir / "checkpoints" / str(stopped) / "optiml.json").read_text())
+    assert any("ocdbt.process_3" in name for name in table["files"])
+    two = start(run_dir, 2, 1, {"fsdp": 2}, count_reads=str(tmp_path / "reads"))
     wait_for_step(two[0], stopped + 1)
     two[1].kill()
     said, status = ends(two)
     assert status[0] == 1, said
     assert "error: process 1 ended: it has given no sign of life for 8 s" in said[0]
+
+    folder = f"{run_dir}/checkpoints/{stopped}/"
+    read = [name for name in (tmp_path / "reads").read_text().split() if folder in name]
+    assert sorted(read) == sorted(folder + name for name in table["files"])  # by both together
 
     (one,) = start(run_dir, 1, 1, {})
     assert ends([one])[1] == [0]

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -149,6 +150,19 @@ def test_a_run_stopped_politely_and_damaged_ends_with_the_same_bits(
     assert f"skipping a damaged checkpoint: {newest}" in said
     assert "at step 8" in said
     assert_bit_identical(last_state(tmp_path, decoder), uninterrupted(decoder))
+
+
+def test_a_save_that_does_not_end_in_the_grace_time_is_dropped(start, finish, tmp_path):
+    train = TRAIN | {"grace_seconds": 2}
+    process = start(tmp_path, train=train, save_slowly=60)
+    began = time.monotonic()
+    said = send(process, signal.SIGTERM, 9)  # while step 8 is being saved
+    assert process.returncode == 0
+    assert "is not saved: no time was left" in said
+    assert time.monotonic() - began < 55
+    assert steps(tmp_path) == []
+    assert "compiled in" in finish(tmp_path)
+    assert steps(tmp_path)[-1] == STEPS
 
 
 def test_a_run_goes_on_with_another_number_of_devices(finish, uninterrupted, tmp_path):

@@ -9,6 +9,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 import types
 
 VOCABULARY_SIZE = 64
@@ -126,6 +127,29 @@ def _kill_while_saving(manager, step):
     manager._seal = killed
 
 
+def _save_slowly(manager, seconds):
+    """Makes a save take so long, in the background."""
+    seal = manager._seal
+
+    def slowly(self):
+        time.sleep(seconds)
+        seal(self)
+
+    manager._seal = slowly
+
+
+def _count_reads(manager, path):
+    """Appends to a file the name of every file that is read to verify it."""
+    read = manager._read_checksum
+
+    def counted(name):
+        with open(path, "a") as f:
+            f.write(f"{name}\n")
+        return read(name)
+
+    manager._read_checksum = counted
+
+
 def main():
     options = json.loads(sys.argv[1])
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -136,6 +160,7 @@ def main():
     sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("optiml_jax").setLevel(logging.INFO)
+    from optiml_jax.checkpoint import manager
     from optiml_jax.checkpoint.manager import CheckpointManager
     from optiml_jax.errors import UserError
     from optiml_jax.sharding import processes
@@ -143,6 +168,10 @@ def main():
 
     if "killed_while_saving" in options:
         _kill_while_saving(CheckpointManager, options.pop("killed_while_saving"))
+    if "save_slowly" in options:
+        _save_slowly(CheckpointManager, options.pop("save_slowly"))
+    if "count_reads" in options:
+        _count_reads(manager, options.pop("count_reads"))
     if "process" in options:  # one of several: {JAX_COORDINATOR_ADDRESS, ...}
         os.environ |= options.pop("process")
         processes.SILENCE = 8.0  # seconds
