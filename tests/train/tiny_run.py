@@ -152,6 +152,8 @@ def _count_reads(manager, path):
 
 def main():
     options = json.loads(sys.argv[1])
+    for name in ("tensorflow", "seqio", "tensorflow_datasets", "t5"):
+        sys.modules[name] = None  # cannot be imported: training runs where they are not installed
     os.environ["JAX_PLATFORMS"] = "cpu"
     given = os.environ.get("XLA_FLAGS", "").split()
     flags = [flag for flag in given if "device_count" not in flag]
@@ -185,8 +187,6 @@ def main():
     except KeyboardInterrupt as e:
         print(f"interrupted: {e}", file=sys.stderr)
         status = 130
-    assert "tensorflow" not in sys.modules
-    assert "seqio" not in sys.modules
     return status
 
 
