@@ -129,7 +129,7 @@ def test_four_processes_stopped_then_two_then_one_end_as_one(start, alone, tmp_p
     two[1].kill()
     said, status = ends(two)
     assert status[0] == 1, said
-    assert "error: process 1 ended: it has given no sign of life for 8 s" in said[0]
+    assert "error: process 1 ended: it has given no sign of life for 15 s" in said[0]
 
     folder = f"{run_dir}/checkpoints/{stopped}/"
     read = [name for name in (tmp_path / "reads").read_text().split() if folder in name]

@@ -176,7 +176,7 @@ def main():
         _count_reads(manager, options.pop("count_reads"))
     if "process" in options:  # one of several: {JAX_COORDINATOR_ADDRESS, ...}
         os.environ |= options.pop("process")
-        processes.SILENCE = 8.0  # seconds
+        processes.SILENCE = 15.0  # seconds
         processes.join()
     try:
         with processes.ending_together():
