@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import pytest
@@ -154,12 +153,10 @@ def test_a_run_stopped_politely_and_damaged_ends_with_the_same_bits(
 
 def test_a_save_that_does_not_end_in_the_grace_time_is_dropped(start, finish, tmp_path):
     train = TRAIN | {"grace_seconds": 2}
-    process = start(tmp_path, train=train, save_slowly=60)
-    began = time.monotonic()
+    process = start(tmp_path, train=train, save_slowly=10**6)  # never ends
     said = send(process, signal.SIGTERM, 9)  # while step 8 is being saved
     assert process.returncode == 0
     assert "is not saved: no time was left" in said
-    assert time.monotonic() - began < 55
     assert steps(tmp_path) == []
     assert "compiled in" in finish(tmp_path)
     assert steps(tmp_path)[-1] == STEPS
