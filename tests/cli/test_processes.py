@@ -41,7 +41,7 @@ def together(verb: str, arguments: list[str]) -> list[str]:
                 text=True,
             )
         )
-    outputs = [p.communicate(timeout=300)[0] for p in processes]
+    outputs = [p.communicate(timeout=900)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
     return outputs
 
