@@ -62,7 +62,9 @@ def lower_reading(
     params = abstract_params(config, mesh, preset, params_dtype)
     with use_mesh(mesh, preset):
         graphdef = abstract_model(config)[0]
-        return decoding._jit_read.lower(graphdef, params, config, 0.0, None, *arrays)
+        return decoding._jit_read.lower(
+            graphdef, params, config, decoding.Sampling(), None, *arrays
+        )
 
 
 def lower_decoding(
@@ -79,7 +81,7 @@ def lower_decoding(
     with use_mesh(mesh, preset):
         graphdef = abstract_model(config)[0]
         left = _rows(mesh, (num_slots,))
-        return decoding._jit_step.lower(graphdef, params, config, 0.0, slots, left)
+        return decoding._jit_step.lower(graphdef, params, config, decoding.Sampling(), slots, left)
 
 
 def abstract_slots(
