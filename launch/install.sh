@@ -1,6 +1,7 @@
 # Sourced by the other launch scripts: makes .venv with the pinned packages once, then does nothing.
 #   PYTHON                the interpreter to use (default: the first of python3.11, python3.12, python3.13, python3, python)
 #   OPTIML_VENV           where the environment goes (default: .venv in the project)
+#   OPTIML_FLAVOUR        cpu (default), cuda12, cuda13 or tpu: also requirements-FLAVOUR.lock, JAX for it
 #   OPTIML_TEST_ORACLES   1 also installs requirements-oracles.lock (torch, lm-evaluation-harness)
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -45,6 +46,11 @@ if ! "$VENV/bin/python" -c '' 2>/dev/null; then
     fail "$python cannot make an environment in $VENV (on Debian: apt-get install python3-venv)"
 fi
 install_pins .optiml-pins requirements.lock pyproject.toml
+flavour=${OPTIML_FLAVOUR:-cpu}
+if [ "$flavour" != cpu ]; then
+  [ -f "requirements-$flavour.lock" ] || fail "OPTIML_FLAVOUR=$flavour: choose cpu, cuda12, cuda13 or tpu"
+  install_pins ".optiml-$flavour" "requirements-$flavour.lock"
+fi
 if [ "${OPTIML_TEST_ORACLES:-0}" = 1 ]; then
   install_pins .optiml-oracles requirements-oracles.lock
 fi

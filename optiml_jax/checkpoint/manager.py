@@ -7,17 +7,22 @@ the caller names (a run saves `params` and `optimizer`).
 A step folder holds one Orbax folder per item and `optiml.json`: the caller's metadata, and size
 and CRC-32 of every file. Orbax itself checks neither (a flipped byte in a stored array restores as
 a wrong number), so the table is written just before Orbax renames the finished folder into place.
+With several processes each hashes the files that it wrote, and they share the files to verify: no
+byte is read twice. Whoever restores some items has only those verified.
 """
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import pathlib
 import re
 import shutil
+import threading
+import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,6 +34,7 @@ from jax.experimental import multihost_utils
 from optiml_jax.checkpoint.streaming import StreamedArray, StreamedSave
 from optiml_jax.errors import UserError
 from optiml_jax.files import fingerprint, read_json, write_json
+from optiml_jax.sharding import processes
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +72,9 @@ class CheckpointManager:
         self._async_save = async_save
         self._files = files or {}
         self._pending: tuple[int, dict[str, Any]] | None = None
+        self._began = time.monotonic()
+        self._seal_round = 0
+        self.save_seconds: float | None = None  # of the last save that ended
         with _save_errors(self.directory):
             self._orbax = ocp.CheckpointManager(
                 self.directory,
@@ -93,8 +102,14 @@ class CheckpointManager:
         self.wait()
         if step in self._orbax.all_steps():
             raise UserError(f"{self.directory / str(step)} exists; choose another folder")
-        self._check_space(items)
-        self._pending = (step, metadata)
+        processes.on_first(lambda: self._check_space(items))
+        self._pending, self._began = (step, metadata), time.monotonic()
+        if (job := processes.job()) is not None:
+            self._seal_round = job.next_round()
+            if not processes.is_first():
+                threading.Thread(
+                    target=_hash_for_first, args=(job, self._seal_round), daemon=True
+                ).start()
         with self._cleaned_up(step), _save_errors(self.directory):
             arguments = {name: _save_args(item) for name, item in items.items()}
             self._orbax.save(step, args=ocp.args.Composite(**arguments), force=True)
@@ -142,6 +157,15 @@ class CheckpointManager:
             self._orbax.wait_until_finished()
         self._pending = None
 
+    def ends_within(self, seconds: float) -> bool:
+        """Whether the save under way, if any, ends in that time; waits for it so long."""
+        deadline = time.monotonic() + seconds
+        while self._orbax.is_saving_in_progress():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
     def check(self) -> None:
         """Raises at once what went wrong with a background save that has ended; never blocks."""
         if self._pending and not self._orbax.is_saving_in_progress():
@@ -177,10 +201,26 @@ class CheckpointManager:
             for path in folder.rglob("*")
             if path.is_file() and path.name not in (_ORBAX_STAMP, MANIFEST)
         )
-        checksums = _checksums(folder, names)
+        checksums = self._hash_together(folder, names)
         files = {name: [(folder / name).stat().st_size, checksums[name]] for name in names}
         body = {"metadata": metadata, "files": files}
         write_json(folder / MANIFEST, body | {"fingerprint": fingerprint(body)})
+        self.save_seconds = time.monotonic() - self._began
+
+    def _hash_together(self, folder: pathlib.Path, names: list[str]) -> dict[str, int]:
+        """The checksums of all files, each computed by the process that wrote it."""
+        job = processes.job()
+        if job is None:
+            return _checksums(folder, names)
+        owners: dict[int, list[str]] = {i: [] for i in range(jax.process_count())}
+        for name in names:
+            owners[_writer(name, len(owners))].append(name)
+        for process, own in owners.items():
+            job.say(f"hash/{self._seal_round}/{process}", json.dumps([str(folder), own]))
+        checksums = _checksums(folder, owners[0])
+        for process in range(1, len(owners)):
+            checksums |= json.loads(job.hear(f"hashed/{self._seal_round}/{process}"))
+        return checksums
 
     @contextlib.contextmanager
     def _cleaned_up(self, step: int | None) -> Iterator[None]:
@@ -207,6 +247,19 @@ def _chunks(array: jax.Array) -> ocp.SaveArgs:
     return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if layers else ())
 
 
+def _writer(name: str, number: int) -> int:
+    """The process that wrote a file: Orbax names the folder of each after it."""
+    found = re.search(r"ocdbt\.process_(\d+)/", name)
+    return int(found[1]) if found and int(found[1]) < number else 0
+
+
+def _hash_for_first(job: processes.Job, number: int) -> None:
+    """In a thread of the other processes: hashes what the first one asks for."""
+    folder, names = json.loads(job.hear(f"hash/{number}/{jax.process_index()}"))
+    checksums = _checksums(pathlib.Path(folder), names)
+    job.say(f"hashed/{number}/{jax.process_index()}", json.dumps(checksums))
+
+
 def _is_not_raised(record: logging.LogRecord) -> bool:
     """False for the tracebacks that Orbax logs of errors which it also raises, in `wait`."""
     return not (record.exc_info and "orbax" in record.pathname + record.getMessage())
@@ -224,23 +277,29 @@ def load_params(path: str | os.PathLike, abstract: Any) -> Any:
     Raises:
       UserError: nothing there, damaged, or of another shape than `abstract`.
     """
-    return _restore_item(find_checkpoint(path), "params", abstract)
+    return _restore_item(find_checkpoint(path, ("params",)), "params", abstract)
 
 
 def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """The metadata of the checkpoint that `load_params` would take."""
-    return _read_manifest(find_checkpoint(path))["metadata"]
+    return _read_manifest(find_checkpoint(path, ("params",)))["metadata"]
 
 
-def find_checkpoint(path: str | os.PathLike) -> pathlib.Path:
-    """The step folder meant by a run folder, a `checkpoints` folder or a step folder itself."""
+def find_checkpoint(path: str | os.PathLike, items: Sequence[str] | None = None) -> pathlib.Path:
+    """The step folder meant by a run folder, a `checkpoints` folder or a step folder itself.
+
+    With several processes, all of them must call it.
+
+    Args:
+      items: whose content is verified; None: of all. Every file must be there in its size.
+    """
     path = pathlib.Path(path).absolute()
     if (path / MANIFEST).is_file():
-        if problem := _damage(path):
+        if problem := _damage(path, items):
             raise UserError(f"the checkpoint {path} is damaged ({problem}); choose another step")
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = _latest_intact(folder)
+    found = _latest_intact(folder, items)
     if found is None:
         raise UserError(
             f"no checkpoint in {path}: give a run folder, its checkpoints folder or one step "
@@ -249,10 +308,13 @@ def find_checkpoint(path: str | os.PathLike) -> pathlib.Path:
     return found
 
 
-def _latest_intact(directory: pathlib.Path) -> pathlib.Path | None:
+def _latest_intact(
+    directory: pathlib.Path, items: Sequence[str] | None = None
+) -> pathlib.Path | None:
     problems = []
-    for folder in reversed(_step_folders(directory)):
-        problem = _damage(folder)
+    names = processes.on_first(lambda: [folder.name for folder in _step_folders(directory)])
+    for folder in (directory / name for name in reversed(names)):
+        problem = _damage(folder, items)
         if problem is None:
             for text in problems:
                 logger.warning("skipping a damaged checkpoint: %s; using %s", text, folder)
@@ -281,24 +343,52 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     return body
 
 
-def _damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a step folder, or None. Reads every byte once per process and change."""
+def _damage(folder: pathlib.Path, items: Sequence[str] | None = None) -> str | None:
+    """What is wrong with a step folder, or None.
+
+    The processes share the files of the `items`, and read every byte once per change.
+    """
+    files, problem = processes.on_first(lambda: _look_at(folder))
+    if problem is not None:
+        return problem
+    wanted = [n for n in files if items is None or "/" not in n or n.split("/")[0] in items]
+    own = _share(wanted, {name: size for name, (size, _) in files.items()})
+    try:
+        checksums = _checksums(folder, own)
+        changed = [name for name in own if checksums[name] != files[name][1]]
+    except OSError as e:
+        problem = str(e)
+    else:
+        if changed:
+            problem = f"the content of {changed[0]} has changed since it was written"
+    return next((p for p in processes.gather(problem) if p is not None), None)
+
+
+def _look_at(folder: pathlib.Path) -> tuple[dict[str, list[int]], str | None]:
+    """The table of the files, and what is wrong with it, their number or their sizes."""
     try:
         files = _read_manifest(folder)["files"]
     except UserError as e:
-        return str(e)
+        return {}, str(e)
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
-        return f"{len(missing)} files are missing, {missing[0]} first"
+        return files, f"{len(missing)} files are missing, {missing[0]} first"
     for name, (size, _) in files.items():
         if (actual := (folder / name).stat().st_size) != size:
-            return f"{name} has {actual} bytes instead of {size}"
-    try:
-        checksums = _checksums(folder, list(files))
-    except OSError as e:
-        return str(e)
-    changed = [name for name, (_, expected) in files.items() if checksums[name] != expected]
-    return f"the content of {changed[0]} has changed since it was written" if changed else None
+            return files, f"{name} has {actual} bytes instead of {size}"
+    return files, None
+
+
+def _share(names: list[str], sizes: Mapping[str, int]) -> list[str]:
+    """This process's part of the files, about as many bytes as every other's."""
+    loads = [[0, process] for process in range(jax.process_count())]
+    own = []
+    for name in sorted(names, key=lambda n: (-sizes[n], n)):
+        load = min(loads)
+        load[0] += sizes[name]
+        if load[1] == jax.process_index():
+            own.append(name)
+    return own
 
 
 def _checksums(folder: pathlib.Path, names: list[str]) -> dict[str, int]:
@@ -315,6 +405,10 @@ def _stat(path: pathlib.Path) -> tuple[str, int, int, int]:
 @functools.lru_cache(maxsize=100_000)
 def _checksum(path: str, inode: int, size: int, mtime_ns: int) -> int:
     """CRC-32 of a file; the other arguments only make the cache notice a changed file."""
+    return _read_checksum(path)
+
+
+def _read_checksum(path: str) -> int:
     checksum = 0
     with open(path, "rb") as f:
         while block := f.read(1 << 22):

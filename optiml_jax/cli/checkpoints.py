@@ -97,15 +97,19 @@ def load_run_vocabulary(run: Run, places: Sequence[str] = ()) -> seqio.Vocabular
         raise
 
 
-def load_model(run: Run, place: str, mesh: jax.sharding.Mesh, preset: str) -> Model:
-    """The model of one of the places."""
+def load_model(
+    run: Run, settings: Evaluate, place: str, mesh: jax.sharding.Mesh, preset: str
+) -> Model:
+    """The model of one of the places, its weights loaded onto their devices in their type."""
     if place == "init":
-        return _untrained(run, mesh, preset)
-    step_folder = find_checkpoint(checkpoints_dir(run) if place == "latest" else place)
+        return _untrained(run, settings, mesh, preset)
+    place = str(checkpoints_dir(run)) if place == "latest" else place
+    step_folder = find_checkpoint(place, ("params",))
     metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
-    config = config_from_dict(metadata["model"])
+    config = _computed(config_from_dict(metadata["model"]))
     check_model(run, step_folder, metadata["model"])
-    params = load_params(step_folder, abstract_params(config, mesh, preset))
+    dtype = params_dtype(settings, config)
+    params = load_params(step_folder, abstract_params(config, mesh, preset, dtype))
     return Model(_name(run, step_folder), config, abstract_model(config)[0], params, metadata)
 
 
@@ -136,14 +140,40 @@ def _name(run: Run, step_folder: pathlib.Path) -> str:
     return f"{owner.name}_{name}"
 
 
-def _untrained(run: Run, mesh: jax.sharding.Mesh, preset: str) -> Model:
+def params_dtype(settings: Evaluate, config: DecoderConfig) -> str:
+    """The type of the weights in evaluation."""
+    computed = "bfloat16" if config.dtype == "bfloat16" else "float32"
+    return settings.params_dtype or computed
+
+
+def cast_params(params: Any, dtype: str) -> Any:
+    """The parameters in another type, each where it lies."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+
+    def cast(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+    return jax.jit(cast, out_shardings=shardings)(params)
+
+
+def _computed(config: DecoderConfig) -> DecoderConfig:
+    """The model of a checkpoint, computed in the type that gin asks for."""
+    try:
+        dtype = gin.query_parameter("model_config.dtype")
+    except ValueError:  # not set
+        return config
+    return dataclasses.replace(config, dtype=dtype)
+
+
+def _untrained(run: Run, settings: Evaluate, mesh: jax.sharding.Mesh, preset: str) -> Model:
     """The weights that `optiml train` of this run starts from, before its first step."""
     vocabulary = load_run_vocabulary(run)
     train = configured(TrainConfig, plan_dir="", run_dir="")
     config = run_model(padded_size(vocabulary), train.init_from)
     if train.init_from:
-        step_folder = find_checkpoint(train.init_from)
-        params = load_params(step_folder, abstract_params(config, mesh, preset))
+        step_folder = find_checkpoint(train.init_from, ("params",))
+        dtype = params_dtype(settings, config)
+        params = load_params(step_folder, abstract_params(config, mesh, preset, dtype))
         metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
         return Model("init", config, abstract_model(config)[0], params, metadata)
     shardings = param_shardings(abstract_model(config)[1], mesh, preset)
@@ -152,4 +182,6 @@ def _untrained(run: Run, mesh: jax.sharding.Mesh, preset: str) -> Model:
         "step": 0,
         "seed": train.seed,
     }
-    return Model("init", config, *init_params(config, train.seed, shardings), metadata)
+    graphdef, params = init_params(config, train.seed, shardings)
+    params = cast_params(params, params_dtype(settings, config))
+    return Model("init", config, graphdef, params, metadata)

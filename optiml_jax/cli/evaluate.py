@@ -6,13 +6,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.checkpoints import (
     Model,
+    cast_params,
     checkpoints_dir,
     find_places,
     load_model,
     load_run_vocabulary,
+    params_dtype,
 )
 from optiml_jax.cli.evaluation_tasks import evaluation_tasks, request_tokens, warn_of_trained
 from optiml_jax.cli.settings import Evaluate, Export, Run, configured, expand
@@ -26,6 +30,7 @@ from optiml_jax.exchange.answer_files import model_name, read_answers
 from optiml_jax.exchange.answers import StoredAnswers
 from optiml_jax.files import write_json
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.sharding import processes
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.train.duties import EvaluationHook
 from optiml_jax.train.metrics import SummaryWriter
@@ -37,8 +42,15 @@ def main() -> int:
     run, settings = configured(Run), Evaluate()
     if settings.answers:
         return report_failures(of_answers(run, settings))
+    if run.distributed:
+        processes.join()
+    with processes.ending_together():
+        return _evaluate(run, settings)
+
+
+def _evaluate(run: Run, settings: Evaluate) -> int:
     evaluation = Evaluation(run, settings)
-    places = find_places(run, settings)
+    places = processes.on_first(lambda: find_places(run, settings))
     if len(places) > 1:
         check_name(settings)
     failures = []
@@ -50,13 +62,13 @@ def main() -> int:
                 raise
             failures.append(f"checkpoint {place}: {e}")
             _log.warning("%s", failures[-1])
-    write_scalars(run)
+    processes.on_first(lambda: write_scalars(run))
     return report_failures(failures)
 
 
 def report_failures(failures: Sequence[str]) -> int:
     """Prints them; the exit status."""
-    for failure in failures:
+    for failure in failures if processes.is_first() else ():
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
@@ -112,7 +124,8 @@ class Evaluation:
 
     def of_checkpoint(self, place: str) -> list[str]:
         """Evaluates one of `find_places`; returns what failed, in words."""
-        return self.of_model(load_model(self._run, place, self._mesh, self._mesh_config.preset))
+        mesh, preset = self._mesh, self._mesh_config.preset
+        return self.of_model(load_model(self._run, self._settings, place, mesh, preset))
 
     def of_model(self, model: Model) -> list[str]:
         """Evaluates a model, or what its folder does not hold yet."""
@@ -120,7 +133,12 @@ class Evaluation:
         warn_of_trained(self._tasks, model.metadata.get("trained_tasks", ()))
         folder = self._run.evaluation_dir / self._settings.name.replace("{checkpoint}", name)
         num_cells = sum(len(t.info.shots) for t in self._tasks)
-        print(f"checkpoint {name}: {num_tasks} tasks, {num_cells} cells (task x shots): {folder}")
+        if processes.is_first():
+            weights = jax.tree.leaves(model.params)[0].dtype.name
+            print(
+                f"checkpoint {name}: {num_tasks} tasks, {num_cells} cells (task x shots), weights "
+                f"{weights}, computed in {model.config.dtype}: {folder}"
+            )
         failed = evaluate(
             self._tasks,
             model.graphdef,
@@ -151,9 +169,10 @@ def evaluation_hook(config: DecoderConfig, metadata: Mapping[str, Any]) -> Evalu
 
     def hook(step: int, graphdef: Any, params: Any) -> None:
         own = {**metadata, "step": step, "checkpoint": str(checkpoints_dir(run) / str(step))}
+        params = cast_params(params, params_dtype(settings, config))
         try:
             evaluation.of_model(Model(f"step_{step}", config, graphdef, params, own))
-            write_scalars(run, since=step)
+            processes.on_first(lambda: write_scalars(run, since=step))
         except UserError as e:
             _log.warning("evaluation after step %d failed, training goes on: %s", step, e)
 

@@ -45,8 +45,8 @@ class Run:
       vocabulary: `opt:<folder or Hub name>` or `sentencepiece:<model file>`.
       cache_dir: prepared tasks; shared by all runs with the same vocabulary and prompts.
       run_dir: everything of this run: plan/, checkpoints/, tensorboard/, evaluation/, report/.
-      distributed: training joins the other processes of the job (SLURM, Open MPI, a TPU pod, or
-        JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID) by `jax.distributed`.
+      distributed: training and evaluation join the other processes of the job (SLURM, Open MPI, a
+        TPU pod, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).
     """
 
     data: dict[str, str]
@@ -141,6 +141,8 @@ class Evaluate:
       that the run keeps, a glob over steps ("*000") or over folders, or several of these.
     during_training: `optiml train` evaluates after these updates, in its own process and with the
       same results; a number N: after every N-th and the last; 0: never.
+    params_dtype: of the weights, "float32" or "bfloat16"; None: bfloat16 where `model_config.dtype`
+      (the checkpoint's where gin sets none) computes in it, else float32.
     name: folder name under <run_dir>/evaluation; "{checkpoint}" in it is the step, or "init".
     tasks: globs over task names.
     roles: an evaluated task has one of these in the split manifest: "test" and "dev" are the
@@ -154,6 +156,7 @@ class Evaluate:
 
     checkpoint: str | int | Sequence[str | int] = "latest"
     during_training: int | Sequence[Positive] = 0
+    params_dtype: Literal["float32", "bfloat16"] | None = None
     name: str = "{checkpoint}"
     tasks: tuple[str, ...] = ("*",)
     roles: tuple[str, ...] = ("test",)

@@ -1,14 +1,12 @@
 """`optiml train`: trains on the plan of the run, or resumes it."""
 
 import contextlib
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import gin
-import jax
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Evaluate, Run, configured
@@ -21,6 +19,7 @@ from optiml_jax.frozen import by_name, refuse_changes
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.one_writer import one_writer
 from optiml_jax.quiet import held_stderr
+from optiml_jax.sharding import processes
 from optiml_jax.sharding.mesh import MeshConfig
 from optiml_jax.train.config import TrainConfig, run_metadata
 from optiml_jax.train.duties import EvaluationHook
@@ -33,7 +32,12 @@ from tasks.splits import SplitConfig
 def main() -> int:
     run = configured(Run)
     if run.distributed:
-        join_processes()
+        processes.join()
+    with processes.ending_together():
+        return _train(run)
+
+
+def _train(run: Run) -> int:
     plan = Plan.load(run.plan_dir("train"))
     check_settings(plan, run)
     validation = run.plan_dir("validation")
@@ -47,7 +51,7 @@ def main() -> int:
     mesh, optimizer = MeshConfig(), OptimizerConfig()
     steps = evaluation_steps(Evaluate().during_training, config.num_steps)
     hook = evaluation_hook(model, run_metadata(config, model, optimizer, plan)) if steps else None
-    first = jax.process_index() == 0
+    first = processes.is_first()
     with one_writer(run.run_dir, "optiml train") if first else contextlib.nullcontext():
         if first:
             save_config(pathlib.Path(run.run_dir) / "config.gin")
@@ -88,28 +92,10 @@ def evaluation_steps(wanted: int | Sequence[int], num_steps: int) -> set[int]:
 
 def evaluation_hook(model: DecoderConfig, metadata: dict[str, Any]) -> EvaluationHook:
     """What evaluates the parameters; imported only when asked for, since it needs TensorFlow."""
-    if jax.process_count() > 1:
-        raise UserError(
-            "Evaluate.during_training: not with several processes; leave it at 0 and run "
-            "optiml evaluate --gin.Evaluate.checkpoint=all"
-        )
     with held_stderr():
         from optiml_jax.cli.evaluate import evaluation_hook as make
 
     return make(model, metadata)
-
-
-def join_processes() -> None:
-    """Makes this process one of several; JAX itself recognises SLURM, Open MPI and TPU pods."""
-    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    try:
-        given = {k: int(os.environ[name]) for k, name in names.items() if name in os.environ}
-        jax.distributed.initialize(**given)
-    except (ValueError, RuntimeError) as e:
-        raise UserError(
-            f"Run.distributed: cannot join the other processes ({e}); set JAX_COORDINATOR_ADDRESS "
-            "(host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-        ) from e
 
 
 def save_config(path: pathlib.Path) -> None:

@@ -66,8 +66,11 @@ class Engine:
         return max(1, self.tokens_per_batch // (length * self.row_parts)) * self.row_parts
 
     def put(self, array: np.ndarray) -> jax.Array:
-        """A host array with its rows laid over the devices."""
-        return jax.device_put(array, None if self.mesh is None else batch_sharding(self.mesh))
+        """A host array, the same in all processes, with its rows laid over the devices."""
+        if self.mesh is None:
+            return jax.device_put(array)
+        sharding = batch_sharding(self.mesh)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     def activations(self) -> contextlib.AbstractContextManager:
         """The context in which the model is called."""

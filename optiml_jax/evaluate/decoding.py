@@ -20,6 +20,7 @@ from flax import nnx, struct
 from optiml_jax.evaluate.batching import Engine, pad_rows, round_up_power
 from optiml_jax.evaluate.prefixes import run_prefix, shared_prefixes
 from optiml_jax.model.attention import DocumentMask
+from optiml_jax.model.axes import constrain, everywhere
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.kv_cache import KVCache
 
@@ -211,7 +212,7 @@ class _Decoder:
     def fill(self, free: Sequence[int], batch: Sequence[_Request], prefix: KVCache | None) -> None:
         """Runs the prompts and puts them, each with its first new token, into free slots."""
         engine = self.engine
-        start = 0 if prefix is None else int(prefix.index[0])
+        start = 0 if prefix is None else int(np.asarray(prefix.index)[0])
         rows = [request.row[start:] for request in batch]
         num_rows = min(self.num_slots, round_up_power(len(rows), 4, engine.row_parts))
         length = engine.bucket(max(map(len, rows)))
@@ -265,14 +266,20 @@ class _Decoder:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _jit_empty(config: DecoderConfig, num_slots: int, capacity: int) -> Slots:
+    return empty_slots(config, num_slots, capacity)
+
+
+def empty_slots(config: DecoderConfig, num_slots: int, capacity: int) -> Slots:
+    """Slots that nothing has been put into; sharded where they are made inside `jax.jit`."""
     cache = KVCache.empty(config, num_slots, capacity).replace(fresh=False)
-    zeros = jnp.zeros((num_slots,), jnp.int32)
+    zeros = constrain(jnp.zeros((num_slots,), jnp.int32), "batch")
     return Slots(cache, zeros, zeros.astype(jnp.uint32))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def _jit_read(graphdef, params, config, sampling, *arrays):
-    return read(nnx.merge(graphdef, params), config, sampling, *arrays)
+    cache, *said = read(nnx.merge(graphdef, params), config, sampling, *arrays)
+    return cache, *map(everywhere, said)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -287,7 +294,8 @@ def _jit_put(slots, into, cache, prefix, token, seed):
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3), donate_argnums=4)
 def _jit_step(graphdef, params, config, sampling, *arrays):
-    return step(nnx.merge(graphdef, params), config, sampling, *arrays)
+    slots, *said = step(nnx.merge(graphdef, params), config, sampling, *arrays)
+    return slots, *map(everywhere, said)
 
 
 def read(

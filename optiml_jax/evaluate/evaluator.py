@@ -6,7 +6,6 @@ tasks are made from the records by rollup.py.
 """
 
 import dataclasses
-import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,10 +23,10 @@ from optiml_jax.evaluate.baselines import Constant, best_constant
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.instances import EncodeBatch, Instance, InstanceBuilder, subsample
+from optiml_jax.evaluate.metric_calls import MetricFn, call_metric_fns
 from optiml_jax.evaluate.progress import progress
 from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.evaluate.records import (
-    RULES,
     Candidate,
     Record,
     RunFolder,
@@ -38,9 +37,9 @@ from optiml_jax.evaluate.records import (
 from optiml_jax.evaluate.runner import Answerer, Request, Runner
 from optiml_jax.files import fingerprint
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.sharding import processes
 
 _log = logging.getLogger(__name__)
-MetricFn = Callable[..., Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +108,11 @@ class _Job:
             for e, source in zip(examples, unless_common(examples), strict=True)
         ]
 
+    def content(self) -> list[Any]:
+        """What the model is given."""
+        own = [[list(i.prompt), list(map(list, i.candidate_ids))] for i in self.instances]
+        return [self.task.info.task, self.shots, own]
+
 
 def check_vocabulary(
     vocabulary: seqio.Vocabulary, model_config: DecoderConfig, metadata: Mapping[str, Any] | None
@@ -175,6 +179,8 @@ def evaluate(
     model = {
         "bos_id": bos_id,
         "vocabulary": vocabulary_fingerprint(vocabulary),
+        "dtype": model_config.dtype,
+        "params_dtype": jax.tree.leaves(params)[0].dtype.name,
         "model": fingerprint(model_config.to_dict()),
         "step": (metadata or {}).get("step"),
         "plan": (metadata or {}).get("plan_fingerprint"),
@@ -216,7 +222,8 @@ def evaluate_with(
         "max_examples": config.max_examples,
         "examples_seed": config.seed,
     }
-    folder.open({**settings, **run}, [task.info for task in tasks])
+    infos = [task.info for task in tasks]
+    processes.on_first(lambda: folder.open({**settings, **run}, infos))
     return _Evaluation(answerer, config, prompts, folder).run(tasks)
 
 
@@ -271,28 +278,32 @@ class _Evaluation:
         self.constants: dict[str, Constant] = {}
 
     def run(self, tasks: Sequence[EvalTask]) -> list[tuple[str, int, str]]:
-        pending = [
-            (task, shots)
-            for task in tasks
-            for shots in task.info.shots
-            if self.folder.status(task.info, shots)[0] != "done"
-        ]
-        total = sum(len(task.info.shots) for task in tasks)
+        cells = [(task, shots) for task in tasks for shots in task.info.shots]
+        todo = processes.on_first(
+            lambda: [self.folder.status(task.info, shots)[0] != "done" for task, shots in cells]
+        )
+        pending = [cell for cell, wanted in zip(cells, todo, strict=True) if wanted]
+        total = len(cells)
         _log.info("evaluating %d of %d (task, shots) pairs", len(pending), total)
         with progress(len(pending)) as (task_done, rows_done):
             self.answerer.watch(rows_done)
-            for jobs in _rounds(self.jobs(pending), self.config.instances_per_round):
+            rounds = _rounds(self.jobs(pending), self.config.instances_per_round)
+            while True:
+                jobs = next(rounds, [])
+                processes.check_same([job.content() for job in jobs], _names(jobs))
+                if not jobs:
+                    return self.failures
                 self.round(jobs)
                 task_done(len(jobs))
-        return self.failures
 
-    def fail(self, task: EvalTask, shots: int, error: Exception) -> None:
+    def fail(self, task: EvalTask, shots: int, error: Exception) -> tuple[str, int, str]:
         """Records a failure. Only what belongs to the task itself comes here, never the model's."""
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         _log.warning("%s at %d shots failed: %s", task.info.task, shots, reason)
         _log.debug("the failure above:", exc_info=error)
-        self.folder.fail(task.info.task, shots, reason)
-        self.failures.append((task.info.task, shots, reason))
+        if processes.is_first():
+            self.folder.fail(task.info.task, shots, reason)
+        return task.info.task, shots, reason
 
     def jobs(self, pending: Sequence[tuple[EvalTask, int]]) -> Iterator[_Job]:
         """The jobs of all (task, shots) pairs whose examples can be read and rendered."""
@@ -308,7 +319,7 @@ class _Evaluation:
                     previous = task
                 job = _Job(task, shots, self.instances(task, shots, examples))
             except Exception as e:
-                self.fail(task, shots, e)
+                self.failures.append(self.fail(task, shots, e))
                 continue
             yield job
 
@@ -322,28 +333,43 @@ class _Evaluation:
         return instances
 
     def round(self, jobs: Sequence[_Job]) -> None:
-        """Runs the instances of all jobs through the model and writes their records."""
+        """Runs the instances of all jobs through the model and writes their records.
+
+        All processes run the model together, its rows divided among their devices, and all get the
+        results; the first makes records of them.
+        """
         ranked = [i for job in jobs if job.task.ranks for i in job.instances]
         scores = iter(self.answerer.score(ranked))
         requests = [
             self.request(job.task, i) for job in jobs if not job.task.ranks for i in job.instances
         ]
         replies = iter(self.answerer.generate(requests))
-        for job in jobs:
-            outputs = [next(scores if job.task.ranks else replies) for _ in job.instances]
+        outputs = [
+            [next(scores if job.task.ranks else replies) for _ in job.instances] for job in jobs
+        ]
+        failed = processes.on_first(lambda: self.write(jobs, outputs))
+        self.failures += [tuple(failure) for failure in failed]
+
+    def write(
+        self, jobs: Sequence[_Job], outputs: Sequence[Sequence[Any]]
+    ) -> list[tuple[str, int, str]]:
+        """Writes the records of the jobs; returns those that failed."""
+        failed = []
+        for job, own in zip(jobs, outputs, strict=True):
             try:
                 records = [
                     self.record(job.task, *parts)
-                    for parts in zip(job.instances, outputs, job.sources(), strict=True)
+                    for parts in zip(job.instances, own, job.sources(), strict=True)
                 ]
                 summary = self.summary(job, records)
             except Exception as e:
-                self.fail(job.task, job.shots, e)
+                failed.append(self.fail(job.task, job.shots, e))
                 continue
             texts = (self.prompt_text(instance) for instance in job.instances)
             prompts = {prompt_key(text): text for text in texts}
             self.folder.write(job.task.info.task, job.shots, records, summary, prompts)
             self.report(job, summary)
+        return failed
 
     def request(self, task: EvalTask, instance: Instance) -> Request:
         protocol = task.protocol
@@ -435,6 +461,11 @@ class _Evaluation:
         _log.info("%s at %d shots: %s", job.task.info.task, job.shots, values)
 
 
+def _names(jobs: Sequence[_Job]) -> str:
+    names = [job.task.info.task for job in jobs]
+    return f"the prompts of {', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+
+
 def _rounds(jobs: Iterable[_Job], size: int) -> Iterator[list[_Job]]:
     """Consecutive jobs with about `size` instances in all, at least one job each."""
     current: list[_Job] = []
@@ -445,52 +476,3 @@ def _rounds(jobs: Iterable[_Job], size: int) -> Iterator[list[_Job]]:
             current = []
     if current:
         yield current
-
-
-def call_metric_fns(
-    metric_fns: Sequence[MetricFn], records: Sequence[Record], rule: str
-) -> dict[str, float]:
-    """Calls SeqIO metric functions on records, by their argument names as SeqIO does.
-
-    `(targets, predictions)` gets the references and the text of every record; `(targets, scores)`
-    one `CandidateRow` and one score under `rule` per candidate; the groups are (prompt, group).
-
-    Raises:
-      UserError: a function with other arguments, or two that return the same key.
-    """
-    results: dict[str, float] = {}
-    for fn in metric_fns:
-        arguments = tuple(
-            name
-            for name, p in inspect.signature(fn).parameters.items()
-            if p.default is inspect.Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD
-        )
-        if arguments == ("targets", "predictions"):
-            values = fn([list(r.references) for r in records], [r.prediction for r in records])
-        elif arguments == ("targets", "scores"):
-            rows, scores = candidate_rows(records, rule)
-            values = fn(rows, scores)
-        else:
-            raise UserError(
-                f"metric function {fn!r} has arguments {arguments}; they must be "
-                "(targets, predictions) or (targets, scores)"
-            )
-        twice = results.keys() & values.keys()
-        if twice:
-            raise UserError(f"two metric functions return {sorted(twice)[0]!r}")
-        results |= {key: float(value) for key, value in values.items()}
-    return results
-
-
-def candidate_rows(
-    records: Sequence[Record], rule: str
-) -> tuple[list[metrics.CandidateRow], list[float]]:
-    """The targets and scores of `(targets, scores)` metrics: one row per candidate."""
-    rows, scores = [], []
-    for i, record in enumerate(records):
-        for c, candidate in enumerate(record.candidates):
-            group = f"{record.prompt_id}\0{record.group or record.cluster}"
-            right = c in record.correct
-            rows.append(metrics.CandidateRow(i, c, right, candidate.text, group))
-            scores.append(RULES[rule](candidate))
-    return rows, scores

@@ -16,6 +16,7 @@ from flax import nnx
 
 from optiml_jax.evaluate.batching import Engine, pad_rows, round_up_power
 from optiml_jax.model.attention import SHARED_SEGMENT, DocumentMask
+from optiml_jax.model.axes import everywhere
 from optiml_jax.model.kv_cache import KVCache
 
 # Prefixes have a multiple of so many tokens: fewer different ones, and little is lost.
@@ -101,7 +102,8 @@ def _jit_run_prefix(graphdef, params, config, tokens, length):
     index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     mask = DocumentMask(jnp.where(index < length, SHARED_SEGMENT, 0))
     cache = KVCache.empty(config, *tokens.shape)
-    return nnx.merge(graphdef, params).hidden(tokens, index, mask, cache)[1]
+    _, cache = nnx.merge(graphdef, params).hidden(tokens, index, mask, cache)
+    return cache.replace(index=everywhere(cache.index))
 
 
 def pack(sizes: Sequence[int]) -> list[tuple[int, list[int]]]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import tqdm
 
+from optiml_jax.sharding import processes
+
 _log = logging.getLogger(__name__)
 
 
@@ -20,9 +22,8 @@ def progress(
     On a terminal they move a bar; elsewhere a line is logged every half minute.
     """
     rows, tasks, last = 0, 0, time.monotonic()
-    with tqdm.tqdm(
-        total=num_tasks, unit="task", desc="evaluate", disable=not sys.stderr.isatty()
-    ) as bar:
+    quiet = not (processes.is_first() and sys.stderr.isatty())
+    with tqdm.tqdm(total=num_tasks, unit="task", desc="evaluate", disable=quiet) as bar:
 
         def task_done(n: int) -> None:
             nonlocal tasks
@@ -31,6 +32,7 @@ def progress(
 
         def rows_done(n: int) -> None:
             nonlocal rows, last
+            processes.leave_if_asked()
             rows += n
             bar.set_postfix(rows=rows)
             if bar.disable and time.monotonic() - last > 30:

@@ -17,6 +17,7 @@ from flax import nnx
 from optiml_jax.evaluate.batching import Engine, batches, round_up_power
 from optiml_jax.evaluate.prefixes import pack, run_prefix, shared_prefixes
 from optiml_jax.model.attention import DocumentMask
+from optiml_jax.model.axes import everywhere
 from optiml_jax.model.kv_cache import KVCache
 
 _LOGIT_ROWS = 512  # tokens whose logits exist at the same time
@@ -167,7 +168,9 @@ def _score_batch(
 @functools.partial(jax.jit, static_argnums=0)
 def _jit_score_places(graphdef, params, prefix, tokens, positions, segments, branches, *wanted):
     mask = DocumentMask(segments, branches)
-    return score_places(nnx.merge(graphdef, params), prefix, tokens, positions, mask, *wanted)
+    model = nnx.merge(graphdef, params)
+    results = score_places(model, prefix, tokens, positions, mask, *wanted)
+    return tuple(map(everywhere, results))
 
 
 def score_places(

@@ -23,6 +23,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return x if constraint is None else constraint(x, axes)
 
 
+def everywhere(x: jax.Array) -> jax.Array:
+    """`x` itself, whole on every device: what every process reads."""
+    return constrain(x, *(None,) * x.ndim)
+
+
 @contextlib.contextmanager
 def activation_constraint(constraint: Constraint) -> Iterator[None]:
     """Applies `constraint` to every activation that is named inside the block."""

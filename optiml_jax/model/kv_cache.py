@@ -13,6 +13,8 @@ from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.axes import constrain
 from optiml_jax.model.config import DecoderConfig
 
+AXES = ("layers", "batch", "kv_heads", None, None)  # of keys and values
+
 
 @struct.dataclass
 class KVCache:
@@ -37,12 +39,13 @@ class KVCache:
     def empty(cls, config: DecoderConfig, batch_size: int, capacity: int) -> "KVCache":
         """A cache for `batch_size` rows of `capacity` tokens (prompt and new ones together)."""
         shape = (config.num_layers, batch_size, config.num_kv_heads, capacity, config.head_dim)
-        free = jnp.zeros((batch_size, capacity), jnp.int32)
+        free = constrain(jnp.zeros((batch_size, capacity), jnp.int32), "batch", None)
+        # Made where they will lie: a cache of all heads and rows fits on no single device.
         return cls(
-            key=jnp.zeros(shape, config.dtype),
-            value=jnp.zeros(shape, config.dtype),
+            key=constrain(jnp.zeros(shape, config.dtype), *AXES),
+            value=constrain(jnp.zeros(shape, config.dtype), *AXES),
             mask=DocumentMask(free, positions=free if config.sliding_window else None),
-            index=jnp.zeros((batch_size,), jnp.int32),
+            index=constrain(jnp.zeros((batch_size,), jnp.int32), "batch"),
             fresh=True,
         )
 
@@ -69,7 +72,7 @@ class KVCache:
             # The two index arrays stand apart, so their axes [B, L] come first in the update.
             new = jnp.transpose(new, (1, 3, 0, 2, 4)).astype(buffer.dtype)
             buffer = buffer.at[:, rows, :, slots].set(new, mode="drop")
-            return constrain(buffer, "layers", "batch", "kv_heads", None, None)
+            return constrain(buffer, *AXES)
 
         def write_field(buffer: jax.Array, new: jax.Array) -> jax.Array:
             return buffer.at[rows, slots].set(new, mode="drop")
@@ -102,7 +105,7 @@ class KVCache:
                 buffer = buffer.at[:, rows, :, :size].set(before, mode="drop")
             new = jnp.transpose(new, (1, 3, 0, 2, 4)).astype(buffer.dtype)
             buffer = buffer.at[:, rows[:, None], :, slots].set(new, mode="drop")
-            return constrain(buffer, "layers", "batch", "kv_heads", None, None)
+            return constrain(buffer, *AXES)
 
         index = self.index.at[rows].set(start + new.index, mode="drop")
         filled = jnp.arange(self.capacity) < (start + new.index)[:, None]

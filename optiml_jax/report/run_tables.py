@@ -80,7 +80,9 @@ def report(runs: Mapping[str, Rollup], found: Evidence) -> list[Table]:
             tables.append(Table(title, ("level",), (), 1, ("they have no example in common",)))
             continue
         for depth in (1, 2):
-            tables.append(gain_table(runs[first], found.gains[name], first, name, depth))
+            table = gain_table(runs[first], found.gains[name], first, name, depth)
+            notes = (*precision_notes(runs, first, name), *table.notes)
+            tables.append(dataclasses.replace(table, notes=notes))
     return [*tables, details_table(runs)]
 
 
@@ -162,6 +164,7 @@ def details_table(runs: Mapping[str, Rollup]) -> Table:
                 )
             )
         settings = ("delimiter", "separator", "demonstrations", "prompt_seed", "max_new_tokens")
+        settings += ("dtype", "params_dtype")
         notes.append(f"{name}: {', '.join(f'{k} {tree.run.get(k)!r}' for k in settings)}")
     notes += [
         "truncated: prompts that lost demonstrations or their left end; without end: generated "
@@ -414,6 +417,18 @@ def _notes(runs: Mapping[str, Rollup], key: Key) -> tuple[str, ...]:
         for m in tree.cells[key].missing
     ]
     return missing_notes(missing)
+
+
+def precision_notes(runs: Mapping[str, Rollup], first: str, other: str) -> tuple[str, ...]:
+    """Marks a comparison of models that were computed, or whose weights were, in other types."""
+    kinds = [tuple(runs[n].run.get(k) for k in ("dtype", "params_dtype")) for n in (first, other)]
+    if kinds[0] == kinds[1]:
+        return ()
+    said = [
+        f"{name} computed in {dtype or 'no type said'} with weights in {weights or 'no type said'}"
+        for name, (dtype, weights) in zip((first, other), kinds, strict=True)
+    ]
+    return (f"{MARK} two precisions: {', '.join(said)}; part of the gain may be rounding",)
 
 
 def missing_notes(missing: Iterable[str]) -> tuple[str, ...]:

@@ -130,6 +130,20 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def activation_sharding(
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    mesh: jax.sharding.Mesh,
+    preset: str = "standard",
+) -> NamedSharding:
+    """The sharding of an activation whose dimensions have these logical names."""
+    rules, spec = _rules(preset), []
+    for size, name in zip(shape, axes, strict=True):
+        mesh_axes = () if name is None else rules[name]
+        spec.append(mesh_axes if size % _size(mesh, mesh_axes) == 0 else ())
+    return NamedSharding(mesh, _spec(spec))
+
+
 @contextlib.contextmanager
 def use_mesh(mesh: jax.sharding.Mesh, preset: str = "standard") -> Iterator[None]:
     """Lays the activations of models that are traced inside the block over `mesh`.
@@ -138,14 +152,11 @@ def use_mesh(mesh: jax.sharding.Mesh, preset: str = "standard") -> Iterator[None
     traced again. An axis that does not divide a dimension of an activation (a length of 1, the odd
     last batch) leaves that dimension whole.
     """
-    rules = _rules(preset)
+    _rules(preset)
 
     def constraint(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        spec = []
-        for size, name in zip(x.shape, axes, strict=True):
-            mesh_axes = () if name is None else rules[name]
-            spec.append(mesh_axes if size % _size(mesh, mesh_axes) == 0 else ())
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(spec)))
+        sharding = activation_sharding(x.shape, axes, mesh, preset)
+        return jax.lax.with_sharding_constraint(x, sharding)
 
     with jax.set_mesh(mesh), activation_constraint(constraint):
         yield

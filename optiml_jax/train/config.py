@@ -43,6 +43,9 @@ class TrainConfig:
       log_every: updates between two reports (terminal and TensorBoard).
       checkpoint_every: updates between two checkpoints; one is also written at the end.
       keep: how many of the newest checkpoints stay.
+      grace_seconds: from SIGTERM until the processes are killed (SLURM's KillWait is 30): a save
+        that does not end in them is dropped, and the newest whole checkpoint is what there is;
+        None: no limit.
       init_from: a checkpoint (run folder, checkpoints folder or step folder) whose parameters the
         run starts from, with a fresh optimiser; None starts from random weights.
       loss_chunk: positions of a row whose logits exist at the same time.
@@ -61,6 +64,7 @@ class TrainConfig:
     log_every: Positive = 10
     checkpoint_every: Positive = 500
     keep: Positive = 3
+    grace_seconds: PositiveFloat | None = None
     init_from: str | None = None
     loss_chunk: Positive = 128
     peak_flops: PositiveFloat | None = None

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from flax import nnx
 
 from optiml_jax.checkpoint.manager import CheckpointManager
 from optiml_jax.data.plan import Plan
+from optiml_jax.sharding import processes
 from optiml_jax.train.batches import open_batches
 from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.reporting import Reporter, perplexity
@@ -120,6 +122,29 @@ class Saving:
             self.checkpoints.save(step, state.items(), self.metadata | {"step": step})
         self.saved = step
 
+    def finish(self, step: int, state: TrainState, seconds: float | None) -> bool:
+        """Saves the last step; False if that is not done in `seconds` (None: no limit).
+
+        What is then half-written is no checkpoint, and the next start removes it.
+        """
+        if seconds is None:
+            self.save(step, state)
+            self.checkpoints.wait()
+            return True
+        deadline = time.monotonic() + seconds
+
+        def fits(expected: float) -> bool:
+            ended = self.checkpoints.ends_within(deadline - time.monotonic() - expected)
+            return processes.on_first(lambda: ended)
+
+        if not fits(self.checkpoints.save_seconds or 0.0):
+            return False
+        self.save(step, state)
+        if not fits(0.0):
+            return False
+        self.checkpoints.wait()
+        return True
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -132,7 +157,7 @@ class Evaluation:
     reporter: Reporter | None = None
 
     def __call__(self, step: int, state: TrainState) -> None:
-        if step not in self.steps or self.stop.reached(step):
+        if step not in self.steps or self.stop.reached():
             return
         if self.reporter is not None:
             self.reporter.flush()  # nothing that is not finite is evaluated

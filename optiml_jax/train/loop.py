@@ -19,6 +19,7 @@ import jax
 from optiml_jax.checkpoint.manager import CheckpointManager
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import abstract_model
+from optiml_jax.sharding import processes
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.sharding.rules import use_mesh
 from optiml_jax.train.batches import Batch, open_batches
@@ -104,8 +105,11 @@ def train(
                 duties.append(Validation(config, validation_plan, devices, function, reporter))
             duties += [saving, dataclasses.replace(evaluation, reporter=reporter)]
             state, step = _steps(state, step, programs.train_step, batches, reporter, duties, stop)
-            saving.save(step, state)
-            checkpoints.wait()
+            if not saving.finish(step, state, stop.seconds_left(config.grace_seconds)):
+                processes.leave_now(
+                    f"step {step} of {config.num_steps} is not saved: no time was left; the same "
+                    f"command goes on from the newest checkpoint in {config.run_dir}"
+                )
         else:
             logger.info("%s is complete: all %d steps are done", config.run_dir, step)
     if stop.interrupted:
@@ -125,7 +129,7 @@ def _steps(
 ) -> tuple[TrainState, int]:
     """Runs until there are no more batches or until asked to stop: the last state, its step."""
     step = start
-    while not stop.reached(step) and (batch := next(batches, None)) is not None:
+    while not stop.reached() and (batch := next(batches, None)) is not None:
         with jax.transfer_guard("disallow"):
             state, measured = train_step(state, batch)
         reporter.add(measured)

@@ -4,40 +4,51 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
-import jax
-from jax.experimental import multihost_utils
+from optiml_jax.sharding import processes
 
 logger = logging.getLogger(__name__)
-
-
-class _Leave(KeyboardInterrupt):
-    """No Exception, which code on the way might take for a failure of its own."""
 
 
 class StopRequest:
     """Set by the first SIGTERM or SIGINT inside `listening`; a second Ctrl-C stops at once."""
 
     def __init__(self):
-        self.interrupted = False  # by Ctrl-C
+        self._interrupted = False
         self._received = False
         self._at_once = False
+        self._since: float | None = None  # of the signal, in time.monotonic
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop before `step`; with several processes, the same answer on all of them."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C was what stopped the run, in whichever process."""
+        job = processes.job()
+        if job is not None:
+            return job.stopped_by is not None and job.stopped_by[1] == "SIGINT"
+        return self._interrupted
+
+    def seconds_left(self, grace: float | None) -> float | None:
+        """Of the time between SIGTERM and being killed; None: no limit, or another reason."""
+        job = processes.job()
+        since = self._since if job is None else job.stopped_at
+        if grace is None or since is None or self.interrupted:
+            return None
+        return max(0.0, since + grace - time.monotonic())
+
+    def reached(self) -> bool:
+        """Whether to stop here. With several processes, the same answer on all of them."""
+        job = processes.job()
+        return self._received if job is None else job.reached()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Takes the two signals inside the block.
+        """Takes the two signals inside the block; not outside the main thread, where Python cannot.
 
-        Not outside the main thread, where Python cannot, and not with several processes, where
-        JAX's distributed service takes SIGTERM for all of them.
+        With several processes, one that gets a signal tells the others.
         """
-        if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        if threading.current_thread() is not threading.main_thread():
             yield self
             return
         names = (signal.SIGINT, signal.SIGTERM)
@@ -46,24 +57,34 @@ class StopRequest:
             yield self
         finally:
             for name, handler in before.items():
-                signal.signal(name, handler)
+                # JAX's own handler, which is not Python's, is given back as None.
+                signal.signal(name, signal.SIG_DFL if handler is None else handler)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """A block that the signals end, where they come, by an exception that stays inside."""
-        self._at_once = True
+        """A block that the signals end by an exception that stays inside: where they come, or with
+        several processes where all of them next call `processes.leave_if_asked`.
+        """
+        job = processes.job()
+        self._at_once = job is None
+        if job is not None:
+            job.leaves_at_once = True
         try:
             yield
-        except _Leave:
+        except processes.Leave:
             pass
         finally:
             self._at_once = False
+            if job is not None:
+                job.leaves_at_once = False
 
     def _receive(self, number: int, frame: object) -> None:
-        self._received = True
-        self.interrupted |= number == signal.SIGINT
-        signal.signal(number, signal.default_int_handler if self.interrupted else signal.SIG_IGN)
-        again = " (Ctrl-C again stops at once)" if self.interrupted else ""
+        self._received, self._since = True, time.monotonic()
+        self._interrupted |= number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if self._interrupted else signal.SIG_IGN)
+        again = " (Ctrl-C again stops at once)" if self._interrupted else ""
         logger.warning("%s: saving after this step%s", signal.Signals(number).name, again)
+        if (job := processes.job()) is not None:
+            job.ask_to_stop(signal.Signals(number).name)
         if self._at_once:
-            raise _Leave
+            raise processes.Leave

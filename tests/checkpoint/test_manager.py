@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from optiml_jax.checkpoint import manager as checkpoint_manager
 from optiml_jax.checkpoint.manager import (
     CheckpointManager,
     find_checkpoint,
@@ -143,6 +144,24 @@ def test_arrays_saved_on_one_mesh_are_restored_on_another(tmp_path):
 def test_params_can_be_loaded_in_another_type(run_dir):
     restored = load_params(run_dir, abstract(tree(), dtype=jnp.bfloat16))
     assert_equal(restored, jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree(3)))
+
+
+def test_loading_parameters_reads_nothing_else(run_dir, monkeypatch):
+    read = []
+    original = checkpoint_manager._read_checksum
+    monkeypatch.setattr(
+        checkpoint_manager, "_read_checksum", lambda path: read.append(path) or original(path)
+    )
+    newest = run_dir / "checkpoints" / "3"
+    largest = largest_file(newest / "optimizer")
+    content = largest.read_bytes()
+    largest.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert_equal(load_params(run_dir, abstract(tree())), tree(3))
+    assert load_metadata(run_dir)["step"] == 3
+    assert read
+    assert not [path for path in read if "/optimizer/" in path]
+    assert len(read) == len(set(read))
+    assert find_checkpoint(run_dir).name == "2"  # all items, for a run that goes on
 
 
 @pytest.mark.parametrize("inside", ["", "checkpoints", "checkpoints/3"])

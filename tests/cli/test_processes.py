@@ -1,54 +1,91 @@
-"""Training by two processes that know of each other, each loading its own rows only."""
+"""Several processes with a tensor group across them: training, evaluation during it, evaluation.
 
+What one process writes of the same checkpoint, on as many devices, is what they must write.
+"""
+
+import functools
+import json
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 import sys
 
 import gin
 import jax
-import numpy as np
-from tiny_bench import write_tiny_bench
+from tiny_bench import task_file, write_tiny_bench
 
-from optiml_jax.checkpoint.manager import load_metadata, load_params
+import optiml_jax.cli.evaluate
 from optiml_jax.cli.main import main
-from optiml_jax.model.architectures import config_from_dict
-from optiml_jax.sharding.rules import abstract_params
+from optiml_jax.sharding.mesh import make_mesh
+
+MESH = ["--gin.MeshConfig.data=1", "--gin.MeshConfig.tensor=2"]
 
 
-def start(gin_file: str, more: list[str], settings: dict[str, str]) -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": "", **settings}
-    command = [sys.executable, "-m", "optiml_jax.cli.train", gin_file, *more]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def params_of(run: pathlib.Path):
-    return load_params(run, abstract_params(config_from_dict(load_metadata(run)["model"])))
-
-
-def test_two_processes_train_as_one(tmp_path):
-    gin_file = f"--gin_file={write_tiny_bench(tmp_path)}"
-    for verb in ("prepare", "plan"):
-        gin.clear_config()
-        assert main([verb, gin_file]) == 0
-    alone = tmp_path / "alone"
-    shutil.copytree(tmp_path / "run", alone)
-    processes = [start(gin_file, [f"--gin.Run.run_dir={alone}"], {})]
+def together(verb: str, arguments: list[str]) -> list[str]:
+    """Runs the verb in two processes; returns what they said."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
+    processes = []
     for i in range(2):
         names = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
         values = dict(zip((f"JAX_{n}" for n in names), (address, "2", str(i)), strict=True))
-        processes.append(start(gin_file, ["--gin.Run.distributed=True"], values))
-    outputs = [p.communicate(timeout=300)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0, 0], outputs
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        params_of(alone),
-        params_of(tmp_path / "run"),
-    )
+        command = [sys.executable, "-m", f"optiml_jax.cli.{verb}", *arguments]
+        processes.append(
+            subprocess.Popen(
+                [*command, "--gin.Run.distributed=True"],
+                env={**os.environ, "XLA_FLAGS": "", **values},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    outputs = [p.communicate(timeout=900)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    return outputs
+
+
+def files(folder: pathlib.Path) -> dict[str, bytes]:
+    found = {p.name: p.read_bytes() for p in (folder / "records").iterdir()}
+    assert found
+    return found
+
+
+def add_ranked_task(root: pathlib.Path) -> None:
+    """A task whose answer is one of two options; the manifest knows it by its name."""
+    content = task_file("Is the number of letters even or odd?", 0, "Program Execution")
+    for i, instance in enumerate(content["Instances"]):
+        instance["output"] = [("even", "odd")[i % 2]]
+    name = "demo904_program_execution_even_or_odd"
+    (root / "bench" / "tasks" / f"{name}.json").write_text(json.dumps(content))
+    with (root / "bench/splits/default/test_tasks.txt").open("a") as f:
+        f.write(f"{name}\n")
+
+
+def test_two_processes_evaluate_as_one_and_resume(tmp_path, monkeypatch):
+    arguments = [f"--gin_file={write_tiny_bench(tmp_path)}", *MESH]
+    add_ranked_task(tmp_path)
+    for verb in ("prepare", "plan"):
+        gin.clear_config()
+        assert main([verb, arguments[0]]) == 0
+    said = together("train", [*arguments, "--gin.Evaluate.during_training=4"])
+    assert "checkpoint step_4: " in said[0]
+    assert "weights float32, computed in float32" in said[0]
+    assert "checkpoint step_4: " not in said[1]
+
+    gin.clear_config()
+    two = functools.partial(make_mesh, devices=jax.devices()[:2])
+    monkeypatch.setattr(optiml_jax.cli.evaluate, "make_mesh", two)
+    assert main(["evaluate", *arguments, "--gin.Evaluate.name=alone"]) == 0
+    folder = tmp_path / "run" / "evaluation"
+    expected = files(folder / "alone")
+    assert any("uncond_logprob" in str(content) for content in expected.values())
+    assert files(folder / "step_4") == expected
+
+    removed = min(p for p in (folder / "step_4" / "records").iterdir() if p.suffix == ".jsonl")
+    removed.unlink()
+    assert "evaluating 1 of 8 (task, shots) pairs" in together("evaluate", arguments)[1]
+    assert files(folder / "step_4") == expected
+    run = json.loads((folder / "step_4" / "tasks.json").read_text())["run"]
+    assert (run["dtype"], run["params_dtype"]) == ("float32", "float32")

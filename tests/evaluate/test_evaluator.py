@@ -14,7 +14,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.evaluate import evaluator
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
-from optiml_jax.evaluate.evaluator import call_metric_fns
+from optiml_jax.evaluate.metric_calls import call_metric_fns
 from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.evaluate.records import RULES, RunFolder
 from optiml_jax.evaluate.rollup import Key, rollup

@@ -1,6 +1,7 @@
 """The tables: what they must show, and that their formats can be read back."""
 
 import csv
+import dataclasses
 import io
 import shutil
 import subprocess
@@ -64,6 +65,10 @@ def report_of(runs, replicates):
     return report(runs, evidence(runs, replicates))
 
 
+def text_of(runs):
+    return "\n".join(render(table, "terminal") for table in report_of(runs, 50))
+
+
 def by_title(tables):
     return {t.title: t for t in tables}
 
@@ -88,6 +93,19 @@ def test_a_report_of_two_runs_shows_scores_gains_and_the_best_constant(before, a
     assert any("demonstrations in them on average, acc_rank" in n for n in by_category.notes)
     assert gain["baseline"] == "30.0"
     assert (gain["tasks"], gain["examples"], gain["w/t/l"]) == ("1", "10", "1/0/0")
+
+
+def test_a_comparison_of_two_precisions_is_marked(before, after):
+    in_half = {"dtype": "bfloat16", "params_dtype": "bfloat16"}
+    whole = dataclasses.replace(before, run=before.run | dict.fromkeys(in_half, "float32"))
+    half = dataclasses.replace(after, run=after.run | in_half)
+    marked = "\n".join(
+        render(t, "terminal") for t in report_of({"before": whole, "after": half}, 50)
+    )
+    said = "before computed in float32 with weights in float32, after computed in bfloat16"
+    assert f"{MARK} two precisions: {said} with weights in bfloat16" in marked
+    assert "after: delimiter 'A:'" in marked
+    assert "two precisions" not in text_of({"before": half, "after": half})
 
 
 def test_a_failed_task_is_marked_in_its_row_and_in_every_average(before, after):

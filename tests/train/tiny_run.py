@@ -1,6 +1,6 @@
 """A training run small enough for tests, as functions and as a program.
 
-python tests/train/tiny_run.py '{"devices": 2, "train": {...}, "model": {...}, ...}'
+python tests/train/tiny_run.py '{"devices": 2, "process": {...}, "train": {...}, ...}'
 """
 
 import json
@@ -9,9 +9,13 @@ import os
 import pathlib
 import signal
 import sys
+import time
 import types
 
 VOCABULARY_SIZE = 64
+# Adam's epsilon is far above its denominator: an update is a smooth function of the gradient (with
+# a slope of at most the learning rate), so that rounding is not blown up.
+SMOOTH = {"epsilon": 1.0, "learning_rate": 1.0}
 SEQUENCE_LENGTH = 32
 
 
@@ -95,6 +99,22 @@ def read_scalars(run_dir):
     }
 
 
+def assert_same_parameters(here, there, before):
+    """Equal but for the order in which float32 numbers were added up, in `SMOOTH` runs.
+
+    Sums of some thousand float32 products in another order differ by about 1e-6 of the gradient.
+    Some ten updates add that up: at most 1e-4 of the largest update, on every processor. A mistake
+    (other rows, dropout of another place) moves parameters by a tenth of it and more.
+    """
+    import jax
+    import numpy as np
+
+    triples = list(zip(*map(jax.tree.leaves, (here, there, before)), strict=True))
+    update = max(np.abs(b - c).max() for _, b, c in triples)
+    assert update > 1e-2
+    assert max(np.abs(a - b).max() for a, b, _ in triples) < 1e-4 * update
+
+
 def _kill_while_saving(manager, step):
     """Makes this process kill itself when the arrays of `step` are written and not yet in place."""
     seal = manager._seal
@@ -107,29 +127,66 @@ def _kill_while_saving(manager, step):
     manager._seal = killed
 
 
+def _save_slowly(manager, seconds):
+    """Makes a save take so long, in the background."""
+    seal = manager._seal
+
+    def slowly(self):
+        time.sleep(seconds)
+        seal(self)
+
+    manager._seal = slowly
+
+
+def _count_reads(manager, path):
+    """Appends to a file the name of every file that is read to verify it."""
+    read = manager._read_checksum
+
+    def counted(name):
+        with open(path, "a") as f:
+            f.write(f"{name}\n")
+        return read(name)
+
+    manager._read_checksum = counted
+
+
 def main():
     options = json.loads(sys.argv[1])
+    for name in ("tensorflow", "seqio", "tensorflow_datasets", "t5"):
+        sys.modules[name] = None  # cannot be imported: training runs where they are not installed
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.pop('devices', 1)}"
+    given = os.environ.get("XLA_FLAGS", "").split()
+    flags = [flag for flag in given if "device_count" not in flag]
+    flags.append(f"--xla_force_host_platform_device_count={options.pop('devices', 1)}")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
     sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("optiml_jax").setLevel(logging.INFO)
+    from optiml_jax.checkpoint import manager
     from optiml_jax.checkpoint.manager import CheckpointManager
     from optiml_jax.errors import UserError
+    from optiml_jax.sharding import processes
     from optiml_jax.train.loop import train
 
     if "killed_while_saving" in options:
         _kill_while_saving(CheckpointManager, options.pop("killed_while_saving"))
+    if "save_slowly" in options:
+        _save_slowly(CheckpointManager, options.pop("save_slowly"))
+    if "count_reads" in options:
+        _count_reads(manager, options.pop("count_reads"))
+    if "process" in options:  # one of several: {JAX_COORDINATOR_ADDRESS, ...}
+        os.environ |= options.pop("process")
+        processes.SILENCE = 15.0  # seconds
+        processes.join()
     try:
-        status = train(*configs(**options))
+        with processes.ending_together():
+            status = train(*configs(**options))
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as e:
         print(f"interrupted: {e}", file=sys.stderr)
         status = 130
-    assert "tensorflow" not in sys.modules
-    assert "seqio" not in sys.modules
     return status
 
 

@@ -1,0 +1,18 @@
+# Sourced by the scripts that start several processes: the environment, and one log file a process.
+#   OPTIML_LOGS                       folder of the log files (default: logs)
+#   XLA_PYTHON_CLIENT_MEM_FRACTION    share of a GPU's memory that JAX takes (default here: .92; JAX's
+#                                     own .75 leaves 30 GB of a 40 GB card)
+
+export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.92}
+export PYTHONUNBUFFERED=1
+LOGS=${OPTIML_LOGS:-logs}
+mkdir -p "$LOGS" || fail "cannot make the log folder $LOGS; name another one: OPTIML_LOGS=/path $0"
+
+# exec_logged NAME COMMAND...: becomes the command (signals reach it), its output in $LOGS/NAME.log,
+# which is appended to.
+exec_logged() {
+  local log="$LOGS/$1.log"
+  shift
+  printf '\n# %s on %s: %s\n' "$(date -Is)" "$(hostname)" "$*" >>"$log"
+  exec "$@" >>"$log" 2>&1
+}

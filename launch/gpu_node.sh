@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Runs a verb on the GPUs of this machine: launch/gpu_node.sh train --gin_file=gin/runs/FILE.gin ...
+#   OPTIML_FLAVOUR     cuda13 (default) or cuda12; see docs/pod.md
+#   OPTIML_PROCESSES   1 (default): one process with all GPUs; N: so many, with an equal share each
+#   OPTIML_GPUS        number of GPUs (default: as many as nvidia-smi lists)
+# What the first process says appears here too; every process has a file in $OPTIML_LOGS (logs/).
+# SIGTERM and Ctrl-C are passed on: training saves and ends.
+set -euo pipefail
+OPTIML_FLAVOUR=${OPTIML_FLAVOUR-cuda13}
+. "$(dirname "$0")/install.sh"
+. "$ROOT/launch/environment.sh"
+[ $# -gt 0 ] || fail "say what to run: $0 train --gin_file=gin/runs/FILE.gin"
+
+processes=${OPTIML_PROCESSES:-1}
+if [ "$processes" = 1 ]; then
+  exec optiml "$@"
+fi
+gpus=${OPTIML_GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
+[ "$((gpus % processes))" = 0 ] || fail "OPTIML_PROCESSES=$processes does not divide the $gpus GPUs of this machine"
+share=$((gpus / processes))
+export JAX_NUM_PROCESSES=$processes
+export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-localhost:$((20000 + $$ % 10000))}
+
+pids=()
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
+trap 'kill -INT "${pids[@]}" 2>/dev/null || true' INT
+for ((i = 0; i < processes; i++)); do
+  export JAX_PROCESS_ID=$i
+  if [ "$share" -gt 0 ]; then
+    export JAX_LOCAL_DEVICE_IDS=$(seq -s, $((i * share)) $((i * share + share - 1)))
+  fi
+  exec_logged "process_$i" optiml "$@" --gin.Run.distributed=True &
+  pids+=($!)
+done
+tail --pid="${pids[0]}" -n 0 -F "$LOGS/process_0.log" 2>/dev/null &
+status=0
+for pid in "${pids[@]}"; do
+  # A signal ends the first wait early; the second one is for the process itself.
+  wait "$pid" || { wait "$pid" || status=$?; }
+done
+wait
+[ "$status" = 0 ] || echo "a process failed ($status): see $LOGS/process_*.log" >&2
+exit "$status"

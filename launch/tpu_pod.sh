@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Runs a verb on every host of a TPU slice, from a machine with gcloud:
+#   TPU=my-slice ZONE=us-east5-a launch/tpu_pod.sh train --gin_file=gin/runs/optiml_30b.gin ...
+# The first call copies this folder to the hosts and installs it there; later ones do so again only
+# with OPTIML_COPY=1.
+#   TPU, ZONE            the slice, and where it is
+#   PROJECT              of the cloud (default: gcloud's own)
+#   OPTIML_FOLDER        on the hosts (default: optiml_jax in the home folder)
+#   OPTIML_RESTARTS      how often a run that ended badly is started again (default 10): a slice that
+#                        was preempted is waited for, and the run goes on from its newest checkpoint
+# Run.run_dir, Run.cache_dir and Run.data must lie on a file system that all hosts see.
+# Every host has its log in OPTIML_FOLDER/logs; what host 0 says appears here too.
+set -euo pipefail
+fail() { echo "error: $*" >&2; exit 2; }
+: "${TPU:?say which slice: TPU=NAME}" "${ZONE:?say where it is: ZONE=us-east5-a}"
+[ $# -gt 0 ] || fail "say what to run: $0 train --gin_file=gin/runs/FILE.gin"
+cd "$(dirname "$0")/.."
+place=(--zone="$ZONE" ${PROJECT:+--project="$PROJECT"})
+folder=${OPTIML_FOLDER:-optiml_jax}
+
+on_all() { gcloud compute tpus tpu-vm ssh "$TPU" "${place[@]}" --worker=all --command="$1"; }
+
+copy() {
+  local archive
+  archive=$(mktemp --suffix=.tar.gz)
+  git archive --format=tar.gz -o "$archive" HEAD
+  gcloud compute tpus tpu-vm scp "$archive" "$TPU:optiml.tar.gz" "${place[@]}" --worker=all
+  rm "$archive"
+  on_all "mkdir -p $folder && tar -xzf optiml.tar.gz -C $folder"
+}
+
+if [ "${OPTIML_COPY:-0}" = 1 ] || ! on_all "test -d $folder"; then copy; fi
+command="cd $folder && launch/tpu_host.sh $(printf '%q ' "$@")"
+for ((attempt = 0; ; attempt++)); do
+  if on_all "$command"; then exit 0; else status=$?; fi
+  [ "$attempt" -lt "${OPTIML_RESTARTS:-10}" ] || fail "the run failed $((attempt + 1)) times ($status); the logs are on the hosts in $folder/logs"
+  echo "ended with $status; waiting for $TPU to be READY, then the run goes on"
+  until [ "$(gcloud compute tpus tpu-vm describe "$TPU" "${place[@]}" --format='value(state)' 2>/dev/null)" = READY ]; do sleep 30; done
+  on_all "test -d $folder" || copy
+done

@@ -1,0 +1,286 @@
+"""The processes of one job: joining, agreeing on what only one of them can know, ending together.
+
+They talk through the key-value service that `jax.distributed` runs in the first process. One thread
+of each process looks there twice a second, so that a signal, an error or the death of one process
+is known to all within seconds, also where they wait for each other in a collective.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import jax
+from jax._src import distributed  # the client has no public name
+
+from optiml_jax.errors import UserError
+from optiml_jax.files import fingerprint
+
+logger = logging.getLogger(__name__)
+
+SILENCE = 30.0  # seconds without a sign of life after which a process counts as dead
+_PERIOD = 0.5  # seconds between two looks
+_PATIENCE = 24 * 3600.0  # seconds: whoever keeps the others waiting is alive, or ends them
+_COLLECTIVE_ERRORS = ("gloo", "nccl", "peer", "coordination", "socket", "connection", "heartbeat")
+
+
+class Job:
+    """This process as one of several.
+
+    Attributes:
+      stopped_by: (process, name of the signal) once any of them was asked to stop.
+      stopped_at: when that became known here, in `time.monotonic`.
+    """
+
+    def __init__(self, client: Any, index: int, count: int):
+        self._client, self._index, self._count = client, index, count
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._last_call: int | None = None
+        self._wish: str | None = None
+        self._rounds = 0
+        self._ended = threading.Event()
+        self.stopped_by: tuple[int, str] | None = None
+        self.stopped_at: float | None = None
+        self.leaves_at_once = False
+        self._thread = threading.Thread(target=self._watch, name="optiml-job", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------ agreeing
+
+    def next_round(self) -> int:
+        """Numbers what the processes say to each other; all of them say the same things."""
+        self._rounds += 1
+        return self._rounds
+
+    def say(self, key: str, value: str) -> None:
+        """Makes `value` known under `key`; what starts with "watch/" is seen by every thread."""
+        self._client.key_value_set(f"optiml/{key}", value, allow_overwrite=True)
+
+    def hear(self, key: str) -> str:
+        """Waits for what is said under `key`."""
+        return self._client.blocking_key_value_get(f"optiml/{key}", int(_PATIENCE * 1000))
+
+    # ------------------------------------------------------------ stopping
+
+    def ask_to_stop(self, signal_name: str) -> None:
+        """Safe in a signal handler; the thread passes it on."""
+        self._wish = signal_name
+
+    def reached(self) -> bool:
+        """Whether to stop here: the same answer in all processes, which call it equally often."""
+        with self._lock:
+            self._calls += 1
+            return self._last_call is not None and self._calls >= self._last_call
+
+    def _agree_to_stop(self, process: int, signal_name: str) -> None:
+        """Chooses the first call of `reached` that no process has made yet."""
+        with self._lock:  # nobody goes on meanwhile
+            self.say(f"calls/{self._index}", str(self._calls))
+            calls = [int(self.hear(f"calls/{i}")) for i in range(self._count)]
+            self._last_call = max(calls) + 1
+            self.stopped_by, self.stopped_at = (process, signal_name), time.monotonic()
+        logger.warning("process %d got %s: all processes save and end", process, signal_name)
+
+    # ------------------------------------------------------------ ending
+
+    def end_all(self, reason: str) -> None:
+        """Ends the other processes because this one cannot go on; returns once they know."""
+        self._ended.set()  # from here on this process has its own reason
+        self.say(f"watch/failed/{self._index}", reason)
+        time.sleep(4 * _PERIOD)
+
+    def blame(self) -> None:
+        """After an error in a collective: waits for the thread to end us with the culprit's name.
+
+        Returns where none is found.
+        """
+        self._ended.wait(SILENCE + 10)
+
+    def close(self) -> None:
+        """Says that this process has nothing more to do."""
+        if not self._ended.is_set():
+            self.say(f"watch/done/{self._index}", "")
+            self._ended.set()
+            self._thread.join()
+
+    def _watch(self) -> None:
+        beats: dict[str, tuple[str, float]] = {}
+        for beat in range(sys.maxsize):
+            if self._ended.wait(_PERIOD):
+                return
+            try:
+                self.say(f"watch/beat/{self._index}", str(beat))
+                said = self._client.key_value_dir_get("optiml/watch/")
+                self._look({k.removeprefix("optiml/watch/"): v for k, v in said}, beats)
+            except jax.errors.JaxRuntimeError as e:
+                if not self._ended.is_set():
+                    _end(f"process 0, which keeps the job together, is gone ({_first_line(e)})")
+
+    def _look(self, said: dict[str, str], beats: dict[str, tuple[str, float]]) -> None:
+        for key in sorted(said):
+            kind, _, process = key.partition("/")
+            if kind == "failed" and int(process) != self._index:
+                _end(f"process {process} ended: {said[key]}")
+            if kind == "stop" and self.stopped_by is None:
+                self._agree_to_stop(int(process), said[key])
+            if kind == "beat" and self._index == 0 and f"done/{process}" not in said:
+                self._check_beat(process, said[key], beats)
+        if self._wish is not None:
+            self.say(f"watch/stop/{self._index}", self._wish)
+            self._wish = None
+
+    def _check_beat(self, process: str, beat: str, beats: dict[str, tuple[str, float]]) -> None:
+        before, since = beats.get(process, ("", 0.0))
+        if beat != before:
+            beats[process] = beat, time.monotonic()
+        elif time.monotonic() - since > SILENCE:
+            reason = f"it has given no sign of life for {SILENCE:.0f} s (killed, or its machine)"
+            self.say(f"watch/failed/{process}", reason)
+            time.sleep(4 * _PERIOD)
+            _end(f"process {process} ended: {reason}")
+
+
+_job: Job | None = None
+
+
+def join() -> None:
+    """Makes this process one of several; JAX itself recognises SLURM, Open MPI and TPU pods.
+
+    Raises:
+      UserError: the others cannot be found.
+    """
+    global _job
+    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    try:
+        given = {k: int(os.environ[name]) for k, name in names.items() if name in os.environ}
+        # JAX ends the processes itself, less politely, where the thread cannot.
+        jax.distributed.initialize(**given, heartbeat_timeout_seconds=int(SILENCE) + 20)
+    except (ValueError, RuntimeError) as e:
+        raise UserError(
+            f"Run.distributed: cannot join the other processes ({_first_line(e)}); set "
+            "JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID"
+        ) from e
+    state = distributed.global_state
+    if state.num_processes > 1:
+        _job = Job(state.client, state.process_id, state.num_processes)
+
+
+def job() -> Job | None:
+    """This process's part in a job of several; None where it is alone."""
+    return _job
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """An error of one process ends the others, each with a line that names it."""
+    try:
+        yield
+    except BaseException as e:
+        if _job is None or _job.stopped_by is not None:
+            raise
+        if not isinstance(e, UserError) and _is_collective(e):
+            _job.blame()
+        _job.end_all(f"{type(e).__name__}: {_first_line(e)}")
+        if not isinstance(e, UserError):
+            traceback.print_exc()
+        # Not raised: JAX would wait at exit for processes that are no more.
+        _end(_first_line(e) or type(e).__name__, status=2 if isinstance(e, UserError) else 1)
+    finally:
+        if _job is not None:
+            _job.close()
+
+
+def on_first(function: Callable[[], Any]) -> Any:
+    """What `function` returns on the first process, known to all; JSON-able. Called by all.
+
+    Raises:
+      UserError: the first process's.
+    """
+    if _job is None:
+        return function()
+    key = f"first/{_job.next_round()}"
+    if not is_first():
+        kind, value = json.loads(_job.hear(key))
+        if kind == "error":
+            raise UserError(value)
+        return value
+    try:
+        value = function()
+    except UserError as e:
+        _job.say(key, json.dumps(["error", str(e)]))
+        raise
+    _job.say(key, json.dumps(["value", value]))
+    return value
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's `value` (JSON-able), by their numbers. Called by all."""
+    if _job is None:
+        return [value]
+    key = f"gather/{_job.next_round()}"
+    _job.say(f"{key}/{jax.process_index()}", json.dumps(value))
+    return on_first(
+        lambda: [json.loads(_job.hear(f"{key}/{i}")) for i in range(jax.process_count())]
+    )
+
+
+def check_same(value: Any, what: str) -> None:
+    """UserError, on all processes, where one has another `value` (JSON-able) than the first.
+
+    Args:
+      what: what is compared, e.g. "the prompts of task a/b".
+    """
+    if _job is None:
+        return
+    first, *others = gather(fingerprint(value))
+    for process, other in enumerate(others, 1):
+        if other != first:
+            raise UserError(
+                f"process {process} has other data than process 0: {what}; every machine must "
+                "see the same files (Run.data, Run.vocabulary) and run the same version"
+            )
+
+
+class Leave(KeyboardInterrupt):
+    """A stop in the middle of work; no Exception, which code on the way might take for its own."""
+
+
+def leave_if_asked() -> None:
+    """Raises `Leave` where all processes stop inside `StopRequest.at_once`. Called by all."""
+    if _job is not None and _job.leaves_at_once and _job.reached():
+        raise Leave
+
+
+def leave_now(reason: str) -> NoReturn:
+    """Ends this process without waiting for what its threads do. Called by all."""
+    if _job is not None and is_first():
+        time.sleep(4 * _PERIOD)  # it keeps the job together
+    _end(reason, status=0)
+
+
+def _is_collective(e: BaseException) -> bool:
+    return any(word in str(e).lower() for word in _COLLECTIVE_ERRORS)
+
+
+def _first_line(e: BaseException) -> str:
+    return (str(e).splitlines() or [""])[0][:300]
+
+
+def _end(reason: str, status: int = 1) -> NoReturn:
+    """Ends this process, whatever its other threads wait for."""
+    print(f"error: {reason}" if status else reason, file=sys.stderr, flush=True)
+    logging.shutdown()
+    os._exit(status)

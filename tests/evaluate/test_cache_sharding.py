@@ -1,0 +1,55 @@
+"""The cache of keys and values on a mesh: no device ever holds all of it.
+
+Checked against what XLA compiled: where results lie, and the shapes in the text of the program.
+"""
+
+import re
+
+import jax
+import pytest
+
+from optiml_jax.evaluate import decoding
+from optiml_jax.evaluate.programs import lower_decoding, lower_reading, lower_scoring
+from optiml_jax.model.opt.config import OPTConfig
+from optiml_jax.sharding.mesh import MeshConfig, make_mesh
+from optiml_jax.sharding.rules import use_mesh
+
+# Sizes that occur nowhere else, so that shapes in a program can be told apart.
+CONFIG = OPTConfig(vocab_size=96, d_model=44, num_layers=3, num_heads=4, max_positions=128)
+ROWS, CAPACITY = 8, 112
+WHOLE = f"f32[3,{ROWS},4,{CAPACITY},11]"
+PART = f"f32[3,{ROWS // 4},2,{CAPACITY},11]"
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+
+def test_an_empty_cache_is_cut_over_rows_and_heads(mesh):
+    with use_mesh(mesh):
+        slots = decoding._jit_empty(CONFIG, ROWS, CAPACITY)
+    for array in (slots.cache.key, slots.cache.value):
+        assert {shard.data.shape for shard in array.addressable_shards} == {
+            (3, ROWS // 4, 2, CAPACITY, 11)
+        }
+    for leaf in jax.tree.leaves(slots):
+        assert not leaf.sharding.is_fully_replicated
+
+
+def test_programs_lowered_from_shapes_hold_no_whole_cache(mesh):
+    decode = lower_decoding(CONFIG, mesh, "standard", ROWS, CAPACITY, "bfloat16").compile()
+    read = lower_reading(CONFIG, mesh, "standard", ROWS, CAPACITY, "bfloat16").compile()
+    for program in (decode, read):
+        shapes = set(re.findall(r"f32\[[\d,]+\]", program.as_text()))
+        assert PART in shapes
+        assert WHOLE not in shapes
+    arguments = decode.memory_analysis().argument_size_in_bytes
+    weights = 2 * CONFIG.num_params
+    cache = 2 * 4 * 3 * ROWS * 4 * CAPACITY * 11
+    assert arguments < weights + cache / 8 + 10_000
+
+
+def test_scoring_is_lowered_from_shapes(mesh):
+    program = lower_scoring(CONFIG, mesh, "sequence", ROWS, 64, 16, "bfloat16").compile()
+    assert [o.is_fully_replicated for o in program.output_shardings] == [True, True]

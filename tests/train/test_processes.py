@@ -1,0 +1,140 @@
+"""Runs of several processes: the same results as of one, and all of them end when one does."""
+
+import functools
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from optiml_jax.checkpoint.manager import load_params
+from optiml_jax.model.decoder import init_params
+from optiml_jax.sharding.mesh import make_mesh
+from optiml_jax.sharding.rules import abstract_params
+from optiml_jax.train import loop
+
+PROGRAM = pathlib.Path(tiny_run.__file__)
+TRAIN = {"num_steps": 10, "log_every": 1, "checkpoint_every": 5}
+LAYOUTS = {  # processes x devices: mesh
+    "2x1, fsdp across": (2, 1, {"fsdp": 2}),
+    "2x2, tensor across": (2, 2, {"fsdp": 1, "tensor": 4}),
+    "4x1, tensor and fsdp across": (4, 1, {"fsdp": 2, "tensor": 2}),
+    "2x4, tensor inside": (2, 4, {"data": 2, "fsdp": 2, "tensor": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def start(plan_dir, compiled_once):
+    """Starts the processes of a run."""
+
+    def start(run_dir, number, devices, mesh, **more):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        options = {"plan_dir": str(plan_dir), "run_dir": str(run_dir), "optimizer": tiny_run.SMOOTH}
+        options |= {"train": TRAIN, "devices": devices, "mesh": mesh} | more
+        started = []
+        for i in range(number):
+            process = {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(number),
+                "JAX_PROCESS_ID": str(i),
+            }
+            own = json.dumps(options | ({"process": process} if number > 1 else {}))
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, str(PROGRAM), own],
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=os.environ | compiled_once,
+                )
+            )
+        return started
+
+    return start
+
+
+def ends(started):
+    """What each of the processes said, and its status."""
+    said = [p.communicate(timeout=900)[1] for p in started]
+    return said, [p.returncode for p in started]
+
+
+def wait_for_step(process, step):
+    """Reads what the process reports until it has made `step`."""
+    for line in process.stderr:
+        if f"step {step}/" in line:
+            return
+
+
+@pytest.fixture
+def alone(plan_dir, compiled_once, tmp_path, monkeypatch):
+    """alone(number, mesh): the folder of the run of this process, on as many devices."""
+
+    def alone(number, mesh):
+        some = functools.partial(make_mesh, devices=jax.devices()[:number])
+        monkeypatch.setattr(loop, "make_mesh", some)
+        run_dir = tmp_path / "alone"
+        options = {"train": TRAIN, "mesh": mesh, "optimizer": tiny_run.SMOOTH}
+        assert loop.train(*tiny_run.configs(plan_dir, run_dir, **options)) == 0
+        return run_dir
+
+    return alone
+
+
+def params_of(run_dir):
+    return jax.device_get(load_params(run_dir, abstract_params(tiny_run.configs("", "")[1])))
+
+
+def assert_same_training(run_dir, expected):
+    losses, wanted = (dict(tiny_run.read_scalars(d)["loss"]) for d in (run_dir, expected))
+    assert list(losses) == list(wanted) == [*range(1, 11)]
+    np.testing.assert_allclose(list(losses.values()), list(wanted.values()), rtol=1e-5)
+    before = jax.device_get(init_params(tiny_run.configs("", "")[1], 1234)[1])
+    tiny_run.assert_same_parameters(params_of(run_dir), params_of(expected), before)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_processes_train_as_one(start, alone, tmp_path, name):
+    number, devices, mesh = LAYOUTS[name]
+    said, status = ends(start(tmp_path / "run", number, devices, mesh))
+    assert status == [0] * number, said
+    assert_same_training(tmp_path / "run", alone(number * devices, mesh))
+
+
+def test_four_processes_stopped_then_two_then_one_end_as_one(start, alone, tmp_path):
+    """SIGTERM to one of four, SIGKILL to one of two; then a single process goes on."""
+    run_dir = tmp_path / "run"
+    four = start(run_dir, 4, 1, {"fsdp": 2, "tensor": 2})
+    wait_for_step(four[0], 2)
+    four[2].send_signal(signal.SIGTERM)
+    said, status = ends(four)
+    assert status == [0] * 4, said
+    assert all("process 2 got SIGTERM: all processes save and end" in text for text in said[:2])
+    (stopped,) = {int(re.search(r"step (\d+) of 10 is saved", text)[1]) for text in said}
+    assert 2 <= stopped < 10
+
+    table = json.loads((run_dir / "checkpoints" / str(stopped) / "optiml.json").read_text())
+    assert any("ocdbt.process_3" in name for name in table["files"])
+    two = start(run_dir, 2, 1, {"fsdp": 2}, count_reads=str(tmp_path / "reads"))
+    wait_for_step(two[0], stopped + 1)
+    two[1].kill()
+    said, status = ends(two)
+    assert status[0] == 1, said
+    assert "error: process 1 ended: it has given no sign of life for 15 s" in said[0]
+
+    folder = f"{run_dir}/checkpoints/{stopped}/"
+    read = [name for name in (tmp_path / "reads").read_text().split() if folder in name]
+    assert sorted(read) == sorted(folder + name for name in table["files"])  # by both together
+
+    (one,) = start(run_dir, 1, 1, {})
+    assert ends([one])[1] == [0]
+    assert_same_training(run_dir, alone(2, {"fsdp": 2}))
