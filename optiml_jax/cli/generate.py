@@ -6,7 +6,7 @@ import sys
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.checkpoints import load_model
-from optiml_jax.cli.settings import Generate, Run, configured, expand
+from optiml_jax.cli.settings import Evaluate, Generate, Run, configured, expand
 from optiml_jax.data.vocabulary import load_vocabulary
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
@@ -39,7 +39,7 @@ def make_generator(run: Run, settings: Generate) -> Generator:
     if place.isdigit():
         place = f"{run.run_dir}/checkpoints/{place}"
     mesh = make_mesh(config)
-    model = load_model(run, expand(place, "Generate.checkpoint"), mesh, config.preset)
+    model = load_model(run, Evaluate(), expand(place, "Generate.checkpoint"), mesh, config.preset)
     check_vocabulary(vocabulary, model.config, model.metadata)
     engine = Engine(
         model.graphdef,
