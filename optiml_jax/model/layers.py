@@ -33,6 +33,26 @@ def whole_length(x: jax.Array) -> jax.Array:
     return constrain(constrain(x, *RESIDUAL), "batch", None, None)
 
 
+class LogitsOfHidden(nnx.Module):
+    """A decoder's call, made of its `hidden` and `unembed`; see `model.decoder.Decoder`."""
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: DocumentMask,
+        cache: KVCache | None = None,
+        *,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array | tuple[jax.Array, KVCache]:
+        """The logits of the next token; see `Decoder`."""
+        hidden = self.hidden(tokens, positions, mask, cache, dropout_key=dropout_key)
+        if cache is None:
+            return self.unembed(hidden)
+        hidden, cache = hidden
+        return self.unembed(hidden), cache
+
+
 class Linear(nnx.Module):
     """A linear map given by an einsum of input and kernel, with or without a bias.
 

@@ -16,6 +16,7 @@ from optiml_jax.model.kv_cache import KVCache
 from optiml_jax.model.layers import (
     RESIDUAL,
     Linear,
+    LogitsOfHidden,
     embed,
     make_stack,
     out_of_range,
@@ -118,7 +119,7 @@ class Block(nnx.Module):
         return x, key_value
 
 
-class Llama(nnx.Module):
+class Llama(LogitsOfHidden):
     """Llama and its like, a `Decoder`: `logits = model(tokens, positions, mask, cache=None)`.
 
     Args:
@@ -139,22 +140,6 @@ class Llama(nnx.Module):
         self.head = None if config.tied else table()
         self.blocks = make_stack(config, Block, rngs)
         self.final_norm = RMSNorm(config.d_model, config.norm_epsilon)
-
-    def __call__(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: DocumentMask,
-        cache: KVCache | None = None,
-        *,
-        dropout_key: jax.Array | None = None,
-    ) -> jax.Array | tuple[jax.Array, KVCache]:
-        """The logits of the next token; see `Decoder`."""
-        hidden = self.hidden(tokens, positions, mask, cache, dropout_key=dropout_key)
-        if cache is None:
-            return self.unembed(hidden)
-        hidden, cache = hidden
-        return self.unembed(hidden), cache
 
     def hidden(
         self,

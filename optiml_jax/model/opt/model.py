@@ -16,6 +16,7 @@ from optiml_jax.model.kv_cache import KVCache
 from optiml_jax.model.layers import (
     RESIDUAL,
     Linear,
+    LogitsOfHidden,
     embed,
     make_stack,
     parameter,
@@ -121,7 +122,7 @@ class Block(nnx.Module):
         return x, key_value
 
 
-class OPT(nnx.Module):
+class OPT(LogitsOfHidden):
     """OPT, a `Decoder`: `logits = model(tokens, positions, mask, cache=None)`.
 
     Args:
@@ -146,22 +147,6 @@ class OPT(nnx.Module):
 
         self.blocks = make_stack(config, Block, rngs)
         self.final_norm = LayerNorm(d) if config.final_layer_norm else None
-
-    def __call__(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: DocumentMask,
-        cache: KVCache | None = None,
-        *,
-        dropout_key: jax.Array | None = None,
-    ) -> jax.Array | tuple[jax.Array, KVCache]:
-        """The logits of the next token; see `Decoder`."""
-        hidden = self.hidden(tokens, positions, mask, cache, dropout_key=dropout_key)
-        if cache is None:
-            return self.unembed(hidden)
-        hidden, cache = hidden
-        return self.unembed(hidden), cache
 
     def hidden(
         self,
