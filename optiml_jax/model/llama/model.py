@@ -23,6 +23,7 @@ from optiml_jax.model.layers import (
     parameter,
     run_stack,
     unembed,
+    whole_length,
 )
 from optiml_jax.model.llama.config import LlamaConfig
 from optiml_jax.model.llama.rotary import turn, turns
@@ -73,6 +74,7 @@ class Attention(nnx.Module):
         angles: Turns,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Returns [B, L, D], keys and values [B, Hkv, L, Dh] of `x`; `earlier`: see attend."""
+        x = whole_length(x)
         query, key, value = self.query(x), self.key(x), self.value(x)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
@@ -83,6 +85,7 @@ class Attention(nnx.Module):
         query = turn(query, *angles) * (query.shape[-1] ** -0.5)
         key = turn(key, *angles)
         y = attend(query, [*earlier, (key, value, allowed)], self.dropout, dropout_key)
+        y = constrain(y, "batch", "heads", None, None)
         return self.out(jnp.swapaxes(y, 1, 2)), (key, value)
 
 
@@ -112,7 +115,7 @@ class Block(nnx.Module):
         y = self.attention_norm(x)
         y, key_value = self.attention(y, allowed, earlier, keys[0], angles)
         x = constrain(x + drop(constrain(y, *RESIDUAL), self.dropout, keys[1]), *RESIDUAL)
-        y = self.mlp_norm(x)
+        y = whole_length(self.mlp_norm(x))
         y = constrain(jax.nn.silu(self.gate(y)) * self.wi(y), "batch", None, "mlp")
         y = self.wo(y)
         x = constrain(x + drop(constrain(y, *RESIDUAL), self.dropout, keys[2]), *RESIDUAL)
