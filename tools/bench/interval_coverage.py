@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--replicates", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
     cases = list(itertools.product(TASK_SPREAD, CATEGORY_SPREAD, SIZES))
@@ -96,7 +97,8 @@ def main() -> None:
     names += [f"fixed: {gain:.0f} / {a}-{b}" for gain, (a, b) in fixed]
     print("| tasks per category |", " | ".join(names), "|")
     print("|---" * (1 + len(names)) + "|")
-    for name, shape in SHAPES.items():
+    for name in arguments.shapes:
+        shape = SHAPES[name]
         cells = []
         for case in cases:
             found = [new_tasks(shape, *case, rng) for _ in range(arguments.trials)]
