@@ -1,5 +1,6 @@
 """`optiml evaluate`: scores the evaluation tasks with one checkpoint or many; resumes itself."""
 
+import contextlib
 import logging
 import pathlib
 import sys
@@ -30,6 +31,7 @@ from optiml_jax.exchange.answer_files import model_name, read_answers
 from optiml_jax.exchange.answers import StoredAnswers
 from optiml_jax.files import write_json
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.one_writer import one_writer
 from optiml_jax.sharding import processes
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.train.duties import EvaluationHook
@@ -84,16 +86,17 @@ def of_answers(run: Run, settings: Evaluate) -> list[str]:
     tasks = evaluation_tasks(run, settings, vocabulary)
     name = settings.name.replace("{checkpoint}", settings.model or model_name(files))
     folder = RunFolder(run.evaluation_dir / name)
-    for task in tasks:
-        for shots in task.info.shots:
-            folder.forget(task.info.task, shots)
-    print(f"{len(files.answers)} answers of {name}, {len(tasks)} tasks: {folder.path}")
-    identity = {"checkpoint": name, "answers": files.sha256, "step": None}
-    failed = evaluate_with(
-        answers, tasks, config, str(folder.path), prompts=PromptConfig(), run=identity
-    )
-    summary = answers.summary()
-    write_json(folder.path / "answers.json", summary)
+    with one_writer(folder.path, "optiml evaluate"):
+        for task in tasks:
+            for shots in task.info.shots:
+                folder.forget(task.info.task, shots)
+        print(f"{len(files.answers)} answers of {name}, {len(tasks)} tasks: {folder.path}")
+        identity = {"checkpoint": name, "answers": files.sha256, "step": None}
+        failed = evaluate_with(
+            answers, tasks, config, str(folder.path), prompts=PromptConfig(), run=identity
+        )
+        summary = answers.summary()
+        write_json(folder.path / "answers.json", summary)
     for line in answers.remarks():
         _log.warning("%s", line)
     return [f"{name}: {task} at {shots} shots: {why}" for task, shots, why in failed]
@@ -133,26 +136,28 @@ class Evaluation:
         warn_of_trained(self._tasks, model.metadata.get("trained_tasks", ()))
         folder = self._run.evaluation_dir / self._settings.name.replace("{checkpoint}", name)
         num_cells = sum(len(t.info.shots) for t in self._tasks)
-        if processes.is_first():
+        first = processes.is_first()
+        if first:
             weights = jax.tree.leaves(model.params)[0].dtype.name
             print(
                 f"checkpoint {name}: {num_tasks} tasks, {num_cells} cells (task x shots), weights "
                 f"{weights}, computed in {model.config.dtype}: {folder}"
             )
-        failed = evaluate(
-            self._tasks,
-            model.graphdef,
-            model.params,
-            model.config,
-            self._vocabulary,
-            self._config,
-            str(folder),
-            prompts=PromptConfig(),
-            metadata=model.metadata,
-            mesh=self._mesh,
-            preset=self._mesh_config.preset,
-            run={"checkpoint": model.metadata.get("checkpoint", name)},
-        )
+        with one_writer(folder, "optiml evaluate") if first else contextlib.nullcontext():
+            failed = evaluate(
+                self._tasks,
+                model.graphdef,
+                model.params,
+                model.config,
+                self._vocabulary,
+                self._config,
+                str(folder),
+                prompts=PromptConfig(),
+                metadata=model.metadata,
+                mesh=self._mesh,
+                preset=self._mesh_config.preset,
+                run={"checkpoint": model.metadata.get("checkpoint", name)},
+            )
         return [f"{name}: {task} at {shots} shots: {why}" for task, shots, why in failed]
 
 

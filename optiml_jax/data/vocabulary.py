@@ -359,7 +359,7 @@ def _is_whole(file: pathlib.Path) -> bool:
 def _load_sentencepiece(path: str) -> SentencePieceVocabulary:
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"SentencePiece model not found: {path}")
+        raise UserError(f"SentencePiece model not found: {path}; Run.vocabulary names it")
     vocabulary = SentencePieceVocabulary(str(file))
     # SeqIO warns that pad is not 0; here it must not be.
     verbosity = absl_logging.get_verbosity()

@@ -40,7 +40,7 @@ def vocabulary_files(spec: str) -> dict[str, pathlib.Path]:
     if kind == "sentencepiece":
         file = pathlib.Path(place).expanduser()
         if not file.is_file():
-            raise UserError(f"SentencePiece model not found: {place}")
+            raise UserError(f"SentencePiece model not found: {place}; Run.vocabulary names it")
         return {SENTENCEPIECE: file}
     if kind == "checkpoint":
         return vocabulary_files(spec_in_checkpoint(place))

@@ -10,17 +10,19 @@ example. Polars gets the same files, normalises by a regular expression, hashes 
 shifted columns and joins. Both read, normalise and count; polars looks at no prompts and no texts.
 """
 
+import contextlib
 import functools
 import os
 import pathlib
-import resource
 import shutil
 import sys
 import tempfile
+import threading
 import time
 
 import numpy as np
 import polars as pl
+import psutil
 
 from optiml_jax.audit import pairs
 from optiml_jax.audit.pipeline import EvaluationTask, audit
@@ -148,16 +150,31 @@ def cpu(folder: pathlib.Path) -> None:
 
 def memory(folder: pathlib.Path) -> None:
     write_texts(folder, 80_000, 466_000, 200)
+    done, peaks = threading.Event(), []
+    watch = threading.Thread(target=watch_memory, args=(done, peaks))
+    watch.start()
     index, seconds, found = run_audit(folder)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    done.set()
+    watch.join()
+    private, largest = (max(peak) / 2**30 for peak in zip(*peaks, strict=True))
     size = sum(p.stat().st_size for p in (folder / "audit" / "index").iterdir()) / 2**30
     print(
         f"466,000 evaluation examples of 200 words: index {index:.0f} s, {size:.2f} GiB on disk; "
-        f"scan of 80,000 examples {80_000 / seconds:,.0f} a second; peak resident {own:.2f} GiB "
-        f"here, {workers:.2f} GiB in the largest worker (shared pages of the index included); "
-        f"{found} examples found"
+        f"scan of 80,000 examples {80_000 / seconds:,.0f} a second; at most {private:.2f} GiB of "
+        f"private memory in all processes together, {largest:.2f} GiB resident in the largest (its "
+        f"pages of the index included); {found} examples found"
     )
+
+
+def watch_memory(done: threading.Event, peaks: list[tuple[int, int]]) -> None:
+    """Appends (private bytes of all processes, resident bytes of the largest) until it is done."""
+    while not done.wait(0.25):
+        private, largest = 0, 0
+        for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                used = process.memory_full_info()
+                private, largest = private + used.uss, max(largest, used.rss)
+        peaks.append((private, largest))
 
 
 def growth(folder: pathlib.Path) -> None:
