@@ -23,6 +23,7 @@ from optiml_jax.cli.train import evaluation_steps
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.records import RunFolder
 from optiml_jax.model.architectures import config_from_dict
+from optiml_jax.one_writer import one_writer
 from optiml_jax.sharding.rules import abstract_params
 
 SHARDED = ["--gin.MeshConfig.data=2", "--gin.MeshConfig.fsdp=2", "--gin.MeshConfig.tensor=2"]
@@ -145,6 +146,12 @@ def test_one_folder_for_two_checkpoints_is_refused(copy, trained, capsys):
         more = [f"--gin.Evaluate.{asked}", "--gin.Evaluate.name=one"]
         assert optiml(verb, trained, copy, *more) == 2
         assert "put {checkpoint} into it" in capsys.readouterr().err
+
+
+def test_a_folder_that_another_evaluation_writes_is_refused(copy, trained, tmp_path, capsys):
+    with one_writer(tmp_path / "run" / "evaluation" / "step_4", "optiml evaluate"):
+        assert optiml("evaluate", trained, copy) == 2
+    assert "another `optiml evaluate` is at work in" in capsys.readouterr().err
 
 
 def test_an_interrupted_evaluation_goes_on_with_the_next_task(copy, trained, monkeypatch, capsys):
