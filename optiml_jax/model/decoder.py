@@ -133,7 +133,7 @@ def huggingface_tensors(config: DecoderConfig) -> list[TensorLayout]:
     shapes = {}
     for path, variable in nnx.to_flat_state(abstract_model(config)[1]):
         shapes[tuple(map(str, path))] = tuple(variable.shape)
-    return huggingface_form(config).tensors(config, shapes)
+    return huggingface_form(config).tensors(shapes, config.num_layers)
 
 
 def _build(config: DecoderConfig, rngs: nnx.Rngs) -> Any:

@@ -76,8 +76,8 @@ class HuggingFaceForm:
         what the architecture does not have.
       write_config: (configuration, type of the tensors) -> values of config.json; UserError for
         what has no form in Hugging Face's model.
-      tensors: (configuration, shapes of the parameters by path, the stacked ones with their axis
-        of layers) -> layouts, in the order of the published files.
+      tensor_name: path of a parameter -> name of its tensor; `{layer}` stands for the layer of one
+        in the stack.
       canonical_name: the whole name of a tensor that a file may call by a part of it.
       aliases: configuration -> {name: name of the tensor that is the same}: tied weights, of which
         a file may hold either name or both.
@@ -87,10 +87,27 @@ class HuggingFaceForm:
     model_types: tuple[str, ...]
     read_config: Callable[[Mapping[str, Any], str], DecoderConfig]
     write_config: Callable[[Any, str], dict[str, Any]]
-    tensors: Callable[[Any, Shapes], list[TensorLayout]]
+    tensor_name: Callable[[tuple[str, ...]], str]
     canonical_name: Callable[[str], str]
     aliases: Callable[[Any], Mapping[str, str]]
     tokenizer_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def tensors(self, shapes: Shapes, num_layers: int) -> list[TensorLayout]:
+        """The layouts of all parameters, in the order of the published files.
+
+        Args:
+          shapes: of the parameters by path, the stacked ones with their axis of layers.
+          num_layers: of the stack.
+        """
+        layouts = []
+        for path, shape in shapes.items():
+            stacked = path[0] == "blocks"
+            inputs = None
+            if path[-1] == "kernel":
+                inputs = 2 if path[-2] == "out" else 1
+            own = (shape[1:], num_layers) if stacked else (shape, None)
+            layouts.append(TensorLayout(path, self.tensor_name(path), *own, inputs))
+        return sorted(layouts, key=lambda layout: (layout.num_layers is not None, layout.name))
 
 
 def _flat(part: slice, shape: tuple[int, ...]) -> slice:

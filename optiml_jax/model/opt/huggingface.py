@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from optiml_jax.errors import UserError
-from optiml_jax.model.huggingface_form import HuggingFaceForm, Shapes, TensorLayout
+from optiml_jax.model.huggingface_form import HuggingFaceForm
 from optiml_jax.model.opt.config import OPTConfig
 
 _PREFIX = "model.decoder."
@@ -94,24 +94,14 @@ def _write_config(config: OPTConfig, dtype: str) -> dict[str, Any]:
     return values
 
 
-def _tensors(config: OPTConfig, shapes: Shapes) -> list[TensorLayout]:
-    layouts = []
-    for path, shape in shapes.items():
-        stacked = path[0] == "blocks"
-        inputs = None
-        if path[-1] == "kernel":
-            inputs = 2 if path[-2] == "out" else 1
-        if path[-1] == "token_embedding":
-            name = _TOKENS.removeprefix(_PREFIX)
-        elif path[-1] == "position_embedding":
-            name = "embed_positions.weight"
-        else:
-            module, parts = _MODULES[".".join(path[stacked:-1])]
-            name = f"{module}.{parts[path[-1]]}"
-        name = _PREFIX + ("layers.{layer}." if stacked else "") + name
-        layers = config.num_layers if stacked else None
-        layouts.append(TensorLayout(path, name, shape[1:] if stacked else shape, layers, inputs))
-    return sorted(layouts, key=lambda layout: (layout.num_layers is not None, layout.name))
+def _name(path: tuple[str, ...]) -> str:
+    if path[-1] == "token_embedding":
+        return _TOKENS
+    if path[-1] == "position_embedding":
+        return f"{_PREFIX}embed_positions.weight"
+    stacked = path[0] == "blocks"
+    module, parts = _MODULES[".".join(path[stacked:-1])]
+    return _PREFIX + ("layers.{layer}." if stacked else "") + f"{module}.{parts[path[-1]]}"
 
 
 def _canonical_name(name: str) -> str:
@@ -122,7 +112,7 @@ FORM = HuggingFaceForm(
     model_types=("opt",),
     read_config=_read_config,
     write_config=_write_config,
-    tensors=_tensors,
+    tensor_name=_name,
     canonical_name=_canonical_name,
     aliases=lambda config: {_HEAD: _TOKENS},
     tokenizer_config=_TOKENIZER_CONFIG,
