@@ -1,5 +1,6 @@
 # Sourced by the scripts that start several processes: the environment, and one log file a process.
 #   OPTIML_LOGS                       folder of the log files (default: logs)
+#   OPTIML_RESTARTS                   how often a run that failed is started again (default: 3)
 #   XLA_PYTHON_CLIENT_MEM_FRACTION    share of a GPU's memory that JAX takes (default here: .92; JAX's
 #                                     own .75 leaves 30 GB of a 40 GB card)
 
@@ -7,6 +8,13 @@ export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.92}
 export PYTHONUNBUFFERED=1
 LOGS=${OPTIML_LOGS:-logs}
 mkdir -p "$LOGS" || fail "cannot make the log folder $LOGS; name another one: OPTIML_LOGS=/path $0"
+
+# again STATUS ATTEMPT: whether a run that ended so is started again. Not one that is done (0), that
+# the user must mend (2), or that was stopped on purpose (75: SIGTERM; 130, 143: ended by a signal).
+again() {
+  case $1 in 0 | 2 | 75 | 130 | 143) return 1 ;; esac
+  [ "$2" -lt "${OPTIML_RESTARTS:-3}" ]
+}
 
 # exec_logged NAME COMMAND...: becomes the command (signals reach it), its output in $LOGS/NAME.log,
 # which is appended to.

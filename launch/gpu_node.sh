@@ -3,8 +3,9 @@
 #   OPTIML_FLAVOUR     cuda13 (default) or cuda12; see docs/pod.md
 #   OPTIML_PROCESSES   1 (default): one process with all GPUs; N: so many, with an equal share each
 #   OPTIML_GPUS        number of GPUs (default: as many as nvidia-smi lists)
+#   OPTIML_RESTARTS    how often a run that failed is started again (default 3)
 # What the first process says appears here too; every process has a file in $OPTIML_LOGS (logs/).
-# SIGTERM and Ctrl-C are passed on: training saves and ends.
+# SIGTERM and Ctrl-C are passed on: training saves and ends, with 75 or 130.
 set -euo pipefail
 OPTIML_FLAVOUR=${OPTIML_FLAVOUR-cuda13}
 . "$(dirname "$0")/install.sh"
@@ -12,32 +13,54 @@ OPTIML_FLAVOUR=${OPTIML_FLAVOUR-cuda13}
 [ $# -gt 0 ] || fail "say what to run: $0 train --gin_file=gin/runs/FILE.gin"
 
 processes=${OPTIML_PROCESSES:-1}
-if [ "$processes" = 1 ]; then
-  exec optiml "$@"
-fi
+if [ "$processes" = 1 ] && [ "$1" != train ]; then exec optiml "$@"; fi
 gpus=${OPTIML_GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
 [ "$((gpus % processes))" = 0 ] || fail "OPTIML_PROCESSES=$processes does not divide the $gpus GPUs of this machine"
 share=$((gpus / processes))
-export JAX_NUM_PROCESSES=$processes
-export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-localhost:$((20000 + $$ % 10000))}
+if [ "$processes" != 1 ]; then
+  export JAX_NUM_PROCESSES=$processes
+  export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-localhost:$((20000 + $$ % 10000))}
+fi
 
-pids=()
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
-trap 'kill -INT "${pids[@]}" 2>/dev/null || true' INT
-for ((i = 0; i < processes; i++)); do
-  export JAX_PROCESS_ID=$i
-  if [ "$share" -gt 0 ]; then
-    export JAX_LOCAL_DEVICE_IDS=$(seq -s, $((i * share)) $((i * share + share - 1)))
+pids=() stopped=0
+# A terminal sends Ctrl-C to the processes, too; a second one would end them at once.
+trap 'stopped=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+
+wait_for_all() { # their worst status
+  local pid own status=0
+  for pid in "${pids[@]}"; do
+    own=0
+    # A signal ends the first wait early; the second one is for the process itself.
+    wait "$pid" || { wait "$pid" || own=$?; }
+    [ "$own" -le "$status" ] || status=$own
+  done
+  return "$status"
+}
+
+run_processes() {
+  pids=()
+  if [ "$processes" = 1 ]; then
+    optiml "$@" &
+    pids=($!)
+  else
+    for ((i = 0; i < processes; i++)); do
+      export JAX_PROCESS_ID=$i
+      if [ "$share" -gt 0 ]; then
+        export JAX_LOCAL_DEVICE_IDS=$(seq -s, $((i * share)) $((i * share + share - 1)))
+      fi
+      exec_logged "process_$i" optiml "$@" --gin.Run.distributed=True &
+      pids+=($!)
+    done
+    tail --pid="${pids[0]}" -n 0 -F "$LOGS/process_0.log" 2>/dev/null &
   fi
-  exec_logged "process_$i" optiml "$@" --gin.Run.distributed=True &
-  pids+=($!)
+  wait_for_all
+}
+
+for ((attempt = 0; ; attempt++)); do
+  status=0
+  run_processes "$@" || status=$?
+  wait
+  [ "$status" = 0 ] || [ "$processes" = 1 ] || echo "a process failed ($status): see $LOGS/process_*.log" >&2
+  if [ "$stopped" = 1 ] || ! again "$status" "$attempt"; then exit "$status"; fi
+  echo "started again ($((attempt + 1)) of ${OPTIML_RESTARTS:-3}): the run goes on from its newest checkpoint" >&2
 done
-tail --pid="${pids[0]}" -n 0 -F "$LOGS/process_0.log" 2>/dev/null &
-status=0
-for pid in "${pids[@]}"; do
-  # A signal ends the first wait early; the second one is for the process itself.
-  wait "$pid" || { wait "$pid" || status=$?; }
-done
-wait
-[ "$status" = 0 ] || echo "a process failed ($status): see $LOGS/process_*.log" >&2
-exit "$status"

@@ -7,6 +7,7 @@ UserError with the setting, the value and the type.
 """
 
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -32,17 +33,33 @@ _WORDS = {
 }
 
 
+# Numbers are computed with in these types; what they cannot hold would be infinite, or 0.
+_MOST_INT, _MOST_FLOAT, _LEAST_FLOAT = 2**31 - 1, 3.4028234e38, 1.1754944e-38
+_BELOW_ONE = math.nextafter(1, 0)
+
+
 @dataclasses.dataclass(frozen=True)
-class AtLeast:
-    """The smallest value that a number may have."""
+class Within:
+    """The smallest and the largest value that a number may have."""
 
     minimum: float
+    maximum: float
 
 
-Positive = Annotated[int, AtLeast(1)]
-NotNegative = Annotated[int, AtLeast(0)]
-PositiveFloat = Annotated[float, AtLeast(math.nextafter(0, 1))]
-NotNegativeFloat = Annotated[float, AtLeast(0)]
+# The ranges of all settings.
+Positive = Annotated[int, Within(1, _MOST_INT)]
+NotNegative = Annotated[int, Within(0, _MOST_INT)]
+PositiveFloat = Annotated[float, Within(_LEAST_FLOAT, _MOST_FLOAT)]
+NotNegativeFloat = Annotated[float, Within(0, _MOST_FLOAT)]
+Share = Annotated[float, Within(0, _BELOW_ONE)]
+Probability = Annotated[float, Within(0, 1)]
+PositiveProbability = Annotated[float, Within(_LEAST_FLOAT, 1)]
+Seed = Annotated[int, Within(0, 2**32 - 1)]  # JAX takes no more bits of it
+Width = Annotated[int, Within(1, 10**9)]  # of a model; far above any that was ever trained
+Layers = Annotated[int, Within(1, 10_000)]
+Bytes = Annotated[int, Within(0, 2**63 - 1)]
+NgramWords = Annotated[int, Within(2, 10_000)]
+TokenId = Annotated[int, Within(0, _MOST_INT)]
 
 
 class _Unfit(Exception):  # noqa: N818 - also of a choice that is tried in vain
@@ -78,14 +95,15 @@ def configurable(target: Any) -> Any:
     return gin.configurable(checked)
 
 
-def convert_fields(values: Mapping[str, Any], settings: type, name: str) -> dict[str, Any]:
-    """`values` by field as the types that the dataclass `settings` declares; see `convert`.
+def convert_fields(settings: Any, name: str) -> None:
+    """Gives each field of a dataclass object, frozen or not, its declared type; see `convert`.
 
     Args:
       name: what the settings are called in messages.
     """
-    hints = _hints(settings)
-    return {key: convert(value, hints[key], f"{name}.{key}") for key, value in values.items()}
+    for key, declared in _hints(type(settings)).items():
+        value = convert(getattr(settings, key), declared, f"{name}.{key}")
+        object.__setattr__(settings, key, value)
 
 
 def convert(value: Any, declared: Any, name: str) -> Any:
@@ -109,9 +127,7 @@ def describe(declared: Any) -> str:
     """The type in words, e.g. "a whole number or None"."""
     origin, arguments = typing.get_origin(declared), typing.get_args(declared)
     if origin is Annotated:
-        minimum = arguments[1].minimum
-        limit = f"of at least {minimum:g}" if minimum in (0, 1) else "above 0"
-        return f"{describe(arguments[0])} {limit}"
+        return f"{describe(arguments[0])} {_limits(arguments[1])}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(describe, arguments))
     if origin is typing.Literal:
@@ -126,13 +142,19 @@ def describe(declared: Any) -> str:
     return _WORDS.get(declared, getattr(declared, "__name__", str(declared)))
 
 
+def _limits(within: Within) -> str:
+    low = "above 0" if within.minimum == _LEAST_FLOAT else f"of at least {within.minimum:g}"
+    high = "below 1" if within.maximum == _BELOW_ONE else f"at most {within.maximum:.10g}"
+    return f"{low} and {high}"
+
+
 def _convert(value: Any, declared: Any) -> Any:
     origin, arguments = typing.get_origin(declared), typing.get_args(declared)
     if declared is Any:
         return value
     if origin is Annotated:
         number = _scalar(value, arguments[0], declared)
-        if number < arguments[1].minimum:
+        if not arguments[1].minimum <= number <= arguments[1].maximum:
             raise _Unfit(value, declared)
         return number
     if origin in (typing.Union, types.UnionType):
@@ -189,11 +211,12 @@ def _sequence(value: Any, declared: Any, arguments: tuple[Any, ...]) -> tuple[An
 def _scalar(value: Any, kind: Any, declared: Any) -> Any:
     """`value` as the plain type `kind`, of which `declared` is a part."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int and is_number and math.isfinite(value):
+    if kind is int and is_number and abs(value) < math.inf:
         if int(value) == value:
             return int(value)
-    elif kind is float and is_number and math.isfinite(value):
-        return float(value)
+    elif kind is float and is_number and abs(value) < math.inf:
+        with contextlib.suppress(OverflowError):  # a whole number of 400 digits
+            return float(value)
     elif kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     elif kind not in (int, float) and isinstance(value, kind):

@@ -13,8 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from optiml_jax.errors import UserError
-from optiml_jax.settings import configurable
+from optiml_jax.settings import NgramWords, configurable
 
 _SPACE = 32
 _BASES = (0x9E3779B97F4A7C15, 0xD1342543DE82EF95)  # odd: they have an inverse modulo 2**64
@@ -42,20 +41,11 @@ class AuditWords:
       option_marks: deletes "(A)" or "(1)", by which collections list the same options differently.
     """
 
-    n: int = 13
+    n: NgramWords = 13
     fold_case: bool = True
     punctuation: Literal["separates", "removed", "kept"] = "separates"
     unicode: bool = True
     option_marks: bool = True
-
-    def __post_init__(self):
-        if self.n < 2:
-            raise UserError(f"AuditWords.n must be at least 2, not {self.n}")
-        if self.punctuation not in ("separates", "removed", "kept"):
-            raise UserError(
-                f"AuditWords.punctuation is {self.punctuation!r}; it must be 'separates', "
-                "'removed' or 'kept'"
-            )
 
 
 class Normaliser:

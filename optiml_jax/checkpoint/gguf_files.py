@@ -133,7 +133,7 @@ def open_gguf(path: pathlib.Path) -> tuple[DecoderConfig, dict[str, Tensor], dic
             heads = int(_value(values, f"llama.{key}", path))
         tensors[name] = GGUFTensor(tensor, heads)
     fields = _config_values(values, architecture, tensors, path)
-    return form.read_config(fields, str(path)), tensors, _tokenizer_files(values, path)
+    return form.config(fields, str(path)), tensors, _tokenizer_files(values, path)
 
 
 def _huggingface_name(name: str, path: pathlib.Path) -> str:

@@ -95,7 +95,7 @@ def read_config(folder: str | os.PathLike) -> DecoderConfig:
             f"{path}: model_type is {values.get('model_type')!r}; only "
             f"{', '.join(map(repr, huggingface_model_types()))} can be read"
         )
-    return form.read_config(values, str(path))
+    return form.config(values, str(path))
 
 
 @contextlib.contextmanager

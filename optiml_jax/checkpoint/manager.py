@@ -31,6 +31,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from optiml_jax.checkpoint.finite import first_not_finite
 from optiml_jax.checkpoint.streaming import StreamedArray, StreamedSave
 from optiml_jax.errors import UserError
 from optiml_jax.files import fingerprint, read_json, write_json
@@ -96,12 +97,13 @@ class CheckpointManager:
           metadata: JSON-able; read back by `metadata`.
 
         Raises:
-          UserError: the step exists, or the disk is full or not writable. What is there stays
-            usable.
+          UserError: the step exists with other metadata or damaged, or the disk is full or not
+            writable. What is there stays usable.
         """
         self.wait()
         if step in self._orbax.all_steps():
-            raise UserError(f"{self.directory / str(step)} exists; choose another folder")
+            self._check_same(step, metadata)
+            return
         processes.on_first(lambda: self._check_space(items))
         self._pending, self._began = (step, metadata), time.monotonic()
         if (job := processes.job()) is not None:
@@ -177,6 +179,16 @@ class CheckpointManager:
             self.wait()
         finally:
             self._orbax.close()
+
+    def _check_same(self, step: int, metadata: dict[str, Any]) -> None:
+        """UserError unless the step that lies there is whole and says the same of itself."""
+        folder = self.directory / str(step)
+        problem = _damage(folder)
+        if problem is None and self.metadata(step) != json.loads(json.dumps(metadata)):
+            problem = "other metadata"
+        if problem is not None:
+            raise UserError(f"{folder} exists ({problem}); remove it or choose another folder")
+        logger.info("%s is there already", folder)
 
     def _check_space(self, items: dict[str, Any]) -> None:
         """Refuses a save that cannot fit: better now than after writing half of it.
@@ -275,9 +287,13 @@ def load_params(path: str | os.PathLike, abstract: Any) -> Any:
         every array goes, without a sharding to the first device, and in which dtype.
 
     Raises:
-      UserError: nothing there, damaged, or of another shape than `abstract`.
+      UserError: nothing there, damaged, not finite, or of another shape than `abstract`.
     """
-    return _restore_item(find_checkpoint(path, ("params",)), "params", abstract)
+    folder = find_checkpoint(path, ("params",))
+    params = _restore_item(folder, "params", abstract)
+    if (name := first_not_finite(params)) is not None:
+        raise UserError(f"the checkpoint {folder} holds numbers that are not finite, in {name}")
+    return params
 
 
 def load_metadata(path: str | os.PathLike) -> dict[str, Any]:

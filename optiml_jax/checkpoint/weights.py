@@ -199,11 +199,14 @@ def _part(
 
 
 def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """`values` in another type; UserError where they are not finite, or would not be."""
+    if not np.isfinite(values).all():
+        raise UserError(f"tensor {name} holds numbers that are not finite; nothing was written")
     if values.dtype == dtype:
         return values
     with np.errstate(over="ignore"):
         out = values.astype(dtype)
-    if dtype == np.float16 and np.isfinite(values).all() and not np.isfinite(out).all():
+    if not np.isfinite(out).all():
         raise UserError(f"{name} has values too large for {dtype}; write bfloat16 instead")
     return out
 

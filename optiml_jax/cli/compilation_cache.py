@@ -12,7 +12,7 @@ import platform
 import jax
 import jaxlib
 
-from optiml_jax.settings import NotNegative, configurable
+from optiml_jax.settings import Bytes, configurable
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -29,7 +29,7 @@ class CompilationCache:
     """
 
     folder: str | None = None
-    max_bytes: NotNegative = 2 << 30
+    max_bytes: Bytes = 2 << 30
 
     def place(self) -> pathlib.Path | None:
         """The folder of this machine's programs; None: nothing is kept."""

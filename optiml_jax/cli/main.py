@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import optiml_jax.cli.settings  # noqa: F401 - what gin may set
+from optiml_jax import interrupt
 from optiml_jax.cli.compilation_cache import CompilationCache
 from optiml_jax.cli.gin_files import read_settings
 from optiml_jax.errors import UserError
@@ -39,7 +40,8 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns the exit status.
 
-    0: done; 1: some tasks failed; 2: something the user can mend; 130: Ctrl-C.
+    0: done; 1: some tasks failed; 2: something the user can mend; 75: SIGTERM stopped a training
+    before its end, and the same command goes on; 130: Ctrl-C.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -53,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _logging()
         parse_gin(verb, arguments[1:])
         CompilationCache().enable()
-        with held_stderr():
-            module = importlib.import_module(f"optiml_jax.cli.{verb}")
-        return module.main() or 0
+        with interrupt.watched():
+            with held_stderr():
+                module = importlib.import_module(f"optiml_jax.cli.{verb}")
+            return module.main() or 0
     except UserError as e:
         # Gin adds lines of its own to what is raised inside a configurable.
         print(f"error: {str(e).splitlines()[0]}", file=sys.stderr)

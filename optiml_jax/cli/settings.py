@@ -32,7 +32,15 @@ import tasks.splits
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.protocol import RULE_NAMES
-from optiml_jax.settings import NotNegative, Positive, configurable
+from optiml_jax.settings import (
+    NotNegative,
+    NotNegativeFloat,
+    Positive,
+    PositiveProbability,
+    Seed,
+    Share,
+    configurable,
+)
 
 
 @configurable
@@ -114,19 +122,15 @@ class Audit:
 
     training: Literal["mixture", "all"] = "mixture"
     roles: tuple[str, ...] = ("dev", "test", "test_max", "test_extra")
-    threshold: float = 0.01
+    threshold: Share = 0.01
     paper_mode: bool = False
     allow_undecided: bool = False
     review: bool = False
     reviewer: str = ""
     folder: str | None = None
-    num_workers: int = 0
+    num_workers: NotNegative = 0
     runner: str | None = None
     beam_options: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        if not 0 <= self.threshold < 1:
-            raise UserError(f"Audit.threshold must be at least 0 and below 1: {self.threshold}")
 
     def folder_of(self, run: Run) -> pathlib.Path:
         """The folder of the run's audit."""
@@ -224,22 +228,17 @@ class Generate:
     prompt: str | None = None
     prompts: str | None = None
     output: str | None = None
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
+    max_new_tokens: Positive = 256
+    temperature: NotNegativeFloat = 0.0
+    top_p: PositiveProbability = 1.0
     stop: tuple[str, ...] = ()
-    seed: int = 1234
+    seed: Seed = 1234
     history: bool = True
     separator: str = "\n\n"
 
     def __post_init__(self):
         if isinstance(self.stop, str):  # one string, not a sequence of letters
             object.__setattr__(self, "stop", (self.stop,))
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
-            raise UserError(
-                "Generate: temperature must be 0 or more, top_p above 0 and at most 1, "
-                "max_new_tokens at least 1"
-            )
         if self.prompt is not None and self.prompts is not None:
             raise UserError("give Generate.prompt or Generate.prompts, not both")
         if self.prompts is not None and self.output is None:
@@ -365,7 +364,7 @@ class Compile:
 
     target: str
     program: str = "train"
-    length: int | None = None
+    length: Positive | None = None
     search: bool = True
     output: str | None = None
 

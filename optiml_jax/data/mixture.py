@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from optiml_jax.errors import UserError
-from optiml_jax.settings import NotNegativeFloat, Positive, configurable
+from optiml_jax.settings import NotNegativeFloat, Positive, Seed, Share, configurable
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +58,13 @@ class Mixture:
     max_examples: Positive | None = 100_000
     benchmark_max_examples: Mapping[str, Positive] = dataclasses.field(default_factory=dict)
     proportions: Mapping[str, NotNegativeFloat] | None = None
-    shares: Mapping[str, NotNegativeFloat] = dataclasses.field(default_factory=dict)
-    row_shares: Mapping[str, NotNegativeFloat] = dataclasses.field(default_factory=dict)
+    shares: Mapping[str, Share] = dataclasses.field(default_factory=dict)
+    row_shares: Mapping[str, Share] = dataclasses.field(default_factory=dict)
     missing: Literal["error", "renormalise"] = "error"
     num_tasks: Positive | None = None
     num_categories: Positive | None = None
     always_categories: tuple[str, ...] = ()
-    seed: int = 1234
+    seed: Seed = 1234
 
     def __post_init__(self):
         kinds = {
@@ -74,9 +74,7 @@ class Mixture:
         }
         seen: dict[str, str] = {}
         for kind, weights in kinds.items():
-            for benchmark, weight in weights.items():
-                if kind != "proportions" and weight >= 1:
-                    self._refuse(f"{kind} of {benchmark!r} is {weight!r}; give a number below 1")
+            for benchmark in weights:
                 if benchmark in seen:
                     self._refuse(f"{benchmark!r} is in {seen[benchmark]} and in {kind}; choose one")
                 seen[benchmark] = kind

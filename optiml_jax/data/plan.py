@@ -41,7 +41,7 @@ from optiml_jax.data.plan_summary import summarise
 from optiml_jax.data.store import CachedTask, Store
 from optiml_jax.errors import UserError
 from optiml_jax.frozen import by_name, refuse_changes
-from optiml_jax.settings import NotNegative, Positive, configurable
+from optiml_jax.settings import NotNegative, Positive, Seed, configurable
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class PlanConfig:
 
     num_rows: Positive
     sequence_length: Positive = 2048
-    seed: int = 1234
+    seed: Seed = 1234
     bos_id: NotNegative | None = 2
     pad_id: NotNegative = 1
     lookahead: Positive = 256

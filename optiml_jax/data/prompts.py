@@ -16,7 +16,7 @@ from typing import Literal
 from optiml_jax.data.example import Example, InstructionLevel
 from optiml_jax.data.options import OPTION_FORMATS, relist
 from optiml_jax.errors import UserError
-from optiml_jax.settings import NotNegative, NotNegativeFloat, configurable
+from optiml_jax.settings import NotNegative, NotNegativeFloat, Probability, Seed, configurable
 
 # OPT-IML paper, section 2.4, footnote 5. Lower-case ones exist only with a leading newline.
 DELIMITERS = (
@@ -34,7 +34,7 @@ _OPTION_FORMATS = ("given", *OPTION_FORMATS, "random")
 
 
 @configurable
-def zipf_shots(a: float, max_shots: NotNegative = 5) -> tuple[float, ...]:
+def zipf_shots(a: NotNegativeFloat, max_shots: NotNegative = 5) -> tuple[float, ...]:
     """`PromptConfig.shots` of MetaICL: P(k) ~ (k + 1)^-a for k = 0 ... max_shots.
 
     The paper (section 4.8) speaks of a Zipf draw clamped at 5, but its shares of zero-shot prompts
@@ -67,10 +67,10 @@ class PromptConfig:
         "random", which draws one of these per prompt. See `options.relist`.
     """
 
-    seed: int = 1234
+    seed: Seed = 1234
     separator: str | tuple[str, ...] = "\n\n\n"
     delimiter: str | None = None
-    shots: tuple[NotNegativeFloat, ...] = (1.0,)
+    shots: tuple[Probability, ...] = (1.0,)
     demonstrations: Literal["fixed", "per_instance", "train"] = "fixed"
     loss: Literal["label", "suffix"] = "label"
     option_order: Literal["given", "shuffled"] = "given"

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from optiml_jax.settings import Positive, configurable
+from optiml_jax.settings import Positive, Seed, configurable
 
 
 @configurable
@@ -25,4 +25,4 @@ class EvalConfig:
     max_examples: Positive | None = None
     tokens_per_batch: Positive = 8192
     instances_per_round: Positive = 2048
-    seed: int = 1234
+    seed: Seed = 1234

@@ -11,7 +11,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.llama import config as llama
 from optiml_jax.model.opt import config as opt
-from optiml_jax.settings import configurable, convert_fields
+from optiml_jax.settings import configurable
 
 # Of checkpoints that were written before they said it, and of `model_config` without a size.
 DEFAULT = "opt"
@@ -43,7 +43,7 @@ def model_config(
     if size is not None and names[size] != architecture:
         raise UserError(f"the size {size!r} is of {names[size]!r}, not of {architecture!r}")
     fields = {} if size is None else SIZES[architecture][size]
-    return _make(architecture, {**fields, **overrides}, name="model_config")
+    return _make(architecture, {**fields, **overrides})
 
 
 def config_from_dict(values: Mapping[str, Any]) -> DecoderConfig:
@@ -58,13 +58,13 @@ def config_from_dict(values: Mapping[str, Any]) -> DecoderConfig:
     return _make(architecture, fields)
 
 
-def _make(architecture: str, values: Mapping[str, Any], name: str = "model") -> DecoderConfig:
+def _make(architecture: str, values: Mapping[str, Any]) -> DecoderConfig:
     config = CONFIGS[architecture]
     known = [field.name for field in dataclasses.fields(config)]
     for field in values:
         if field not in known:
             raise UserError(f"unknown field {field!r} of the model; known are {', '.join(known)}")
-    return config(**convert_fields(values, config, name))
+    return config(**values)
 
 
 def _check_architecture(name: str) -> None:

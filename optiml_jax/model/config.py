@@ -9,6 +9,15 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 from optiml_jax.errors import UserError
+from optiml_jax.settings import (
+    Layers,
+    NotNegative,
+    NotNegativeFloat,
+    Share,
+    TokenId,
+    Width,
+    convert_fields,
+)
 
 DTYPES = ("float32", "bfloat16", "float16")
 REMAT_POLICIES = ("none", "dots", "full")
@@ -43,50 +52,34 @@ class DecoderConfig:
 
     architecture: ClassVar[str]
 
-    vocab_size: int
-    vocab_padding: int = 0
-    d_model: int
-    num_layers: int
-    num_heads: int
-    max_positions: int = 2048
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    pad_id: int = 1
-    bos_id: int | None = 2
-    eos_id: int = 2
-    more_eos_ids: tuple[int, ...] = ()
-    init_std: float = 0.02
+    vocab_size: Width
+    vocab_padding: NotNegative = 0
+    d_model: Width
+    num_layers: Layers
+    num_heads: Width
+    max_positions: Width = 2048
+    dropout: Share = 0.0
+    attention_dropout: Share = 0.0
+    pad_id: TokenId = 1
+    bos_id: TokenId | None = 2
+    eos_id: TokenId = 2
+    more_eos_ids: tuple[TokenId, ...] = ()
+    init_std: NotNegativeFloat = 0.02
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
 
     def __post_init__(self):
-        object.__setattr__(self, "more_eos_ids", tuple(self.more_eos_ids))
+        convert_fields(self, "model_config")
+        self._derive()
         self._check()
 
-    def _check(self) -> None:
-        self._check_positive("vocab_size", "d_model", "num_layers", "num_heads", "max_positions")
-        if not 0 <= self.vocab_padding < self.vocab_size:
-            raise UserError("model configuration: vocab_padding must lie in [0, vocab_size)")
-        for name in ("pad_id", "eos_id"):
-            if not isinstance(getattr(self, name), int):
-                raise UserError(f"model configuration: {name} must be one whole number")
-        if self.bos_id is not None and not isinstance(self.bos_id, int):
-            raise UserError("model configuration: bos_id must be one whole number or None")
-        for name, allowed in (("dtype", DTYPES), ("remat", REMAT_POLICIES)):
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"model configuration: {name} is {getattr(self, name)!r}; "
-                    f"choose one of {', '.join(allowed)}"
-                )
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"model configuration: {name} must lie in [0, 1)")
+    def _derive(self) -> None:
+        """Fills in the widths that follow from others."""
 
-    def _check_positive(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"model configuration: {name} must be a positive whole number")
+    def _check(self) -> None:
+        """UserError where fields do not go together."""
+        if self.vocab_padding >= self.vocab_size:
+            raise UserError("model configuration: vocab_padding must be below vocab_size")
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

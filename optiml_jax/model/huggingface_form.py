@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from optiml_jax.errors import UserError
 from optiml_jax.model.config import DecoderConfig
 
 Shapes = Mapping[tuple[str, ...], tuple[int, ...]]
@@ -91,6 +92,23 @@ class HuggingFaceForm:
     canonical_name: Callable[[str], str]
     aliases: Callable[[Any], Mapping[str, str]]
     tokenizer_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def config(self, values: Mapping[str, Any], path: str) -> DecoderConfig:
+        """The configuration in the values of a config.json; `path` is its name for messages.
+
+        Raises:
+          UserError: a value is missing, of another type or out of range, or describes a model that
+            the architecture does not have.
+        """
+        try:
+            return self.read_config(values, path)
+        except UserError as e:
+            raise UserError(str(e) if path in str(e) else f"{path}: {e}") from e
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as e:
+            raise UserError(
+                f"{path} is not the configuration of a model ({type(e).__name__}: {e}); put a "
+                "whole one back"
+            ) from e
 
     def tensors(self, shapes: Shapes, num_layers: int) -> list[TensorLayout]:
         """The layouts of all parameters, in the order of the published files.

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # the client has no public name
 
+from optiml_jax import interrupt
 from optiml_jax.errors import UserError
 from optiml_jax.files import fingerprint
 
@@ -171,6 +172,7 @@ def join() -> None:
     state = distributed.global_state
     if state.num_processes > 1:
         _job = Job(state.client, state.process_id, state.num_processes)
+        interrupt.before_end(_job.end_all)
 
 
 def job() -> Job | None:
@@ -268,7 +270,7 @@ def leave_now(reason: str) -> NoReturn:
     """Ends this process without waiting for what its threads do. Called by all."""
     if _job is not None and is_first():
         time.sleep(4 * _PERIOD)  # it keeps the job together
-    _end(reason, status=0)
+    _end(reason, status=interrupt.STOPPED)
 
 
 def _is_collective(e: BaseException) -> bool:
@@ -281,6 +283,7 @@ def _first_line(e: BaseException) -> str:
 
 def _end(reason: str, status: int = 1) -> NoReturn:
     """Ends this process, whatever its other threads wait for."""
-    print(f"error: {reason}" if status else reason, file=sys.stderr, flush=True)
+    said = reason if status == interrupt.STOPPED else f"error: {reason}"
+    print(said, file=sys.stderr, flush=True)
     logging.shutdown()
     os._exit(status)

@@ -12,7 +12,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.frozen import changes
 from optiml_jax.model.architectures import config_from_dict
 from optiml_jax.model.config import DecoderConfig
-from optiml_jax.settings import NotNegative, Positive, PositiveFloat, configurable
+from optiml_jax.settings import NotNegative, Positive, PositiveFloat, Seed, configurable
 from optiml_jax.train.optimizer import OptimizerConfig
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class TrainConfig:
     num_steps: Positive
     global_batch_size: Positive
     num_microbatches: Positive = 1
-    seed: int = 1234
+    seed: Seed = 1234
     validation_plan_dir: str | None = None
     validate_every: NotNegative = 0
     validation_batches: Positive = 10

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 from flax import nnx
 
+from optiml_jax.checkpoint.finite import first_not_finite
 from optiml_jax.checkpoint.manager import CheckpointManager
 from optiml_jax.data.plan import Plan
 from optiml_jax.sharding import processes
 from optiml_jax.train.batches import open_batches
 from optiml_jax.train.config import TrainConfig
-from optiml_jax.train.reporting import Reporter, perplexity
+from optiml_jax.train.reporting import Reporter, not_finite, perplexity
 from optiml_jax.train.signals import StopRequest
 from optiml_jax.train.state import TrainState
 
@@ -100,14 +101,14 @@ class Saving:
     """Writes checkpoints; nothing that is not finite is ever saved.
 
     Attributes:
-      saved: the step of the newest checkpoint.
+      saved: the newest step that need not be saved: that of the newest checkpoint, or of the start.
     """
 
     config: TrainConfig
     reporter: Reporter
     checkpoints: CheckpointManager
     metadata: dict[str, Any]
-    saved: int | None
+    saved: int
 
     def __call__(self, step: int, state: TrainState) -> None:
         if is_due(step, self.config.checkpoint_every, self.config.num_steps):
@@ -119,6 +120,7 @@ class Saving:
             return
         self.reporter.flush()
         with self.reporter.paused():
+            check_state(step, state)
             self.checkpoints.save(step, state.items(), self.metadata | {"step": step})
         self.saved = step
 
@@ -146,6 +148,12 @@ class Saving:
         return True
 
 
+def check_state(step: int, state: TrainState) -> None:
+    """UserError if a parameter or moment is not finite, whatever the loss before was."""
+    if (name := first_not_finite(state.items())) is not None:
+        raise not_finite(f"{name} after step {step} is")
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Lends the parameters to a hook after certain steps, unless the run is to stop."""
@@ -160,7 +168,8 @@ class Evaluation:
         if step not in self.steps or self.stop.reached():
             return
         if self.reporter is not None:
-            self.reporter.flush()  # nothing that is not finite is evaluated
+            self.reporter.flush()
+            check_state(step, state)  # nothing that is not finite is evaluated
         pause = contextlib.nullcontext() if self.reporter is None else self.reporter.paused()
         with pause, self.stop.at_once():
             self.hook(step, self.graphdef, state.params)

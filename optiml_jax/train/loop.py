@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 
+from optiml_jax import interrupt
 from optiml_jax.checkpoint.manager import CheckpointManager
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import abstract_model
@@ -63,11 +64,11 @@ def train(
       evaluation_steps: see `evaluation_hook`.
 
     Returns:
-      0: the run is complete, or SIGTERM came and the state is saved.
+      0: the run is complete; `interrupt.STOPPED`: SIGTERM came before, and every step is saved.
 
     Raises:
       UserError: something does not fit, the disk is full, or the loss is no longer finite.
-      KeyboardInterrupt: Ctrl-C came; the state is saved.
+      KeyboardInterrupt: Ctrl-C came; every step is saved.
     """
     # Whatever can be found wrong is found before anything is computed or written.
     optimizer.check(config.num_steps)
@@ -84,38 +85,48 @@ def train(
         stack.enter_context(contextlib.closing(checkpoints))
         stack.enter_context(stop.listening())
         stack.enter_context(use_mesh(devices, mesh.preset))
-        state, step = start_state(config, model, optimizer, abstract, checkpoints, metadata)
+        state, step, first = None, 0, 0  # until they are known
+        with stop.at_once():
+            state, step = start_state(config, model, optimizer, abstract, checkpoints, metadata)
         evaluation = Evaluation(evaluation_hook, evaluation_steps, abstract_model(model)[0], stop)
         if step:  # the last stop may have come in the middle of it
             evaluation(step, state)
-        if step < config.num_steps:
+        validates = validation_plan is not None and config.validate_every > 0
+        programs = None
+        first = step
+        if state is not None and step < config.num_steps and not stop.reached():
+            with stop.at_once():
+                programs = compile_programs(
+                    config, model, optimizer, devices, mesh.preset, length, validates
+                )
+        if programs is not None:
             span = (config.global_batch_size, step, config.num_steps)
             batches = stack.enter_context(open_batches(plan, devices, *span))
-            validates = validation_plan is not None and config.validate_every > 0
-            programs = compile_programs(
-                config, model, optimizer, devices, mesh.preset, length, validates
-            )
             reporter = stack.enter_context(
                 make_reporter(config, model, devices, length, step, metadata)
             )
-            saving = Saving(config, reporter, checkpoints, metadata, saved=step or None)
+            saving = Saving(config, reporter, checkpoints, metadata, saved=step)
             duties: list[Duty] = [Reporting(config, reporter, checkpoints)]
             if validates:
                 function = programs.validation_step
                 duties.append(Validation(config, validation_plan, devices, function, reporter))
             duties += [saving, dataclasses.replace(evaluation, reporter=reporter)]
+            stack.enter_context(interrupt.patient())
             state, step = _steps(state, step, programs.train_step, batches, reporter, duties, stop)
             if not saving.finish(step, state, stop.seconds_left(config.grace_seconds)):
                 processes.leave_now(
                     f"step {step} of {config.num_steps} is not saved: no time was left; the same "
                     f"command goes on from the newest checkpoint in {config.run_dir}"
                 )
-        else:
+        elif step == config.num_steps:
             logger.info("%s is complete: all %d steps are done", config.run_dir, step)
+    said = f"step {step} of {config.num_steps} is saved in {config.run_dir}"
+    if step == first < config.num_steps:
+        said = f"stopped before the first update; {config.run_dir} is as it was"
     if stop.interrupted:
-        raise KeyboardInterrupt(f"step {step} of {config.num_steps} is saved in {config.run_dir}")
-    logger.info("step %d of %d is saved in %s", step, config.num_steps, config.run_dir)
-    return 0
+        raise KeyboardInterrupt(said)
+    logger.info("%s", said)
+    return 0 if step == config.num_steps else interrupt.STOPPED
 
 
 def _steps(

@@ -16,6 +16,7 @@ from optiml_jax.settings import (
     NotNegativeFloat,
     Positive,
     PositiveFloat,
+    Share,
     configurable,
 )
 
@@ -38,18 +39,13 @@ class OptimizerConfig:
 
     learning_rate: NotNegativeFloat = 5e-5
     warmup_steps: NotNegative = 60
-    beta1: NotNegativeFloat = 0.9
-    beta2: NotNegativeFloat = 0.95
+    beta1: Share = 0.9
+    beta2: Share = 0.95
     epsilon: PositiveFloat = 1e-8
     weight_decay: NotNegativeFloat = 0.0
     clip_norm: NotNegativeFloat = 1.0
     loss_scale: PositiveFloat = 64.0
     loss_scale_interval: Positive = 200
-
-    def __post_init__(self):
-        for name in ("beta1", "beta2"):
-            if getattr(self, name) >= 1:
-                raise UserError(f"OptimizerConfig.{name}={getattr(self, name)} must be below 1")
 
     def check(self, num_steps: int) -> None:
         """UserError when the warm-up does not end within a run of `num_steps` updates."""

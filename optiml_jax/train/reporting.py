@@ -199,11 +199,16 @@ def _check_finite(step: int, measured: Mapping[str, float]) -> None:
         return
     bad = [n for n in ("loss_sum", "gradient_norm") if not math.isfinite(measured[n])]
     if bad:
-        raise UserError(
-            f"{' and '.join(bad)} of step {step} not finite: training stopped, nothing was saved "
-            "since; lower OptimizerConfig.learning_rate or lengthen the warm-up and start again "
-            "in a new run_dir (TrainConfig.init_from takes up the last checkpoint)"
-        )
+        raise not_finite(f"{' and '.join(bad)} of step {step}")
+
+
+def not_finite(what: str) -> UserError:
+    """The error of a run whose numbers, named in `what`, have run away."""
+    return UserError(
+        f"{what} not finite: training stopped, nothing was saved since; lower "
+        "OptimizerConfig.learning_rate or lengthen the warm-up and start again in a new run_dir "
+        "(TrainConfig.init_from takes up the last checkpoint)"
+    )
 
 
 def _format(value: float) -> str:

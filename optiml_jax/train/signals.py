@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from optiml_jax import interrupt
 from optiml_jax.sharding import processes
 
 logger = logging.getLogger(__name__)
@@ -79,11 +80,13 @@ class StopRequest:
                 job.leaves_at_once = False
 
     def _receive(self, number: int, frame: object) -> None:
+        interrupt.answered()
         self._received, self._since = True, time.monotonic()
         self._interrupted |= number == signal.SIGINT
-        signal.signal(number, signal.default_int_handler if self._interrupted else signal.SIG_IGN)
+        signal.signal(number, interrupt.raise_interrupt if self._interrupted else signal.SIG_IGN)
         again = " (Ctrl-C again stops at once)" if self._interrupted else ""
-        logger.warning("%s: saving after this step%s", signal.Signals(number).name, again)
+        what = "stopping" if self._at_once else "saving after this step"
+        logger.warning("%s: %s%s", signal.Signals(number).name, what, again)
         if (job := processes.job()) is not None:
             job.ask_to_stop(signal.Signals(number).name)
         if self._at_once:

@@ -13,7 +13,7 @@ from typing import Any
 
 from optiml_jax.errors import UserError
 from optiml_jax.files import read_json
-from optiml_jax.settings import configurable
+from optiml_jax.settings import Seed, configurable
 
 OPTION_SLOTS = ("options_", "options_str")
 MAX_BYTES = 1 << 25  # upstream's file has 70 kB
@@ -37,7 +37,7 @@ class FlanConfig:
         ~/tensorflow_datasets.
     """
 
-    seed: int = 1234
+    seed: Seed = 1234
     fix_typos: bool = False
     tfds_dir: str | None = None
 

@@ -15,7 +15,7 @@ import jinja2
 import yaml
 
 from optiml_jax.errors import UserError
-from optiml_jax.settings import configurable
+from optiml_jax.settings import Positive, Seed, configurable
 from tasks.templates.budget import LimitError
 from tasks.templates.sandbox import Choices, Environment, mutates
 
@@ -39,8 +39,8 @@ class PromptSourceConfig:
         dropped and counted); upstream prints nothing.
     """
 
-    seed: int = 1234
-    max_value_length: int | None = 2048
+    seed: Seed = 1234
+    max_value_length: Positive | None = 2048
     strict_undefined: bool = False
 
 

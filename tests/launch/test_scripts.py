@@ -86,7 +86,19 @@ def test_gpu_node_starts_processes_with_equal_shares_and_a_log_each(place):
 def test_gpu_node_says_which_logs_to_read_when_a_process_fails(place):
     done = run(place, "gpu_node.sh", "train", OPTIML_PROCESSES="2", OPTIML_GPUS="2", FAIL="3")
     assert done.returncode == 3
+    assert "started again (3 of 3)" in done.stderr
     assert "a process failed (3): see logs/process_*.log" in done.stderr
+
+
+def test_gpu_node_starts_a_training_that_failed_again_but_no_mistake_and_no_stop(place):
+    more = {"OPTIML_GPUS": "1", "OPTIML_RESTARTS": "2"}
+    for status, starts in (("1", 3), ("2", 1), ("75", 1)):
+        done = run(place, "gpu_node.sh", "train", FAIL=status, **more)
+        assert done.returncode == int(status)
+        assert len((place[0] / "pids").read_text().splitlines()) == starts
+        (place[0] / "pids").unlink()
+    assert run(place, "gpu_node.sh", "report", FAIL="1", **more).returncode == 1
+    assert len((place[0] / "pids").read_text().splitlines()) == 1
 
 
 def started(folder, number):
@@ -158,6 +170,13 @@ def test_slurm_queues_a_run_that_failed_again_but_not_for_ever(place):
     last = run(place, "slurm_gpu.sbatch", "train", FAIL="1", SLURM_RESTART_COUNT="3")
     assert last.returncode == 1
     assert (place[0] / "calls").read_text() == "scontrol requeue 7\n"
+
+
+@pytest.mark.parametrize(("status", "queued"), [("75", True), ("2", False)])
+def test_slurm_queues_a_stopped_run_always_and_one_to_mend_never(place, status, queued):
+    done = run(place, "slurm_gpu.sbatch", "train", FAIL=status, SLURM_RESTART_COUNT="9")
+    assert done.returncode == (0 if queued else int(status))
+    assert (place[0] / "calls").exists() == queued
 
 
 def test_slurm_at_its_time_limit_stops_the_processes_and_queues_the_run_again(place):

@@ -132,15 +132,18 @@ _plain = model_config.__wrapped__
         (lambda: config_from_dict({"layers": 3}), "unknown field 'layers'"),
         (lambda: config_from_dict({"architecture": "rnn"}), "unknown architecture 'rnn'"),
         (lambda: OPTConfig(num_heads=7), "num_heads 7 does not divide d_model 768"),
-        (lambda: OPTConfig(num_layers=0), "num_layers must be a positive whole number"),
-        (lambda: OPTConfig(eos_id=[2, 3]), "eos_id must be one whole number"),
-        (lambda: OPTConfig(dtype="float8"), "dtype is 'float8'; choose one of float32"),
-        (lambda: OPTConfig(remat="some"), "remat is 'some'; choose one of none, dots, full"),
+        (
+            lambda: OPTConfig(num_layers=0),
+            r"num_layers = 0 \(int\) must be a whole number of at least 1",
+        ),
+        (lambda: OPTConfig(eos_id=[2, 3]), r"eos_id = \[2, 3\] \(list\) must be a whole number"),
+        (lambda: OPTConfig(dtype="float8"), "dtype = 'float8' .* must be one of 'float32'"),
+        (lambda: OPTConfig(remat="some"), "remat = 'some' .* one of 'none', 'dots', 'full'"),
         (lambda: _plain("llama-3.1-8b", "opt"), "'llama-3.1-8b' is of 'llama', not of 'opt'"),
         (lambda: LlamaConfig(num_kv_heads=5), "num_kv_heads 5 does not divide num_heads 12"),
         (lambda: LlamaConfig(head_dim=5), "head_dim 5 is odd"),
         (lambda: LlamaConfig(rope_type="yarn"), "'yarn' needs rope_original_positions"),
-        (lambda: OPTConfig(dropout=1.0), r"dropout must lie in \[0, 1\)"),
+        (lambda: OPTConfig(dropout=1.0), r"dropout = 1.0 .* at least 0 and below 1"),
     ],
 )
 def test_a_wrong_configuration_is_one_clear_line(call, message):

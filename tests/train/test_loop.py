@@ -1,6 +1,8 @@
 import logging
 import math
+import os
 import shutil
+import signal
 import subprocess
 
 import jax
@@ -8,10 +10,12 @@ import numpy as np
 import pytest
 import tiny_run
 
+from optiml_jax import interrupt
 from optiml_jax.checkpoint.manager import load_metadata, load_params
 from optiml_jax.errors import UserError
 from optiml_jax.model.decoder import init_params
 from optiml_jax.sharding.rules import abstract_params
+from optiml_jax.train import loop
 from optiml_jax.train.loop import train
 
 # The tests run with 8 devices; rows of a batch are shared by all.
@@ -197,6 +201,33 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(run, tmp_path)
     with pytest.raises(UserError, match=r"loss_sum and gradient_norm of step 2 not finite"):
         run(tmp_path, optimizer={"learning_rate": 1e38}, train={"log_every": 50})
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_parameters_that_are_not_finite_are_not_saved_though_every_loss_was(run, tmp_path):
+    blown_up = {"learning_rate": 3e38, "weight_decay": 1e4, "warmup_steps": 0}
+    with pytest.raises(UserError, match=r"params\.\S+ after step 1 is not finite"):
+        run(tmp_path, optimizer=blown_up, train={"num_steps": 1})
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_leaves_the_run_as_it_was(
+    plan_dir, run, tmp_path, monkeypatch, number
+):
+    def compile_programs(*arguments):
+        os.kill(os.getpid(), number)
+
+    arguments = tiny_run.configs(plan_dir, tmp_path, mesh=PURE_DATA, train={"num_steps": 4})
+    for _ in range(2):  # the second one once made every later start fail
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "compile_programs", compile_programs)
+            if number == signal.SIGTERM:
+                assert train(*arguments) == interrupt.STOPPED
+            else:
+                with pytest.raises(KeyboardInterrupt, match="stopped before the first update"):
+                    train(*arguments)
+        assert not list((tmp_path / "checkpoints").iterdir())
+    assert "step 4 of 4 is saved" in run(tmp_path, train={"num_steps": 4})
 
 
 def test_a_full_disk_stops_the_run_and_the_earlier_checkpoint_stays(run, tmp_path, caplog):

@@ -14,6 +14,7 @@ import jax
 import pytest
 import tiny_run
 
+from optiml_jax import interrupt
 from optiml_jax.checkpoint.manager import CheckpointManager
 from optiml_jax.model.decoder import init_params
 from optiml_jax.sharding.rules import abstract_params
@@ -129,7 +130,7 @@ def test_a_run_stopped_politely_and_damaged_ends_with_the_same_bits(
     model = DECODERS[decoder]
     process = start(tmp_path, model=model)
     send(process, signal.SIGTERM, 3)
-    assert process.returncode == 0
+    assert process.returncode == interrupt.STOPPED
     (stopped,) = steps(tmp_path)
     assert 3 <= stopped < 8
 
@@ -155,7 +156,7 @@ def test_a_save_that_does_not_end_in_the_grace_time_is_dropped(start, finish, tm
     train = TRAIN | {"grace_seconds": 2}
     process = start(tmp_path, train=train, save_slowly=10**6)  # never ends
     said = send(process, signal.SIGTERM, 9)  # while step 8 is being saved
-    assert process.returncode == 0
+    assert process.returncode == interrupt.STOPPED
     assert "is not saved: no time was left" in said
     assert steps(tmp_path) == []
     assert "compiled in" in finish(tmp_path)

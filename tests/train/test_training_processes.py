@@ -117,7 +117,7 @@ def test_four_processes_stopped_then_two_then_one_end_as_one(start, alone, tmp_p
     wait_for_step(four[0], 2)
     four[2].send_signal(signal.SIGTERM)
     said, status = ends(four)
-    assert status == [0] * 4, said
+    assert status == [interrupt.STOPPED] * 4, said
     assert all("process 2 got SIGTERM: all processes save and end" in text for text in said[:2])
     (stopped,) = {int(re.search(r"step (\d+) of 10 is saved", text)[1]) for text in said}
     assert 2 <= stopped < 10

@@ -12,9 +12,9 @@ import yaml
 
 from optiml_jax.errors import UserError
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.settings import Layers, PositiveFloat, Width
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,29 +47,29 @@ class LlamaConfig(DecoderConfig):
     architecture: ClassVar[str] = "llama"
 
     family: Literal["llama", "mistral", "qwen2", "qwen3"] = "llama"
-    vocab_size: int = 32000
-    d_model: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    ffn_dim: int | None = None
+    vocab_size: Width = 32000
+    d_model: Width = 768
+    num_layers: Layers = 12
+    num_heads: Width = 12
+    num_kv_heads: Width | None = None
+    head_dim: Width | None = None
+    ffn_dim: Width | None = None
     tied: bool = True
     qkv_bias: bool = False
     qk_norm: bool = False
-    sliding_window: int | None = None
-    norm_epsilon: float = 1e-5
-    rope_theta: float = 10000.0
+    sliding_window: Width | None = None
+    norm_epsilon: PositiveFloat = 1e-5
+    rope_theta: PositiveFloat = 10000.0
     rope_type: Literal["default", "linear", "llama3", "yarn"] = "default"
-    rope_factor: float = 1.0
-    rope_original_positions: int | None = None
-    rope_low_frequency_factor: float = 1.0
-    rope_high_frequency_factor: float = 4.0
-    rope_beta_fast: float = 32.0
-    rope_beta_slow: float = 1.0
-    rope_attention_factor: float | None = None
+    rope_factor: PositiveFloat = 1.0
+    rope_original_positions: Width | None = None
+    rope_low_frequency_factor: PositiveFloat = 1.0
+    rope_high_frequency_factor: PositiveFloat = 4.0
+    rope_beta_fast: PositiveFloat = 32.0
+    rope_beta_slow: PositiveFloat = 1.0
+    rope_attention_factor: PositiveFloat | None = None
 
-    def __post_init__(self):
+    def _derive(self) -> None:
         derived = {
             "num_kv_heads": self.num_heads,
             "head_dim": self.d_model // self.num_heads,
@@ -78,14 +78,14 @@ class LlamaConfig(DecoderConfig):
         for name, value in derived.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        super().__post_init__()
 
     def _check(self) -> None:
         super()._check()
-        self._check_positive("num_kv_heads", "head_dim", "ffn_dim")
-        for name in ("sliding_window", "rope_original_positions"):
-            if getattr(self, name) is not None:
-                self._check_positive(name)
+        if self.head_dim < 1:
+            raise UserError(
+                f"model configuration: num_heads {self.num_heads} is more than d_model "
+                f"{self.d_model}"
+            )
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model configuration: num_kv_heads {self.num_kv_heads} does not divide "
@@ -95,12 +95,6 @@ class LlamaConfig(DecoderConfig):
             raise UserError(
                 f"model configuration: head_dim {self.head_dim} is odd; rotary positions need pairs"
             )
-        for name, allowed in (("family", FAMILIES), ("rope_type", ROPE_TYPES)):
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"model configuration: {name} is {getattr(self, name)!r}; "
-                    f"choose one of {', '.join(allowed)}"
-                )
         if self.rope_type in ("llama3", "yarn") and self.rope_original_positions is None:
             raise UserError(
                 f"model configuration: rope_type {self.rope_type!r} needs rope_original_positions"

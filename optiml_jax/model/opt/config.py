@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from optiml_jax.errors import UserError
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.settings import Layers, NotNegative, Share, Width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,18 +33,18 @@ class OPTConfig(DecoderConfig):
 
     architecture: ClassVar[str] = "opt"
 
-    vocab_size: int = 50272
-    d_model: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    ffn_dim: int | None = None
-    embed_dim: int | None = None
-    position_offset: int = 2
+    vocab_size: Width = 50272
+    d_model: Width = 768
+    num_layers: Layers = 12
+    num_heads: Width = 12
+    ffn_dim: Width | None = None
+    embed_dim: Width | None = None
+    position_offset: NotNegative = 2
     pre_layer_norm: bool = True
     final_layer_norm: bool | None = None
-    dropout: float = 0.1
+    dropout: Share = 0.1
 
-    def __post_init__(self):
+    def _derive(self) -> None:
         derived = {
             "ffn_dim": 4 * self.d_model,
             "embed_dim": self.d_model,
@@ -52,11 +53,9 @@ class OPTConfig(DecoderConfig):
         for name, value in derived.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        super().__post_init__()
 
     def _check(self) -> None:
         super()._check()
-        self._check_positive("ffn_dim", "embed_dim")
         if self.d_model % self.num_heads:
             raise UserError(
                 f"model configuration: num_heads {self.num_heads} does not divide "

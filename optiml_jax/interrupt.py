@@ -1,0 +1,101 @@
+"""Ctrl-C and SIGTERM that also end a program inside a long call of compiled code.
+
+Python runs its signal handlers between two instructions of its own: not while XLA compiles for
+minutes. Here a thread sees each signal at once. If Python has not answered it after a moment, the
+thread ends the process; every file that a verb writes is whole or not there, so nothing is lost.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+# Exit status of a run that was stopped before its end (sysexits.h: EX_TEMPFAIL, try again later).
+STOPPED = 75
+_STATUS = {signal.SIGINT: 130, signal.SIGTERM: STOPPED}
+_PATIENCE = 2.0  # seconds that Python has to answer a signal
+
+
+class _Watch:
+    """What the thread and the handlers tell each other."""
+
+    def __init__(self):
+        self.patient = 0
+        self.answered = threading.Event()
+        self.before_end: Callable[[str], None] = lambda reason: None
+
+
+_watch = _Watch()
+
+
+def answered() -> None:
+    """Called by every handler of a signal: Python runs, nobody need end the process."""
+    _watch.answered.set()
+
+
+def before_end(function: Callable[[str], None]) -> None:
+    """`function(reason)` will be called before the thread ends this process."""
+    _watch.before_end = function
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """A block in which a signal is waited for as long as it takes: what it does must be saved."""
+    _watch.patient += 1
+    try:
+        yield
+    finally:
+        _watch.patient -= 1
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """A block in which signals are answered, by Python or by the end of the process.
+
+    Ctrl-C is a KeyboardInterrupt, as always; other handlers call `answered`. Outside of the main
+    thread, which alone gets signals, nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setblocking(end is ours)
+    before = signal.signal(signal.SIGINT, raise_interrupt)
+    descriptor = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_look, args=(ours,), name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        signal.signal(signal.SIGINT, before)
+        theirs.close()  # ends the thread
+        thread.join()
+        ours.close()
+
+
+def raise_interrupt(number: int, frame: object) -> None:
+    """Python's own handler of Ctrl-C."""
+    answered()
+    signal.default_int_handler(number, frame)
+
+
+def _look(ours: socket.socket) -> None:
+    while numbers := ours.recv(64):
+        for number in (n for n in numbers if n in _STATUS):
+            if not _watch.answered.wait(_PATIENCE) and not _watch.patient:
+                _end(signal.Signals(number))
+            _watch.answered.clear()
+
+
+def _end(number: signal.Signals) -> None:
+    reason = f"{number.name} in the middle of a long call"
+    _watch.before_end(reason)
+    print(f"interrupted: {reason}; the same command continues", file=sys.stderr, flush=True)
+    logging.shutdown()
+    os._exit(_STATUS[number])

@@ -1,0 +1,48 @@
+"""Signals in the middle of a long call, which Python itself would answer after it."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+# A call of C code that runs for minutes and, as XLA's compiler, lets other threads run.
+LONG = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+PROGRAM = """
+import signal, sys
+from optiml_jax import interrupt
+interrupt._PATIENCE = 0.2
+signal.signal(signal.SIGTERM, lambda *_: interrupt.answered())
+with interrupt.watched():
+    print("ready", flush=True)
+    {body}
+"""
+
+
+def ended_by(number, body):
+    """The status of the program, and what it said, after a signal."""
+    command = [sys.executable, "-c", PROGRAM.format(body=body)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(number)
+            said = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
+    return process.returncode, said
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_ends_a_long_call(number, status):
+    returned, said = ended_by(number, LONG)
+    assert returned == status
+    assert said.splitlines() == [
+        f"interrupted: {number.name} in the middle of a long call; the same command continues"
+    ]
+
+
+def test_a_call_whose_result_must_be_saved_is_waited_for():
+    body = "with interrupt.patient(): hashlib.pbkdf2_hmac('sha256', b'', b'', 3 * 10**6)"
+    returned, said = ended_by(signal.SIGTERM, f"import hashlib\n    {body}")
+    assert (returned, said) == (0, "")
