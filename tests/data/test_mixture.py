@@ -170,7 +170,7 @@ def test_a_benchmark_may_have_its_own_cap_on_examples():
     ("settings", "message"),
     [
         ({"shares": {"one": 0.5, "two": 0.5}}, "'m': shares leave nothing for the others"),
-        ({"row_shares": {"one": 1}}, "row_shares of 'one' is 1.0; give a number below 1"),
+        ({"row_shares": {"one": 1}}, r"row_shares.'one'. = 1 .int. .* at least 0 and below 1"),
         ({"shares": {"one": 0.1}, "proportions": {"one": 1}}, "'one' is in proportions and in sh"),
         (
             {"missing": "ignore"},

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from optiml_jax import interrupt
 from optiml_jax.checkpoint.manager import load_params
 from optiml_jax.model.decoder import init_params
 from optiml_jax.sharding.mesh import make_mesh
