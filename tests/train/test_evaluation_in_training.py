@@ -10,6 +10,7 @@ import pytest
 import tiny_run
 from test_loop import PURE_DATA, params_of
 
+from optiml_jax.interrupt import STOPPED
 from optiml_jax.train.loop import train
 from optiml_jax.train.reporting import Reporter
 
@@ -79,5 +80,5 @@ def test_no_evaluation_after_a_stop_was_asked_for(run, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Reporter, "add", add_and_stop)
-    assert run(tmp_path, lambda step, *_: called.append(step), {1}) == 0
+    assert run(tmp_path, lambda step, *_: called.append(step), {1}) == STOPPED
     assert not called
