@@ -12,6 +12,7 @@ from test_loop import PURE_DATA, params_of
 
 from optiml_jax.interrupt import STOPPED
 from optiml_jax.train.loop import train
+from optiml_jax.train.reporting import Reporter
 
 
 @pytest.fixture
