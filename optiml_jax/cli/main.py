@@ -17,7 +17,6 @@ from optiml_jax import interrupt
 from optiml_jax.cli.compilation_cache import CompilationCache
 from optiml_jax.cli.gin_files import read_settings
 from optiml_jax.errors import UserError
-from optiml_jax.quiet import held_stderr
 
 VERBS = {
     "fetch": "bring the data of collections and suites to where it is looked for",
@@ -43,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 1: some tasks failed; 2: something the user can mend; 75: SIGTERM stopped a training
     before its end, and the same command goes on; 130: Ctrl-C.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else ""
     try:
@@ -56,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parse_gin(verb, arguments[1:])
         CompilationCache().enable()
         with interrupt.watched():
-            with held_stderr():
-                module = importlib.import_module(f"optiml_jax.cli.{verb}")
+            module = importlib.import_module(f"optiml_jax.cli.{verb}")
             return module.main() or 0
     except UserError as e:
         # Gin adds lines of its own to what is raised inside a configurable.

@@ -18,7 +18,6 @@ from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.frozen import by_name, refuse_changes
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.one_writer import one_writer
-from optiml_jax.quiet import held_stderr
 from optiml_jax.sharding import processes
 from optiml_jax.sharding.mesh import MeshConfig
 from optiml_jax.train.config import TrainConfig, run_metadata
@@ -71,8 +70,8 @@ def check_settings(plan: Plan, run: Run) -> None:
     stored = dict(plan.meta["settings"])
     planned = plan.meta["vocabulary"]
     if planned["spec"] != run.vocabulary:  # perhaps the same one at another place
-        with command_line.held_stderr():
-            from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
+        from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
+
         if vocabulary_fingerprint(load_vocabulary(run.vocabulary)) != planned["fingerprint"]:
             asked["Run.vocabulary"], stored["Run.vocabulary"] = run.vocabulary, planned["spec"]
     refuse_changes(what, stored, asked, way_out)
@@ -92,8 +91,7 @@ def evaluation_steps(wanted: int | Sequence[int], num_steps: int) -> set[int]:
 
 def evaluation_hook(model: DecoderConfig, metadata: dict[str, Any]) -> EvaluationHook:
     """What evaluates the parameters; imported only when asked for, since it needs TensorFlow."""
-    with held_stderr():
-        from optiml_jax.cli.evaluate import evaluation_hook as make
+    from optiml_jax.cli.evaluate import evaluation_hook as make
 
     return make(model, metadata)
 

@@ -211,15 +211,21 @@ class Resampling:
     def _alike(self, tasks: Sequence[Path]) -> list[list[Path]]:
         """Tasks with most of the smaller one's source examples in common are one draw."""
         found: list[list[Path]] = []
+        holders: dict[str, list[int]] = collections.defaultdict(list)  # example -> in `found`
         for task in tasks:
             own = self.clusters[task]
-            for members in found:
-                other = self.clusters[members[0]]
-                if 2 * len(own & other) > min(len(own), len(other)):
-                    members.append(task)
-                    break
-            else:
-                found.append([task])
+            shared = collections.Counter(i for example in own for i in holders.get(example, ()))
+            alike = [
+                i
+                for i, number in shared.items()
+                if 2 * number > min(len(own), len(self.clusters[found[i][0]]))
+            ]
+            if alike:
+                found[min(alike)].append(task)
+                continue
+            for example in own:
+                holders[example].append(len(found))
+            found.append([task])
         return found
 
 

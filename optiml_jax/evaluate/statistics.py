@@ -266,15 +266,23 @@ def compare(
     """
     tree = difference(run, baseline)
     resampling = Resampling(tree, n, seed)
+    by_task: dict[Path, list[Leaf]] = collections.defaultdict(list)
+    for leaf in tree.leaves:
+        by_task[leaf.key.path[:3]].append(leaf)
     return {
-        key: _difference(key, run, baseline, tree, resampling)
+        key: _difference(key, run, baseline, tree, resampling, by_task)
         for key, cell in tree.cells.items()
         if len(key.path) <= 3 and cell.value is not None
     }
 
 
 def _difference(
-    key: Key, run: Rollup, baseline: Rollup, tree: Rollup, resampling: Resampling
+    key: Key,
+    run: Rollup,
+    baseline: Rollup,
+    tree: Rollup,
+    resampling: Resampling,
+    by_task: Mapping[Path, Sequence[Leaf]],
 ) -> Difference:
     cell = tree.cells[key]
     seed_error = _seed_error(key, run, baseline)
@@ -283,8 +291,9 @@ def _difference(
     deltas = [value for _, value in shares.values()]
     leaves = [
         leaf
-        for leaf in tree.leaves
-        if leaf.key.path[:3] in cell.tasks and key.shots in (leaf.key.shots, MEAN)
+        for task in sorted(cell.tasks)
+        for leaf in by_task[task]
+        if key.shots in (leaf.key.shots, MEAN)
     ]
     n_clusters = resampling.n_clusters(cell.tasks)
     values = [t.cells[key].value if key in t.cells else None for t in (run, baseline)]

@@ -4,16 +4,17 @@ Numbers are made in `optiml_jax/evaluate/{rollup,statistics}.py`; here they are 
 cell from which something is missing is marked, and a note says what.
 """
 
+import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.baselines import KINDS
-from optiml_jax.evaluate.leaves import MEAN, Key
+from optiml_jax.evaluate.leaves import MEAN, Key, Leaf
 from optiml_jax.evaluate.resampling import NUM_REPLICATES
 from optiml_jax.evaluate.rollup import Cell, Rollup, level_order
 from optiml_jax.evaluate.statistics import (
@@ -28,6 +29,7 @@ from optiml_jax.report.tables import MARK, Table
 
 AVERAGE = "all categories"
 _MAX_NOTES = 20
+_Thing = TypeVar("_Thing")
 _LEVEL_NAMES = {
     "fully_held_out": "fully held-out",
     "partially_held_out": "partially held-out",
@@ -107,37 +109,43 @@ def task_table(runs: Mapping[str, Rollup]) -> Table:
     over all instances, so it stands there too where it differs.
     """
     metrics = {leaf.key.subtask: leaf.metric for tree in runs.values() for leaf in tree.leaves}
+    subtasks = _by_task(cell_keys(runs, 5), lambda key: key)
+    leaves = {name: _by_task(tree.leaves, lambda leaf: leaf.key) for name, tree in runs.items()}
     rows = []
     for key in cell_keys(runs, 3):
-        below = [k for k in cell_keys(runs, 5) if k.path[:3] == key.path]
+        below = subtasks[key.path]
         metric = "/".join(dict.fromkeys(metrics.get(k.subtask, "") for k in below))
         first = (level_name(key.level), key.category, key.task, metric)
         rows.append(first + _values(runs, key))
-        if len(below) > 1:
-            for k in below:
-                name = f"  {k.subtask}"
-                rows.append(("", "", name, metrics.get(k.subtask, ""), *_values(runs, k)))
-        if len(below) > 1 and len({k.benchmark for k in below}) == 1 and _sizes(runs, key) > 1:
-            rows.append(("", "", "  (mean over instances)", metric, "-", *_pooled(runs, key)))
+        if len(below) < 2:
+            continue
+        for k in below:
+            name = f"  {k.subtask}"
+            rows.append(("", "", name, metrics.get(k.subtask, ""), *_values(runs, k)))
+        own = [by_task[key.path] for by_task in leaves.values()]
+        sizes = {len(leaf.ids) for members in own for leaf in members}
+        if len({k.benchmark for k in below}) == 1 and len(sizes) > 1:
+            pooled = _pooled(own, all_shots(runs))
+            rows.append(("", "", "  (mean over instances)", metric, "-", *pooled))
     columns = ("level", "category", "task", "metric", *_value_columns(runs))
     return Table("Tasks", columns, tuple(rows), 4, _notes(runs, Key(MEAN)))
 
 
-def _sizes(runs: Mapping[str, Rollup], key: Key) -> int:
-    """How many different sizes the sub-tasks of a task have."""
-    leaves = (leaf for tree in runs.values() for leaf in tree.leaves)
-    return len({len(leaf.ids) for leaf in leaves if leaf.key.path[:3] == key.path})
+def _by_task(
+    things: Iterable[_Thing], key: Callable[[_Thing], Key]
+) -> Mapping[tuple[str, ...], list[_Thing]]:
+    """Names of a task -> what is below it, in the order given."""
+    found: dict[tuple[str, ...], list[_Thing]] = collections.defaultdict(list)
+    for thing in things:
+        found[key(thing).path[:3]].append(thing)
+    return found
 
 
-def _pooled(runs: Mapping[str, Rollup], key: Key) -> Iterable[str]:
-    """The mean over the instances of a task's sub-tasks, for every run and number of shots."""
-    for tree in runs.values():
-        for shots in all_shots(runs):
-            scores = [
-                leaf.scores
-                for leaf in tree.leaves
-                if leaf.key.path[:3] == key.path and shots in (leaf.key.shots, MEAN)
-            ]
+def _pooled(runs: Iterable[Sequence[Leaf]], shots: Sequence[int | str]) -> Iterable[str]:
+    """The mean over the instances of a task's leaves, for every run and number of shots."""
+    for leaves in runs:
+        for k in shots:
+            scores = [leaf.scores for leaf in leaves if k in (leaf.key.shots, MEAN)]
             yield number(float(np.concatenate(scores).mean()) if scores else None)
 
 

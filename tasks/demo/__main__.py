@@ -1,9 +1,6 @@
 """`python -m tasks.demo --out=build/demo`: writes the demo bench (see build.py)."""
 
-from optiml_jax.quiet import held_stderr
+from tasks.demo.build import main
 
 if __name__ == "__main__":
-    with held_stderr():
-        from tasks.demo.build import main
-
-        main()
+    main()
