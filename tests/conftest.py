@@ -1,5 +1,6 @@
 """Settings of the whole test run: 8 simulated devices, quiet TensorFlow, where real data lies."""
 
+import collections
 import os
 import pathlib
 import signal
@@ -17,12 +18,43 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import psutil
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 # The background jobs of a shell are born deaf to Ctrl-C, which some tests press.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+SLOW_FILES = {*(REPOSITORY / "tests" / "slow.txt").read_text().split()}
+_SLOW = 10.0  # seconds of one file; `-m "not slow"` is what is below
+_WORKER_MEMORY = 4 << 30
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one process per processor where memory allows, at most 8."""
+    processors, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().available
+    workers = min(processors, memory // _WORKER_MEMORY, 8)
+    return workers if workers > 1 else 0  # 0: in this process
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.split("::")[0] in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names the files that took long and are not marked so."""
+    seconds: collections.Counter = collections.Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.split("::")[0]] += report.duration
+    for file, total in seconds.most_common():
+        if total > _SLOW and file not in SLOW_FILES:
+            terminalreporter.write_line(f"slow, and not in tests/slow.txt: {file} ({total:.0f} s)")
 
 
 def real_data_root() -> pathlib.Path | None:
