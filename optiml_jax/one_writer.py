@@ -53,6 +53,26 @@ def one_writer(
         claim.release()
 
 
+def writer_of(folder: str | os.PathLike, what: str, lease: float = LEASE_SECONDS) -> str | None:
+    """Who holds the folder as `what` now, "process 12 on host"; None: nobody who is alive."""
+    file = pathlib.Path(folder) / f".{what.split()[-1]}.lock"
+    try:
+        age = time.time() - file.stat().st_mtime
+    except OSError:
+        return None
+    claim = filelock.SoftFileLease(file, lease_duration=lease, thread_local=False)
+    if _host(claim) == socket.gethostname() and claim.pid:
+        try:
+            os.kill(claim.pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:  # alive, and somebody else's
+            pass
+    elif age > lease:
+        return None
+    return _owner(claim)
+
+
 def _acquire(
     file: pathlib.Path, folder: pathlib.Path, what: str, lease: float
 ) -> filelock.SoftFileLease:

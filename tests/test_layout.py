@@ -8,6 +8,7 @@ import sys
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FLOORS = [  # from the top; a package imports only from floors below its own
     {"optiml_jax.cli"},
+    {"optiml_jax.study"},
     {"optiml_jax.report", "tasks"},
     {"optiml_jax.ahead"},
     {"optiml_jax.train", "optiml_jax.exchange"},

@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 import tokenize
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import gin
 from gin import config_parser
@@ -20,8 +21,11 @@ OUR_PACKAGES = ("optiml_jax", "tasks")
 _MACRO = "gin.macro"
 
 
-def read_settings(files: Sequence[str], bindings: Sequence[str]) -> None:
+def read_settings(files: Sequence[str], bindings: Sequence[str]) -> dict[str, Any]:
     """Binds what the files set, then the bindings, each over what came before.
+
+    Returns what is bound: name ("TrainConfig.seed", or that of a macro) -> value; `repr` of it is
+    what stands in a gin file.
 
     Args:
       files: paths; relative ones are looked up here and in the repository. An `include` is also
@@ -38,12 +42,14 @@ def read_settings(files: Sequence[str], bindings: Sequence[str]) -> None:
     for binding in bindings:
         reader.read(binding, "command line", ())
     reader.check_macros()
+    return reader.bound
 
 
 @dataclasses.dataclass
 class _Reader:
-    """What was seen: macros that are set, and where macros are used."""
+    """What was seen: what is bound, macros that are set, and where macros are used."""
 
+    bound: dict[str, Any] = dataclasses.field(default_factory=dict)
     set_macros: set[str] = dataclasses.field(default_factory=set)
     used_macros: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -74,8 +80,9 @@ class _Reader:
 
     def bind(self, statement: config_parser.BindingStatement, place: str) -> None:
         scope, selector, parameter, value, _ = statement
+        name = f"{scope}/{selector}" if scope else selector
+        self.bound[f"{name}.{parameter}" if parameter else name] = value
         if not parameter:  # a macro: NAME = VALUE
-            name = f"{scope}/{selector}" if scope else selector
             scope, selector, parameter = name, _MACRO, "value"
             self.set_macros.add(name)
         for reference in _references(value):

@@ -32,6 +32,7 @@ VERBS = {
     "generate": "continue prompts: one, those of a file, or as you type them",
     "doctor": "show what this machine has, what a gin file finds on it, and what is missing",
     "convert": "weights of other programs into a checkpoint, and back",
+    "study": "make the runs of a study (variants x seeds), continue them, and report",
     "compile": "say what a run needs on a machine that is not there, and whether it fits",
 }
 
@@ -87,6 +88,9 @@ def parse_gin(verb: str, arguments: Sequence[str]) -> None:
         parser.add_argument("--dry_run", action="store_true", help="print sizes and licences only")
     if verb == "audit":
         parser.add_argument("--review", action="store_true", help="decide the undecided pairs")
+    if verb == "study":
+        parser.add_argument("--status", action="store_true", help="show how far the runs are")
+        parser.add_argument("--report", action="store_true", help="only write the report")
     if verb in ("plan", "train", "evaluate"):
         help_text = "in paper mode, print the undecided pairs of the audit and go on"
         parser.add_argument(
@@ -97,6 +101,7 @@ def parse_gin(verb: str, arguments: Sequence[str]) -> None:
     if getattr(parsed, "runner", None):
         bindings.append(f"{verb.capitalize()}.runner = {parsed.runner!r}")
     flags = {"dry_run": "Fetch", "review": "Audit", "allow_undecided": "Audit"}
+    flags |= {"status": "Launch", "report": "Launch"}
     bindings += [f"{flags[name]}.{name} = True" for name in flags if getattr(parsed, name, False)]
     read_settings(parsed.gin_file, bindings)
 

@@ -41,6 +41,7 @@ from optiml_jax.settings import (
     Share,
     configurable,
 )
+from optiml_jax.study.spec import Chain, Launch, Study
 
 
 @configurable

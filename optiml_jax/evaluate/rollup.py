@@ -206,6 +206,15 @@ def mean_of_seeds(trees: Sequence[Rollup]) -> Rollup:
     return dataclasses.replace(mean, run=_common(t.run for t in trees), seeds=tuple(trees))
 
 
+def weighted_sum(trees: Sequence[Rollup], weights: Sequence[float]) -> Rollup:
+    """The weighted sum of evaluations, instance by instance, over what all of them have.
+
+    Raises:
+      UserError: they have no instance in common.
+    """
+    return _weighted(trees, weights, "some of the evaluations only")
+
+
 def _weighted(trees: Sequence[Rollup], weights: Sequence[float], where: str) -> Rollup:
     """The weighted sum of evaluations, unit by unit, over what all of them have."""
     others = [{(leaf.key, leaf.prompt): leaf for leaf in tree.leaves} for tree in trees]

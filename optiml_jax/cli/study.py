@@ -1,0 +1,147 @@
+"""`optiml study`: makes the runs of a study, continues them, and reports what they show."""
+
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import gin
+
+from optiml_jax.cli import main as command_line
+from optiml_jax.cli.gin_files import read_settings
+from optiml_jax.cli.settings import Chain, Launch, Study, configured
+from optiml_jax.errors import UserError
+from optiml_jax.one_writer import one_writer
+from optiml_jax.report.tables import Table, render
+from optiml_jax.study.choice import CHOICE
+from optiml_jax.study.local import make_runs, printed
+from optiml_jax.study.runs import Plan, Settings, plan_study, write_runs
+from optiml_jax.study.state import RunState, describe, run_state, seconds_left
+
+
+def main() -> int:
+    launch, studies = Launch(), read_studies()
+    if launch.status:
+        show_status(studies, launch)
+        return 0
+    failures = []
+    for study, takes in studies:
+        missing = missing_choices(study, takes)
+        if missing:
+            raise UserError(f"study {study.name!r} waits for the choice of {', '.join(missing)}")
+        plan = plan_of(study, takes)
+        if launch.report:
+            write_report(plan)
+            continue
+        write_runs(plan)
+        if launch.launcher == "print":
+            print("\n".join(printed([plan])))
+            continue
+        with one_writer(plan.folder, "optiml study"):
+            begun = time.monotonic()
+            print(f"{study.name}: {study.title}", flush=True)
+            failed = make_runs(
+                plan,
+                launch.at_once or 1,
+                launch.threads,
+                done=lambda plan=plan: print(summary([plan], launch), flush=True),
+            )
+            print(f"{summary([plan], launch)}; {(time.monotonic() - begun) / 60:.1f} min now")
+            write_report(plan)
+        failures += failed
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def read_studies() -> list[tuple[Study, tuple[str, ...]]]:
+    """The studies that gin names, each with the names of those whose choice it takes."""
+    chain = Chain()
+    if not chain.studies:
+        return [(configured(Study), ())]
+    given = dict(gin.get_bindings("Study", resolve_references=False, inherit_scopes=False))
+    studies = []
+    for file in chain.studies:
+        gin.clear_config()
+        read_settings([file], [])
+        study = configured(Study, **given)
+        studies.append((study, tuple(chain.takes.get(study.name, ()))))
+    gin.clear_config()
+    names = [study.name for study, _ in studies]
+    for i, (study, takes) in enumerate(studies):
+        if late := [name for name in takes if name not in names[:i]]:
+            raise UserError(
+                f"Chain.takes: study {study.name!r} takes the choice of {late[0]!r}, which does not "
+                f"come before it; the order is {', '.join(names)}"
+            )
+    if unknown := [name for name in chain.takes if name not in names]:
+        raise UserError(f"Chain.takes names {unknown[0]!r}; the studies are {', '.join(names)}")
+    return studies
+
+
+def resolve(files: Sequence[str], lines: Sequence[str]) -> Settings:
+    """The settings of gin files and lines, without leaving them in gin."""
+    gin.clear_config()
+    try:
+        return read_settings(files, lines)
+    finally:
+        gin.clear_config()
+
+
+def plan_of(study: Study, takes: Sequence[str]) -> Plan:
+    """The runs of a study, starting from what earlier ones chose."""
+    files = [str(choice_file(study, name)) for name in takes]
+    return plan_study(study, resolve, resolve(files, []) if files else {})
+
+
+def choice_file(study: Study, other: str) -> pathlib.Path:
+    return pathlib.Path(study.folder) / other / CHOICE
+
+
+def missing_choices(study: Study, takes: Sequence[str]) -> list[str]:
+    return [name for name in takes if not choice_file(study, name).exists()]
+
+
+def show_status(studies: Sequence[tuple[Study, tuple[str, ...]]], launch: Launch) -> None:
+    """Prints how far every run is, and how long the rest will take."""
+    plans, rows, waiting = [], [], []
+    for study, takes in studies:
+        if missing := missing_choices(study, takes):
+            waiting.append(f"{study.name} waits for the choice of {', '.join(missing)}")
+            continue
+        plans.append(plan_of(study, takes))
+        for (variant, seed), run in plans[-1].runs.items():
+            state = describe(run_state(run), run.num_steps)
+            rows.append((study.name, variant, str(seed), state, str(run.folder)))
+    columns = ("study", "variant", "seed", "state", "folder")
+    print(render(Table("Runs", columns, tuple(rows), 5, tuple(waiting)), "terminal"))
+    print(summary(plans, launch))
+
+
+def summary(plans: Sequence[Plan], launch: Launch) -> str:
+    """How many runs are done, and the time left; a run that several studies share counts once."""
+    runs = {run.folder: run for plan in plans for run in plan.runs.values()}
+    states = {folder: run_state(run) for folder, run in runs.items()}
+    counts = {}
+    for state in states.values():
+        counts[state.status] = counts.get(state.status, 0) + 1
+    said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+    return f"{len(runs)} runs: {said}{time_left(runs, states, launch)}"
+
+
+def time_left(runs: dict, states: dict[pathlib.Path, RunState], launch: Launch) -> str:
+    pairs = [(run, states[folder]) for folder, run in runs.items()]
+    if all(state.status in ("done", "failed") for _, state in pairs):
+        return ""
+    seconds = seconds_left(pairs, launch.at_once or 1)
+    if seconds is None:
+        return "; time left not known yet"
+    return f"; about {seconds / 60:.0f} min left" if seconds < 5400 else f"; {seconds / 3600:.1f} h"
+
+
+def write_report(plan: Plan) -> None:
+    """Writes the study's report and choice, from what is evaluated."""
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.main([pathlib.Path(__file__).stem, *sys.argv[1:]]))

@@ -1,0 +1,224 @@
+"""Making the runs of studies on this machine: one after the other, or several at once.
+
+Each verb is a process of its own with its own log. When this process ends, whatever ends it, its
+children get SIGTERM: training saves and ends, and the next start goes on from there.
+"""
+
+import ctypes
+import dataclasses
+import itertools
+import logging
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from optiml_jax.study.runs import Plan, Preparation, StudyRun
+from optiml_jax.study.state import STAGES, ended, log_file, log_of, run_state, started
+
+logger = logging.getLogger(__name__)
+_POLL_SECONDS = 0.2
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
+
+
+@dataclasses.dataclass
+class _Job:
+    """A run or preparation, and the verbs that it still needs."""
+
+    name: str
+    of: StudyRun | Preparation
+    verbs: list[str]
+    needs: str | None = None  # name of the preparation that comes before
+
+
+def make_runs(
+    plan: Plan, at_once: int = 1, threads: int = 0, done: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Makes what is not done yet, and goes on past what fails.
+
+    Args:
+      plan: its gin files have been written.
+      at_once: runs at the same time.
+      threads: processor threads of one run; 0: all.
+      done: called after each finished run.
+
+    Returns:
+      What failed, in words.
+
+    Raises:
+      KeyboardInterrupt: SIGINT or SIGTERM; the processes were told to end, and have ended.
+    """
+    return _Pool(at_once, threads, done).make(_jobs(plan))
+
+
+def _jobs(plan: Plan) -> list[_Job]:
+    jobs, needed = [], {}
+    for (variant, seed), run in plan.runs.items():
+        state = run_state(run)
+        if state.status == "done" and not state.failed_tasks:
+            continue
+        verbs = list(STAGES[STAGES.index(state.stage) :]) if state.stage else ["evaluate"]
+        name = f"{plan.study.name}: {variant}, seed {seed}"
+        needs = run.prepare if verbs[0] == "plan" else None
+        if needs:
+            needed[needs] = plan.preparations[needs]
+        jobs.append(_Job(name, run, verbs, needs))
+    first = [_Job(key, of, ["prepare"]) for key, of in needed.items()]
+    return first + jobs
+
+
+class _Pool:
+    """Processes that are at work."""
+
+    def __init__(self, at_once: int, threads: int, done: Callable[[], None]):
+        self._at_once, self._threads, self._done = max(at_once, 1), threads, done
+        self._active: list[tuple[_Job, subprocess.Popen, int]] = []
+        self._failed: dict[str, str] = {}  # name of a job -> why
+
+    def make(self, jobs: list[_Job]) -> list[str]:
+        """Runs the jobs, those that need nothing unfinished first."""
+        waiting = list(jobs)
+        slots = set(range(self._at_once))
+        with _interrupted_by_sigterm():
+            try:
+                while waiting or self._active:
+                    self._drop_hopeless(waiting)
+                    while slots and (job := self._ready(waiting)) is not None:
+                        waiting.remove(job)
+                        self._start(job, slots.pop())
+                    time.sleep(_POLL_SECONDS)
+                    slots |= set(self._collect())
+            except BaseException:
+                self._stop()
+                raise
+        return [f"{name}: {why}" for name, why in self._failed.items()]
+
+    def _drop_hopeless(self, waiting: list[_Job]) -> None:
+        for job in [job for job in waiting if job.needs in self._failed]:
+            waiting.remove(job)
+            self._failed[job.name] = f"its preparation failed: {self._failed[job.needs]}"
+
+    def _ready(self, waiting: Sequence[_Job]) -> _Job | None:
+        """The next job whose preparation is through and that nobody else is at."""
+        unfinished = {job.name for job in waiting} | {job.name for job, *_ in self._active}
+        for job in waiting:
+            if job.needs in unfinished:
+                continue
+            if isinstance(job.of, StudyRun) and run_state(job.of).status == "running":
+                continue  # of another start of this study, that is ending or at work elsewhere
+            return job
+        return None
+
+    def _start(self, job: _Job, slot: int) -> None:
+        verb = job.verbs[0]
+        log = log_file(job.of.folder, verb)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                command(verb, job.of.gin_file),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_child(self._processors(slot)),  # noqa: PLW1509 - no threads here
+            )
+            file.write(started(verb, process.pid))
+        logger.info("%s: %s (%s)", job.name, verb, log)
+        self._active.append((job, process, slot))
+
+    def _processors(self, slot: int) -> set[int] | None:
+        """The processors of the slot-th run, where their number is limited."""
+        if not self._threads:
+            return None
+        ours = sorted(os.sched_getaffinity(0))
+        return {ours[(slot * self._threads + i) % len(ours)] for i in range(self._threads)}
+
+    def _collect(self) -> Iterator[int]:
+        """Looks which processes have ended; gives the slots that are free again."""
+        for job, process, slot in list(self._active):
+            status = process.poll()
+            if status is None:
+                continue
+            self._active.remove((job, process, slot))
+            verb = job.verbs.pop(0)
+            _note_end(job.of, verb, status)
+            if status and not (verb == "evaluate" and status == 1):
+                self._failed[job.name] = f"{verb}: {log_of(job.of.folder, verb).reason}"
+                logger.warning("%s failed: %s", job.name, self._failed[job.name])
+                yield slot
+            elif _left(job):
+                self._start(job, slot)
+            else:
+                if status:  # some tasks have no score; the others have
+                    self._failed[job.name] = f"{verb}: {log_of(job.of.folder, verb).reason}"
+                if isinstance(job.of, StudyRun):
+                    self._done()
+                yield slot
+
+    def _stop(self) -> None:
+        """Ends the processes as Ctrl-C does, and waits for them."""
+        for _, process, _ in self._active:
+            process.send_signal(signal.SIGTERM)
+        for job, process, _ in self._active:
+            _note_end(job.of, job.verbs[0], process.wait())
+
+
+def _left(job: _Job) -> list[str]:
+    """The verbs that the job still needs: training may have evaluated, too."""
+    if isinstance(job.of, StudyRun) and job.verbs and run_state(job.of).status == "done":
+        job.verbs = []
+    return job.verbs
+
+
+def command(verb: str, gin_file: pathlib.Path) -> list[str]:
+    """The command line of a verb."""
+    return [sys.executable, "-m", "optiml_jax.cli.main", verb, f"--gin_file={gin_file}"]
+
+
+def _note_end(of: StudyRun | Preparation, verb: str, status: int) -> None:
+    with log_file(of.folder, verb).open("a", encoding="utf-8") as file:
+        file.write(ended(verb, status))
+
+
+def _child(processors: set[int] | None) -> Callable[[], Any]:
+    """What a child does first: it takes its processors, and SIGTERM when its parent dies."""
+    parent = os.getpid()
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def prepare() -> None:
+        os.setpgrp()  # Ctrl-C in the terminal reaches this process alone, which passes SIGTERM on
+        if processors:
+            os.sched_setaffinity(0, processors)
+        if libc is not None:
+            libc.prctl(_DEATH_SIGNAL, signal.SIGTERM)
+            if os.getppid() != parent:  # it died before
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    return prepare
+
+
+class _interrupted_by_sigterm:  # noqa: N801 - used as a function
+    """SIGTERM ends the block as Ctrl-C does."""
+
+    def __enter__(self):
+        def stop(number: int, _: Any) -> None:
+            raise KeyboardInterrupt(f"stopped by signal {number}")
+
+        self._before = signal.signal(signal.SIGTERM, stop)
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self._before)
+
+
+def printed(plans: Sequence[Plan]) -> list[str]:
+    """The commands that make what is not done yet, in an order in which they may be run."""
+    lines: list[str] = []
+    for plan in plans:
+        if jobs := _jobs(plan):
+            lines.append(f"# {plan.study.name}: {plan.study.title}".rstrip(": "))
+        for job, verb in itertools.chain.from_iterable(((j, v) for v in j.verbs) for j in jobs):
+            lines.append(f"optiml {verb} --gin_file={job.of.gin_file}")
+    return list(dict.fromkeys(lines))

@@ -1,0 +1,228 @@
+"""From a study to its runs: the settings of each, as one flat gin file, and where it lies.
+
+A run is known by what it does: its folder is named after a fingerprint of its settings, so that a
+variant which two studies share is trained once, and a changed setting is another run.
+"""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optiml_jax.errors import UserError
+from optiml_jax.files import atomic_path, disk_errors, fingerprint
+from optiml_jax.study.spec import Study
+
+Settings = dict[str, Any]  # name of a gin parameter -> value; its `repr` is gin
+Resolve = Callable[[Sequence[str], Sequence[str]], Settings]  # of gin files, then lines
+
+# What may change between two starts of a run (WORKSPACE.md, "Which setting is frozen where"), and
+# what only says where things lie.
+_FREE = re.compile(
+    r"Run\.(run_dir|distributed)$|Mixture\.name$|MeshConfig\.|Prepare\.|Report\.|Inspect\.|Audit\."
+    r"|CompilationCache\.|model_config\.remat$|TrainConfig\.(num_microbatches|log_every"
+    r"|checkpoint_every|keep|grace_seconds|peak_flops|validat\w+)$"
+)
+# What `optiml prepare` does not look at, or what only chooses among the tasks that it caches.
+_AFTER_PREPARE = re.compile(
+    r"(TrainConfig|OptimizerConfig|EvalConfig|MeshConfig|model_config|Report|Audit|Inspect)\."
+    r"|Run\.(run_dir|distributed)$|PlanConfig\.(seed|num_rows)$|Evaluate\.(?!roles$)"
+    r"|Mixture\.(name|eps|proportions|shares|row_shares|num_tasks|num_categories"
+    r"|always_categories)$"
+)
+# What the prompts in a cache depend on, beside the vocabulary and the data.
+_PROMPTS = re.compile(r"PromptConfig\.|zipf_shots\.|PlanConfig\.sequence_length$")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyRun:
+    """One training run with its evaluation.
+
+    Attributes:
+      folder: its `Run.run_dir`.
+      settings: all of its gin parameters.
+      prepare: name of the `Preparation` that comes before.
+    """
+
+    folder: pathlib.Path
+    settings: Settings
+    prepare: str
+
+    @property
+    def gin_file(self) -> pathlib.Path:
+        return self.folder / "run.gin"
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.settings["TrainConfig.num_steps"])
+
+    @property
+    def evaluation(self) -> pathlib.Path:
+        """The folder of the evaluation of its last step."""
+        return self.folder / "evaluation" / f"step_{self.num_steps}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """One call of `optiml prepare`, which serves several runs."""
+
+    folder: pathlib.Path
+    settings: Settings
+
+    @property
+    def gin_file(self) -> pathlib.Path:
+        return self.folder / "prepare.gin"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The runs of a study.
+
+    Attributes:
+      study: whose they are.
+      runs: (variant, seed) -> run.
+      preparations: name -> what is cached before.
+      changes: variant -> what it changes in the base run: setting -> value.
+      varied: the settings in which variants differ.
+    """
+
+    study: Study
+    runs: Mapping[tuple[str, int], StudyRun]
+    preparations: Mapping[str, Preparation]
+    changes: Mapping[str, Settings]
+    varied: frozenset[str]
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Of the study's report and choice."""
+        return pathlib.Path(self.study.folder) / self.study.name
+
+    def of_variant(self, variant: str) -> dict[int, StudyRun]:
+        """Seed -> run."""
+        return {seed: run for (name, seed), run in self.runs.items() if name == variant}
+
+
+def plan_study(study: Study, resolve: Resolve, chosen: Mapping[str, Any] | None = None) -> Plan:
+    """Works out the runs of a study; writes nothing.
+
+    Args:
+      study: the study.
+      resolve: reads gin files and lines into settings.
+      chosen: settings that earlier studies chose.
+
+    Raises:
+      UserError: a file or setting of a variant is wrong, a run lacks a setting, or two variants are
+        the same run.
+    """
+    common = list(study.bindings)
+    base = resolve(study.base, common)
+    variants = {
+        name: resolve([*study.base, *_files(parts)], [*_lines(parts), *common])
+        for name, parts in study.variants.items()
+    }
+    changes = {name: _difference(own, base) for name, own in variants.items()}
+    varied = {setting for own in changes.values() for setting in own if _differs(setting, variants)}
+    taken = {k: v for k, v in (chosen or {}).items() if k not in varied}
+    runs, preparations = {}, {}
+    for name, own in variants.items():
+        settings = own | taken
+        _give_cache(settings, base | taken)
+        for seed in study.seeds:
+            run, preparation = _run(study, name, settings, seed)
+            runs[name, seed] = run
+            preparations[run.prepare] = preparation
+    owners = collections.defaultdict(list)
+    for (name, seed), run in runs.items():
+        owners[run.folder].append(f"{name} (seed {seed})")
+    for same in owners.values():
+        if len(same) > 1:
+            raise UserError(
+                f"study {study.name!r}: {' and '.join(same)} are the same run: they have the same "
+                "settings"
+            )
+    return Plan(study, runs, preparations, changes, frozenset(varied))
+
+
+def write_gin(path: pathlib.Path, settings: Mapping[str, Any], comment: str) -> None:
+    """Writes settings as a gin file, unless it is there as it should be."""
+    lines = [f"{name} = {value!r}\n" for name, value in sorted(settings.items())]
+    text = f"# {comment}\n" + "".join(lines)
+    if path.exists() and path.read_text("utf-8") == text:
+        return
+    with disk_errors(path, "the settings of a run"), atomic_path(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_runs(plan: Plan) -> None:
+    """Writes the gin files of all runs, and links to them by study, variant and seed."""
+    for preparation in plan.preparations.values():
+        comment = "What is cached for runs of `optiml study`, which writes this file."
+        write_gin(preparation.gin_file, preparation.settings, comment)
+    for (variant, seed), run in plan.runs.items():
+        comment = "A run of `optiml study`, which writes this file: all settings, one by one."
+        write_gin(run.gin_file, run.settings, comment)
+        link = plan.folder / slug(variant) / f"seed_{seed}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        target = os.path.relpath(run.folder, link.parent)
+        if link.is_symlink() and os.readlink(link) != target:
+            link.unlink()
+        if not link.is_symlink():
+            link.symlink_to(target)
+
+
+def slug(name: str) -> str:
+    """A variant's name as that of a file: "2/1/5" is "2_1_5"."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("_") or "_"
+
+
+def _run(study: Study, name: str, settings: Settings, seed: int) -> tuple[StudyRun, Preparation]:
+    own = settings | dict.fromkeys(study.seeded, seed) | {"Evaluate.roles": study.roles}
+    for needed in ("Run.cache_dir", "TrainConfig.num_steps"):
+        if needed not in own:
+            raise UserError(f"study {study.name!r}, variant {name!r}: {needed} is not set")
+    own["Evaluate.checkpoint"] = int(own["TrainConfig.num_steps"])
+    own["Evaluate.name"] = "{checkpoint}"
+    prepared = {k: v for k, v in own.items() if not _AFTER_PREPARE.match(k)}
+    key = fingerprint({k: repr(v) for k, v in prepared.items()})
+    identity = fingerprint({k: repr(v) for k, v in own.items() if not _FREE.match(k)})
+    root = pathlib.Path(study.folder)
+    folder = root / "runs" / identity
+    # A name that the plan keeps, the same whichever study asks for the run.
+    own |= {"Run.run_dir": str(folder), "Mixture.name": f"run {identity}"}
+    # Rates do not matter for the cache; a mixture with all of its tasks needs no proportions.
+    prepared |= {"Mixture.name": f"preparation {key}", "Run.run_dir": str(root / "prepare" / key)}
+    prepared |= {"TrainConfig.num_steps": 1, "TrainConfig.global_batch_size": 1}
+    return StudyRun(folder, own, key), Preparation(root / "prepare" / key, prepared)
+
+
+def _give_cache(settings: Settings, base: Mapping[str, Any]) -> None:
+    """Gives prompts that differ from those of the base a cache of their own, if none is set."""
+    prompts, usual = ({k: v for k, v in s.items() if _PROMPTS.match(k)} for s in (settings, base))
+    differ = {k: repr(v) for k, v in prompts.items()} != {k: repr(v) for k, v in usual.items()}
+    if differ and settings.get("Run.cache_dir") == base.get("Run.cache_dir"):
+        own = fingerprint({k: repr(v) for k, v in prompts.items()})[:8]
+        settings["Run.cache_dir"] = f"{settings.get('Run.cache_dir')}_{own}"
+
+
+def _files(parts: Sequence[str]) -> list[str]:
+    return [part for part in parts if part.endswith(".gin")]
+
+
+def _lines(parts: Sequence[str]) -> list[str]:
+    return [part for part in parts if not part.endswith(".gin")]
+
+
+def _difference(own: Settings, base: Settings) -> Settings:
+    """What `own` sets otherwise than `base`, but for the name of the mixture."""
+    return {
+        k: v
+        for k, v in own.items()
+        if k != "Mixture.name" and (k not in base or repr(base[k]) != repr(v))
+    }
+
+
+def _differs(setting: str, variants: Mapping[str, Settings]) -> bool:
+    return len({repr(own.get(setting, "not set")) for own in variants.values()}) > 1

@@ -1,0 +1,122 @@
+"""What a study is: a base run, variants that differ in one factor, seeds, and the axis of a figure.
+
+A study is a gin file that binds `Study`; a file that binds `Chain` names several, one after the
+other. Here are only these settings; what the runs are, `runs.py` works out.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from optiml_jax.errors import UserError
+from optiml_jax.settings import NotNegative, Positive, configurable
+
+
+@configurable
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """Runs that differ in one factor.
+
+    Settings of a run come from the files of `base`, then those of its variant, then `bindings`,
+    then choices of earlier studies (`Chain.takes`), then its seed; later ones win.
+
+    Attributes:
+      name: of the study, its folder and its files.
+      title: for headings.
+      base: gin files of the base run.
+      variants: name -> gin files (they end in ".gin") and lines "NAME = VALUE"; () is the base run.
+      bindings: lines "NAME = VALUE" for all runs.
+      seeds: each variant is run with each of them.
+      seeded: settings that get the seed.
+      factor: what varies, the axis of the figure.
+      positions: variant -> where on the axis it is; empty: variants stand side by side, as listed.
+      logarithmic: the axis.
+      series: variant -> the line of the figure that it belongs to, where a second factor varies.
+      fit: fits scores against the (logarithm of the) position, with an interval for the slope.
+      by: what is averaged within a level: "category" or "benchmark".
+      roles: of the evaluation tasks; the paper chooses on "dev".
+      replicates: of the bootstrap.
+      published: number of the paper's table, or name of its figure, that is shown beside.
+      rows: variant -> name of its row there; its own name where it is not listed.
+      unpublished: variants that the paper does not have.
+      folder: of all studies that share runs: a run that two studies need is made once.
+    """
+
+    name: str
+    title: str = ""
+    base: tuple[str, ...]
+    variants: Mapping[str, tuple[str, ...]]
+    bindings: tuple[str, ...] = ()
+    seeds: tuple[NotNegative, ...] = (1234,)
+    seeded: tuple[str, ...] = ("TrainConfig.seed", "PlanConfig.seed")
+    factor: str = "variant"
+    positions: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    logarithmic: bool = False
+    series: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fit: bool = False
+    by: Literal["category", "benchmark"] = "category"
+    roles: tuple[str, ...] = ("dev",)
+    replicates: Positive = 10_000
+    published: int | str | None = None
+    rows: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unpublished: tuple[str, ...] = ()
+    folder: str = "runs/studies"
+
+    def __post_init__(self):
+        if not self.variants:
+            self._refuse("it has no variants")
+        if not self.seeds or len({*self.seeds}) < len(self.seeds):
+            self._refuse(f"seeds {self.seeds} must be one or more different numbers")
+        for name in ("positions", "series", "rows"):
+            if unknown := [v for v in getattr(self, name) if v not in self.variants]:
+                known = ", ".join(self.variants)
+                self._refuse(f"{name} names {unknown[0]!r}, which is none of {known}")
+        if self.positions and (lacking := [v for v in self.variants if v not in self.positions]):
+            self._refuse(f"positions lacks {lacking[0]!r}")
+        if self.logarithmic and any(x <= 0 for x in self.positions.values()):
+            self._refuse("a logarithmic axis has positions above 0 only")
+        if self.fit and len({*self.positions.values()}) < 3:
+            self._refuse("a fit needs three different positions")
+
+    def _refuse(self, what: str) -> None:
+        raise UserError(f"study {self.name!r}: {what}")
+
+
+@configurable
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Studies one after the other.
+
+    Attributes:
+      studies: gin files, each of one `Study`.
+      takes: name of a study -> names of earlier ones whose choice its runs start from. What a study
+        varies itself is not taken.
+    """
+
+    studies: tuple[str, ...] = ()
+    takes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+
+@configurable
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """Where and how the runs of a study are made.
+
+    Attributes:
+      launcher: "local": on this machine; "slurm": one array job is written and submitted; "print":
+        the commands are printed.
+      at_once: runs at the same time; 0: one after the other here, all at once under SLURM.
+      threads: processor threads of one run here; 0: as JAX likes.
+      sbatch: options of `sbatch` for the array job, e.g. ("--nodes=8", "--partition=gpu").
+      sbatch_light: options for the jobs that need no accelerator: preparing and the report.
+      status: only shows what is done (also: `--status`).
+      report: only writes the report of what is there (also: `--report`).
+    """
+
+    launcher: Literal["local", "slurm", "print"] = "local"
+    at_once: NotNegative = 0
+    threads: NotNegative = 0
+    sbatch: tuple[str, ...] = ()
+    sbatch_light: tuple[str, ...] = ("--ntasks=1",)
+    status: bool = False
+    report: bool = False

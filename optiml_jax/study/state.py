@@ -1,0 +1,233 @@
+"""How far a run is, read from what it has written: plan, checkpoints, records, claims and logs.
+
+There is no second book beside these; whatever started or killed a run, the state is what is there.
+"""
+
+import dataclasses
+import datetime
+import os
+import pathlib
+import re
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from optiml_jax.checkpoint.manager import find_checkpoint
+from optiml_jax.errors import UserError
+from optiml_jax.evaluate.records import RunFolder
+from optiml_jax.one_writer import writer_of
+from optiml_jax.study.runs import StudyRun
+
+STAGES = ("plan", "train", "evaluate")
+_MARK = "[study]"
+_STARTED = re.compile(
+    rf"{re.escape(_MARK)} (?P<time>\S+) optiml \w+ started as process (?P<pid>\d+) on (?P<host>\S+)"
+)
+_ENDED = re.compile(rf"{re.escape(_MARK)} (?P<time>\S+) optiml \w+ ended with (?P<status>-?\d+)")
+_STEP = re.compile(r"step (\d+)/(\d+):")
+
+Status = Literal["done", "running", "failed", "stopped", "waiting"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunState:
+    """How far a run is.
+
+    Attributes:
+      stage: the first of `STAGES` that is not done; "" when all are.
+      status: of that stage. "stopped": it began and nobody is at it.
+      step: of training, the last that its log names.
+      reason: why it failed.
+      failed_tasks: of a finished evaluation, how many (task, shots) have no score.
+    """
+
+    stage: str
+    status: Status
+    step: int = 0
+    reason: str = ""
+    failed_tasks: int = 0
+
+
+def run_state(run: StudyRun) -> RunState:
+    """The state of a run now."""
+    done = {"plan": _planned, "train": _trained}
+    for stage, is_done in done.items():
+        if not is_done(run):
+            return _unfinished(run, stage)
+    finished, failed = _evaluated(run)
+    if not finished or (failed and log_of(run.folder, "evaluate").running):
+        return _unfinished(run, "evaluate")
+    return RunState("", "done", run.num_steps, failed_tasks=failed)
+
+
+def _planned(run: StudyRun) -> bool:
+    return (run.folder / "plan" / "train" / "plan.json").exists()
+
+
+def _trained(run: StudyRun) -> bool:
+    place = run.folder / "checkpoints" / str(run.num_steps)
+    if not place.exists():
+        return False
+    try:
+        find_checkpoint(place, ("params",))
+    except UserError:  # half-written or damaged: training goes on from an earlier one
+        return False
+    return True
+
+
+def _evaluated(run: StudyRun) -> tuple[bool, int]:
+    """Whether every (task, shots) was tried, and how many of them failed."""
+    folder = RunFolder(run.evaluation)
+    if not (run.evaluation / "tasks.json").exists():
+        return False, 0
+    cells = [folder.status(info, k)[0] for info in folder.load()[1] for k in info.shots]
+    return "missing" not in cells, cells.count("failed")
+
+
+def _unfinished(run: StudyRun, stage: str) -> RunState:
+    log = log_of(run.folder, stage)
+    step = log_of(run.folder, "train").step
+    claimed = {"plan": run.folder / "plan", "train": run.folder, "evaluate": run.evaluation}[stage]
+    if log.running or writer_of(claimed, f"optiml {stage}"):
+        return RunState(stage, "running", step)
+    if log.status not in (None, 0, 130, -15, 143):  # Ctrl-C and SIGTERM are no failures
+        return RunState(stage, "failed", step, log.reason)
+    return RunState(stage, "stopped" if log.starts else "waiting", step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What the log of a verb says.
+
+    Attributes:
+      starts: how often it was started.
+      running: the process that was started last is alive on this machine.
+      status: with which it ended last; None: it did not end, or never began.
+      seconds: that it ran in all, as far as it ended.
+      since: seconds since the running one began.
+      reason: its last error message.
+      step: the last step of training that it names.
+    """
+
+    starts: int = 0
+    running: bool = False
+    status: int | None = None
+    seconds: float = 0.0
+    since: float = 0.0
+    reason: str = ""
+    step: int = 0
+
+
+def log_file(folder: pathlib.Path, verb: str) -> pathlib.Path:
+    return folder / "logs" / f"{verb}.log"
+
+
+def started(verb: str, pid: int) -> str:
+    """The line that stands in the log where a verb starts."""
+    return f"{_MARK} {_now()} optiml {verb} started as process {pid} on {socket.gethostname()}\n"
+
+
+def ended(verb: str, status: int) -> str:
+    """The line that stands in the log where a verb ends."""
+    return f"{_MARK} {_now()} optiml {verb} ended with {status}\n"
+
+
+def log_of(folder: pathlib.Path, verb: str) -> Log:
+    """Reads the log of a verb of a run (or of a preparation)."""
+    try:
+        text = log_file(folder, verb).read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return Log()
+    starts, status, seconds, reason, step, begun = 0, None, 0.0, "", 0, None
+    for line in text.splitlines():
+        if found := _STARTED.match(line):
+            begun, status, starts = found, None, starts + 1
+        elif (found := _ENDED.match(line)) and begun is not None:
+            status = int(found["status"])
+            seconds += (_time(found["time"]) - _time(begun["time"])).total_seconds()
+        elif line.startswith(("error: ", "failed: ")):
+            reason = line.split(": ", 1)[1]
+        elif found := _STEP.search(line):
+            step = int(found[1])
+    alive = begun is not None and status is None and _alive(begun["host"], int(begun["pid"]))
+    since = (_time(_now()) - _time(begun["time"])).total_seconds() if alive else 0.0
+    if status and not reason:
+        reason = f"ended with {status}; see {log_file(folder, verb)}"
+    return Log(starts, alive, status, seconds, since, reason, step)
+
+
+def seconds_left(states: Mapping[StudyRun, RunState] | Iterable, at_once: int = 1) -> float | None:
+    """How long runs will take, from how long the finished stages of others took; None: not known.
+
+    Args:
+      states: (run, its state), each run once.
+      at_once: how many are made at the same time.
+    """
+    pairs = list(states)
+    rates = {stage: _mean_rate(stage, pairs) for stage in STAGES}
+    left = 0.0
+    for run, state in pairs:
+        if state.status in ("done", "failed"):
+            continue
+        for stage in STAGES[STAGES.index(state.stage) :]:
+            rate = rates[stage]
+            if rate is None:
+                return None
+            share = 1.0
+            if stage == state.stage == "train":
+                share = 1 - min(state.step, run.num_steps) / run.num_steps
+            whole = rate * (run.num_steps if stage == "train" else 1)
+            spent = 0.0
+            if stage == state.stage != "train" and state.status == "running":
+                spent = log_of(run.folder, stage).since
+            left += max(whole * share - spent, 0.0)
+    return left / max(at_once, 1)
+
+
+def _mean_rate(stage: str, pairs: list[tuple[StudyRun, RunState]]) -> float | None:
+    """Seconds of a stage (of one step of training), mean over the runs that are through it."""
+    values = []
+    for run, state in pairs:
+        log = log_of(run.folder, stage)
+        steps = run.num_steps if stage == "train" else 1
+        through = not state.stage or STAGES.index(state.stage) > STAGES.index(stage)
+        if through and log.seconds:
+            values.append(log.seconds / steps)
+        elif stage == state.stage == "train" and log.running and log.step and log.starts == 1:
+            values.append(log.since / log.step)
+    return sum(values) / len(values) if values else None
+
+
+def describe(state: RunState, num_steps: int) -> str:
+    """The state in words."""
+    if state.status == "done":
+        lost = f", {state.failed_tasks} task x shots failed" if state.failed_tasks else ""
+        return f"done{lost}"
+    at = f" at step {state.step}/{num_steps}" if state.stage == "train" and state.step else ""
+    why = f": {state.reason}" if state.status == "failed" else ""
+    return f"{state.stage} {state.status}{at}{why}"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _time(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text)
+
+
+def _alive(host: str, pid: int) -> bool:
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:  # one that has ended and is not yet waited for, or another with its number, is not it
+        place = pathlib.Path(f"/proc/{pid}")
+        status = (place / "stat").read_text("utf-8").rsplit(")", 1)[1].split()[0]
+        return status != "Z" and b"optiml" in (place / "cmdline").read_bytes()
+    except (OSError, IndexError):
+        return True
