@@ -9,13 +9,18 @@ import gin
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.gin_files import read_settings
+from optiml_jax.cli.report import PUBLISHED, revision
 from optiml_jax.cli.settings import Chain, Launch, Study, configured
 from optiml_jax.errors import UserError
 from optiml_jax.one_writer import one_writer
+from optiml_jax.report.published import load_all
 from optiml_jax.report.tables import Table, render
 from optiml_jax.study.choice import CHOICE
 from optiml_jax.study.local import make_runs, printed
+from optiml_jax.study.report import write_report
+from optiml_jax.study.results import unknown_rows
 from optiml_jax.study.runs import Plan, Settings, plan_study, write_runs
+from optiml_jax.study.slurm import submit
 from optiml_jax.study.state import RunState, describe, run_state, seconds_left
 
 
@@ -25,15 +30,26 @@ def main() -> int:
         show_status(studies, launch)
         return 0
     failures = []
+    names = [study.name for study, _ in studies]
+    if launch.after is not None and launch.after not in names:
+        raise UserError(f"Launch.after = {launch.after!r} is none of {', '.join(names)}")
+    ended = names[: names.index(launch.after) + 1] if launch.after else []
     for study, takes in studies:
         missing = missing_choices(study, takes)
         if missing:
             raise UserError(f"study {study.name!r} waits for the choice of {', '.join(missing)}")
         plan = plan_of(study, takes)
-        if launch.report:
-            write_report(plan)
+        if launch.report or study.name in ended:
+            report(plan)
             continue
         write_runs(plan)
+        if launch.launcher == "slurm":
+            arguments = [a for a in sys.argv[1:] if a != "study" and "Launch.after=" not in a]
+            if submit(plan, launch, arguments):
+                print(f"{study.name}: submitted; its last job writes the report and goes on")
+                return 0
+            report(plan)
+            continue
         if launch.launcher == "print":
             print("\n".join(printed([plan])))
             continue
@@ -47,7 +63,7 @@ def main() -> int:
                 done=lambda plan=plan: print(summary([plan], launch), flush=True),
             )
             print(f"{summary([plan], launch)}; {(time.monotonic() - begun) / 60:.1f} min now")
-            write_report(plan)
+            report(plan)
         failures += failed
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
@@ -71,8 +87,8 @@ def read_studies() -> list[tuple[Study, tuple[str, ...]]]:
     for i, (study, takes) in enumerate(studies):
         if late := [name for name in takes if name not in names[:i]]:
             raise UserError(
-                f"Chain.takes: study {study.name!r} takes the choice of {late[0]!r}, which does not "
-                f"come before it; the order is {', '.join(names)}"
+                f"Chain.takes: study {study.name!r} takes the choice of {late[0]!r}, which does "
+                f"not come before it; the order is {', '.join(names)}"
             )
     if unknown := [name for name in chain.takes if name not in names]:
         raise UserError(f"Chain.takes names {unknown[0]!r}; the studies are {', '.join(names)}")
@@ -139,8 +155,26 @@ def time_left(runs: dict, states: dict[pathlib.Path, RunState], launch: Launch) 
     return f"; about {seconds / 60:.0f} min left" if seconds < 5400 else f"; {seconds / 3600:.1f} h"
 
 
-def write_report(plan: Plan) -> None:
-    """Writes the study's report and choice, from what is evaluated."""
+def report(plan: Plan) -> None:
+    """Writes the study's report and choice from what is evaluated, and prints the main tables."""
+    folder, printed_results = plan.folder / "report", load_all([PUBLISHED])
+    if unknown := unknown_rows(plan.study, printed_results):
+        raise UserError(
+            f"study {plan.study.name!r}: {unknown[0]!r} is no row of the printed results "
+            f"{plan.study.published!r}; name it in Study.rows, or in Study.unpublished"
+        )
+    if (written := write_report(plan, printed_results, revision())) is None:
+        print(f"{plan.study.name}: nothing is evaluated yet, so there is no report")
+        return
+    made, choice = written
+    for table in made:
+        print(render(table, "terminal"))
+    print(choice.sentence)
+    print(f"written: {folder}/report.html (interactive), .md and .tex (all tables),")
+    print(
+        "levels and categories .svg, .pdf and .png (figures), figures.csv and .json (their data);"
+    )
+    print(f"{plan.folder / CHOICE} (for the next study)")
 
 
 if __name__ == "__main__":

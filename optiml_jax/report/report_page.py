@@ -29,6 +29,8 @@ def write_page(
     axis: str,
     positions: Sequence[float],
     answers: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = (),
+    printed: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes the page.
 
@@ -41,6 +43,9 @@ def write_page(
       axis: what `positions` are.
       positions: where on it each run is; empty: by training step.
       answers: from `answers_data`.
+      labels: of the positions, where they are no numbers.
+      printed: points of others beside the lines: `level` and `name` as in the rows, `shots`,
+        `position`, `value`, `label`.
     """
     failed = sum(len(tree.failures) for tree in runs.values())
     summary = f"{len(runs)} evaluation{'s' * (len(runs) != 1)}"
@@ -51,11 +56,13 @@ def write_page(
         "runs": list(runs),
         "axis": axis,
         "positions": list(positions) or [tree.run.get("step") or 0 for tree in runs.values()],
-        "shots": [_shots(k) for k in all_shots(runs)],
+        "shots": [shots_label(k) for k in all_shots(runs)],
         "rows": _rows(runs, found),
         "tables": [table_data(table) for table in tables],
         "paper": [table_data(table) for table in paper],
         "answers": answers,
+        "labels": list(labels),
+        "printed": list(printed),
     }
     write_filled(path, "report.html", data)
 
@@ -65,7 +72,7 @@ def _rows(runs: Mapping[str, Rollup], found: Evidence) -> list[dict[str, Any]]:
     rows = []
     for kind, depth in (("average", 0), ("level", 1), ("category", 2)):
         for key in cell_keys(runs, depth):
-            at = {_shots(k): Key(k, *key.path) for k in all_shots(runs)}
+            at = {shots_label(k): Key(k, *key.path) for k in all_shots(runs)}
             rows.append(
                 {
                     "kind": kind,
@@ -87,7 +94,8 @@ def _rows(runs: Mapping[str, Rollup], found: Evidence) -> list[dict[str, Any]]:
     return rows
 
 
-def _shots(shots: int | str) -> str:
+def shots_label(shots: int | str) -> str:
+    """What the page calls a number of shots."""
     return "mean over shots" if shots == MEAN else shots_name(shots)
 
 

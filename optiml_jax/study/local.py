@@ -4,7 +4,6 @@ Each verb is a process of its own with its own log. When this process ends, what
 children get SIGTERM: training saves and ends, and the next start goes on from there.
 """
 
-import ctypes
 import dataclasses
 import itertools
 import logging
@@ -22,7 +21,6 @@ from optiml_jax.study.state import STAGES, ended, log_file, log_of, run_state, s
 
 logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
 @dataclasses.dataclass
@@ -119,22 +117,22 @@ class _Pool:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             process = subprocess.Popen(
-                command(verb, job.of.gin_file),
+                command(verb, job.of.gin_file, self._processors(slot)),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_child(self._processors(slot)),  # noqa: PLW1509 - no threads here
+                process_group=0,  # Ctrl-C reaches this process alone, which passes SIGTERM on
             )
             file.write(started(verb, process.pid))
         logger.info("%s: %s (%s)", job.name, verb, log)
         self._active.append((job, process, slot))
 
-    def _processors(self, slot: int) -> set[int] | None:
+    def _processors(self, slot: int) -> list[int]:
         """The processors of the slot-th run, where their number is limited."""
         if not self._threads:
-            return None
+            return []
         ours = sorted(os.sched_getaffinity(0))
-        return {ours[(slot * self._threads + i) % len(ours)] for i in range(self._threads)}
+        return sorted({ours[(slot * self._threads + i) % len(ours)] for i in range(self._threads)})
 
     def _collect(self) -> Iterator[int]:
         """Looks which processes have ended; gives the slots that are free again."""
@@ -173,31 +171,16 @@ def _left(job: _Job) -> list[str]:
     return job.verbs
 
 
-def command(verb: str, gin_file: pathlib.Path) -> list[str]:
-    """The command line of a verb."""
-    return [sys.executable, "-m", "optiml_jax.cli.main", verb, f"--gin_file={gin_file}"]
+def command(verb: str, gin_file: pathlib.Path, processors: Sequence[int] = ()) -> list[str]:
+    """The command line of a verb as a child of this process."""
+    own = ",".join(map(str, processors)) or "-"
+    program = [sys.executable, "-m", "optiml_jax.study.child", str(os.getpid()), own]
+    return [*program, verb, f"--gin_file={gin_file}"]
 
 
 def _note_end(of: StudyRun | Preparation, verb: str, status: int) -> None:
     with log_file(of.folder, verb).open("a", encoding="utf-8") as file:
         file.write(ended(verb, status))
-
-
-def _child(processors: set[int] | None) -> Callable[[], Any]:
-    """What a child does first: it takes its processors, and SIGTERM when its parent dies."""
-    parent = os.getpid()
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def prepare() -> None:
-        os.setpgrp()  # Ctrl-C in the terminal reaches this process alone, which passes SIGTERM on
-        if processors:
-            os.sched_setaffinity(0, processors)
-        if libc is not None:
-            libc.prctl(_DEATH_SIGNAL, signal.SIGTERM)
-            if os.getppid() != parent:  # it died before
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    return prepare
 
 
 class _interrupted_by_sigterm:  # noqa: N801 - used as a function

@@ -17,7 +17,7 @@ from optiml_jax.evaluate.records import TaskInfo
 from optiml_jax.evaluate.rollup import Rollup, level_order, mean_of_seeds, rollup, weighted_sum
 from optiml_jax.evaluate.statistics import Estimate, Interval, estimates
 from optiml_jax.report.published import PublishedRow, PublishedTable
-from optiml_jax.report.run_tables import AVERAGE, level_name
+from optiml_jax.report.run_tables import AVERAGE, Evidence, evidence, level_name
 from optiml_jax.study.runs import Plan
 from optiml_jax.study.spec import Study
 from optiml_jax.study.state import run_state
@@ -82,11 +82,13 @@ class Results:
 
     Attributes:
       trees: variant -> evaluation, the mean of its seeds; only of variants that have one.
+      found: intervals of these, and gains over the first.
       lacking: runs without an evaluation, in words.
     """
 
     study: Study
     trees: Mapping[str, Rollup]
+    found: Evidence
     points: tuple[Point, ...]
     fits: tuple[Fit, ...]
     lacking: tuple[str, ...]
@@ -116,14 +118,15 @@ def results_of(
         if of_seeds:
             trees[variant] = mean_of_seeds(of_seeds) if len(of_seeds) > 1 else of_seeds[0]
             seeds[variant] = len(of_seeds)
+    found = evidence(trees, study.replicates) if trees else Evidence({}, {})
     points = [
         point
         for variant, tree in trees.items()
-        for point in _points(study, variant, tree, estimates(tree, study.replicates), seeds)
+        for point in _points(study, variant, tree, found.estimates[variant], seeds)
     ]
     points += _of_the_paper(study, published)
     fits = _fits(study, trees) if study.fit else ()
-    return Results(study, trees, tuple(points), tuple(fits), tuple(lacking))
+    return Results(study, trees, found, tuple(points), tuple(fits), tuple(lacking))
 
 
 def _points(

@@ -109,6 +109,8 @@ class Launch:
       threads: processor threads of one run here; 0: as JAX likes.
       sbatch: options of `sbatch` for the array job, e.g. ("--nodes=8", "--partition=gpu").
       sbatch_light: options for the jobs that need no accelerator: preparing and the report.
+      after: under SLURM, the study whose jobs have ended: studies up to it are reported and not
+        submitted again.
       status: only shows what is done (also: `--status`).
       report: only writes the report of what is there (also: `--report`).
     """
@@ -118,5 +120,6 @@ class Launch:
     threads: NotNegative = 0
     sbatch: tuple[str, ...] = ()
     sbatch_light: tuple[str, ...] = ("--ntasks=1",)
+    after: str | None = None
     status: bool = False
     report: bool = False

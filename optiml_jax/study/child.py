@@ -1,0 +1,31 @@
+"""A verb as a child of `optiml study`: on its processors, and told to end when its parent dies.
+
+    python -m optiml_jax.study.child PARENT PROCESSORS VERB ARGUMENTS...
+
+PROCESSORS are numbers with commas between, or "-" for all. A fork that did this by itself could
+deadlock: the parent has threads.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
+
+
+def main() -> int:
+    parent, processors, *arguments = sys.argv[1:]
+    if processors != "-":
+        os.sched_setaffinity(0, {int(number) for number in processors.split(",")})
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
+        if os.getppid() != int(parent):  # it died before
+            return 128 + signal.SIGTERM
+    from optiml_jax.cli.main import main as command_line
+
+    return command_line(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
