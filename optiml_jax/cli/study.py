@@ -23,6 +23,8 @@ from optiml_jax.study.runs import Plan, Settings, plan_study, write_runs
 from optiml_jax.study.slurm import submit
 from optiml_jax.study.state import RunState, describe, run_state, seconds_left
 
+FIGURES = PUBLISHED.with_name("published_figures.yaml")
+
 
 def main() -> int:
     launch, studies = Launch(), read_studies()
@@ -157,7 +159,7 @@ def time_left(runs: dict, states: dict[pathlib.Path, RunState], launch: Launch) 
 
 def report(plan: Plan) -> None:
     """Writes the study's report and choice from what is evaluated, and prints the main tables."""
-    folder, printed_results = plan.folder / "report", load_all([PUBLISHED])
+    folder, printed_results = plan.folder / "report", load_all([PUBLISHED, FIGURES])
     if unknown := unknown_rows(plan.study, printed_results):
         raise UserError(
             f"study {plan.study.name!r}: {unknown[0]!r} is no row of the printed results "

@@ -105,6 +105,10 @@ def categories_figure(results: Results) -> Figure | None:
                 axis.set_title(f"{place[1]}\n({level_name(place[0])})", fontsize=8)
             for axis in axes[len(row) :]:
                 axis.remove()
+        for i, axis in enumerate(grid[-1]):  # the lowest panel of each column
+            lowest = axis if i < len(rows[-1]) else grid[-2][i] if len(rows) > 1 else None
+            if lowest is not None:
+                lowest.set_xlabel(study.factor)
         _finish(figure, study, used)
     return figure
 
@@ -122,6 +126,8 @@ def _figure(
                 fits = [f for f in results.fits if (f.level, f.category, f.shots) == (level, "", k)]
                 _panel(axis, study, _lines(own, lambda p: p.series), fits, used)
                 axis.set_title(f"{name_of(level, '')}, {shots_label(k)}", fontsize=8)
+        for axis in grid[-1]:
+            axis.set_xlabel(study.factor)
         _finish(figure, study, used)
     return figure
 
@@ -224,7 +230,6 @@ def _ticks(positions: Mapping[str, float]) -> dict[float, str]:
 
 
 def _finish(figure: Figure, study: Study, used: Mapping[str, Line2D]) -> None:
-    figure.supxlabel(study.factor, fontsize=9)
     figure.supylabel("score in percent, 95 % interval", fontsize=9)
     if study.title:
         figure.suptitle(study.title, fontsize=10)

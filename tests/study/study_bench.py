@@ -1,0 +1,100 @@
+"""Studies whose runs are made by a stand-in for the verbs: it writes what the verbs would write."""
+
+import json
+import pathlib
+
+from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo
+from optiml_jax.study.runs import Plan, plan_study, write_runs
+from optiml_jax.study.spec import Study
+
+SUMMARY = {
+    "metric": "rougeL",
+    "num_instances": 20,
+    "best_constant": {"answer": "a", "score": 0.1},
+    "effective_shots": {"mean": 0.0, "min": 0},
+    "num_truncated": 0,
+    "num_ties": 0,
+    "num_unfinished": 0,
+    "metrics": {},
+}
+LEVELS = ("fully_held_out", "fully_supervised")
+# Stands in the place of `optiml`; calls are noted in the folder STATE.
+VERBS = """
+import os, pathlib, sys, time
+verb, gin = sys.argv[1], pathlib.Path(sys.argv[2].removeprefix("--gin_file="))
+state, folder = pathlib.Path(os.environ["STATE"]), gin.parent
+with (state / "calls").open("a") as calls:
+    calls.write(f"{verb} {folder.name}\\n")
+if verb == "plan":
+    (folder / "plan/train").mkdir(parents=True, exist_ok=True)
+    (folder / "plan/train/plan.json").write_text("{}")
+if verb == "train":
+    print("INFO: step 2/4: loss 1", flush=True)
+    if "Mixture.eps = 666" in gin.read_text():
+        print("error: the loss is not finite")
+        sys.exit(2)
+    while (state / "hold").exists():
+        time.sleep(0.05)
+    (folder / "checkpoints/4").mkdir(parents=True)
+if verb == "evaluate":
+    (folder / "evaluation/step_4").mkdir(parents=True)
+    (folder / "evaluation/step_4/tasks.json").write_text('{"run": {}, "tasks": []}')
+"""
+
+
+def resolve(files, lines) -> dict:
+    """Lines "NAME = VALUE" alone, so that these tests need no gin files."""
+    settings = {"Run.cache_dir": "cache", "TrainConfig.num_steps": 4, "Mixture.name": "x"}
+    for line in lines:
+        name, _, value = line.partition(" = ")
+        settings[name] = json.loads(value)
+    return settings
+
+
+def study_of(folder: pathlib.Path, **more) -> Study:
+    settings = {
+        "name": "eps",
+        "base": ("base.gin",),
+        "variants": {"10": ("Mixture.eps = 10",), "20": (), "40": ("Mixture.eps = 40",)},
+        "factor": "EPS",
+        "folder": str(folder),
+        "replicates": 200,
+    }
+    return Study(**(settings | more))
+
+
+def planned(folder: pathlib.Path, chosen=None, **more) -> Plan:
+    plan = plan_study(study_of(folder, **more), resolve, chosen)
+    write_runs(plan)
+    return plan
+
+
+def write_evaluation(folder: pathlib.Path, seed: int, scores: dict[str, float]) -> None:
+    """An evaluation with two tasks per level, each of the level's score; alike for all runs."""
+    infos = [
+        TaskInfo(f"b/{level}_{i}", "b", f"Category {i}", level, "rougeL", shots=(0, 2))
+        for level in LEVELS
+        for i in (1, 2)
+    ]
+    run = RunFolder(folder)
+    run.open({"step": 4, "seed": seed, "checkpoint": str(folder)}, infos)
+    for info in infos:
+        for shots in info.shots:
+            records = [
+                Record(
+                    *(f"e{i}", "p", f"{info.task}:{i}", ("a",), "a"),
+                    scores[info.level] + (i % 5 - 2) / 50 + shots / 100,
+                )
+                for i in range(20)
+            ]
+            run.write(info.task, shots, records, SUMMARY)
+
+
+def finish(plan: Plan, scores: dict[str, dict[str, float]]) -> None:
+    """Makes all runs look done; each seed shifts the scores by a point."""
+    for (variant, seed), run in plan.runs.items():
+        (run.folder / "plan/train").mkdir(parents=True)
+        (run.folder / "plan/train/plan.json").write_text("{}")
+        (run.folder / "checkpoints/4").mkdir(parents=True)
+        shifted = {level: score + seed / 100 for level, score in scores[variant].items()}
+        write_evaluation(run.evaluation, seed, shifted)

@@ -1,0 +1,185 @@
+"""Making the runs of a study: what is skipped, what goes on after a failure and after a kill.
+
+The verbs are a stand-in (study_bench.py) that notes each call.
+"""
+
+import collections
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from study_bench import VERBS, planned
+
+from optiml_jax.cli import study as verb
+from optiml_jax.study import local
+from optiml_jax.study.spec import Launch
+from optiml_jax.study.state import STAGES, describe, log_of, run_state
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """The stand-in for the verbs; gives its folder."""
+    script = tmp_path / "verbs.py"
+    script.write_text(VERBS)
+    monkeypatch.setenv("STATE", str(tmp_path))
+    monkeypatch.setattr(
+        local,
+        "command",
+        lambda name, gin, _: [sys.executable, str(script), name, f"--gin_file={gin}"],
+    )
+    return tmp_path
+
+
+def calls(folder: pathlib.Path) -> collections.Counter:
+    lines = (folder / "calls").read_text().splitlines()
+    return collections.Counter(line.split()[0] for line in lines)
+
+
+def states(plan) -> dict[str, str]:
+    return {
+        variant: describe(run_state(run), run.num_steps) for (variant, _), run in plan.runs.items()
+    }
+
+
+def test_everything_is_made_once_and_a_failure_stops_nothing_else(stand_in):
+    variants = {"10": (), "666": ("Mixture.eps = 666",), "20": ("Mixture.eps = 20",)}
+    plan = planned(stand_in / "studies", variants=variants)
+    assert states(plan) == dict.fromkeys(variants, "plan waiting")
+    failed = local.make_runs(plan, at_once=2)
+    assert failed == ["eps: 666, seed 1234: train: the loss is not finite"]
+    assert calls(stand_in) == {"prepare": 1, "plan": 3, "train": 3, "evaluate": 2}
+    assert states(plan) == {
+        "10": "done",
+        "666": "train failed at step 2/4: the loss is not finite",
+        "20": "done",
+    }
+    # Again: what is done is skipped, what failed is tried from where it failed.
+    assert local.make_runs(plan) == failed
+    assert calls(stand_in) == {"prepare": 1, "plan": 3, "train": 4, "evaluate": 2}
+
+
+def test_time_left_is_that_of_the_stages_that_others_are_through(stand_in):
+    plan = planned(stand_in / "studies", variants={"10": (), "20": ("Mixture.eps = 20",)})
+    assert "time left not known yet" in verb.summary([plan], Launch())
+    for (variant, _), run in plan.runs.items():
+        for stage, seconds in zip(STAGES, (10, 100, 40), strict=True):
+            log = run.folder / "logs" / f"{stage}.log"
+            log.parent.mkdir(exist_ok=True)
+            lines = [
+                f"[study] 2026-01-01T00:00:00+00:00 optiml {stage} started as process 1 on other",
+                "INFO: step 1/4: loss 1",
+                f"[study] 2026-01-01T00:{seconds // 60:02}:{seconds % 60:02}+00:00 optiml {stage} "
+                "ended with -15",
+            ]
+            if variant == "10" or stage == "plan":
+                log.write_text("\n".join(lines) + "\n")
+    first, second = plan.runs.values()
+    for run, parts in ((first, "plan train evaluate"), (second, "plan")):
+        if "plan" in parts:
+            (run.folder / "plan/train").mkdir(parents=True)
+            (run.folder / "plan/train/plan.json").write_text("{}")
+    (first.folder / "checkpoints/4").mkdir(parents=True)
+    first.evaluation.mkdir(parents=True)
+    (first.evaluation / "tasks.json").write_text('{"run": {}, "tasks": []}')
+    said = verb.summary([plan], Launch())
+    assert said == "2 runs: 1 done, 1 waiting; about 2 min left"  # 140 s
+    (second.folder / "logs/train.log").write_text("\n".join(lines) + "\n")  # stopped at step 1 of 4
+    assert run_state(second).status == "stopped"
+    assert log_of(first.folder, "train").seconds == 100
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {here!r})
+from study_bench import planned
+from optiml_jax.study import local, state
+state.find_checkpoint = lambda place, items: place
+local.command = lambda verb, gin, _: [
+    *(sys.executable, "-c", {child!r}), {script!r}, verb, f"--gin_file={{gin}}"]
+print(local.make_runs(planned({folder!r})))
+"""
+# What child.py does, for the stand-in.
+CHILD = (
+    "import ctypes, runpy, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
+)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_study_goes_on_where_it_was(stand_in, how):
+    folder = stand_in / "studies"
+    (stand_in / "hold").touch()  # training waits
+    script = {"script": str(stand_in / "verbs.py"), "child": CHILD}
+    code = DRIVER.format(here=str(pathlib.Path(__file__).parent), folder=str(folder), **script)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (stand_in / "calls").exists() or "train" not in calls(stand_in):
+        assert time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    plan = planned(folder)
+    assert "running" in {run_state(run).status for run in plan.runs.values()}
+    process.send_signal(how)
+    process.wait(timeout=30)
+    while any(run_state(run).status == "running" for run in plan.runs.values()):
+        assert time.monotonic() < deadline  # the child is told to end, too
+        time.sleep(0.05)
+    (stand_in / "hold").unlink()
+    assert local.make_runs(plan) == []
+    assert {*states(plan).values()} == {"done"}
+    assert calls(stand_in) == {"prepare": 1, "plan": 3, "train": 4, "evaluate": 3}
+
+
+SBATCH = """#!/usr/bin/env bash
+echo "$*" >>"$STATE/jobs"
+[ -z "$REFUSES" ] || { echo "sbatch: error: invalid partition" >&2; exit 1; }
+echo "$((100 + $(wc -l <"$STATE/jobs")));cluster"
+"""
+
+
+def test_slurm_gets_one_array_behind_its_preparation_and_a_report_behind_it(stand_in, monkeypatch):
+    from optiml_jax.errors import UserError
+    from optiml_jax.study.slurm import submit
+
+    (stand_in / "bin").mkdir()
+    (stand_in / "bin/sbatch").write_text(SBATCH)
+    (stand_in / "bin/sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in / 'bin'}:{os.environ['PATH']}")
+    plan = planned(stand_in / "studies")
+    launch = Launch(launcher="slurm", at_once=2, sbatch=("--nodes=8", "--partition=gpu"))
+    submit(plan, launch, ["--gin_file=eps.gin"])
+    prepare, array, last = (stand_in / "jobs").read_text().splitlines()
+    key = next(iter(plan.preparations))
+    place = plan.folder / "array/0"
+    assert prepare.endswith(
+        f"launch/slurm_gpu.sbatch prepare --gin_file={plan.preparations[key].gin_file}"
+    )
+    assert "--array=0-2%2 --dependency=afterok:101 --nodes=8 --partition=gpu" in array
+    assert array.endswith(f"plan,train,evaluate --gin_file={place}/%a/run.gin")
+    assert "--dependency=afterany:102" in last
+    assert last.endswith("study --gin_file=eps.gin --gin.Launch.after=eps")
+    targets = {(place / str(i)).resolve() for i in range(3)}
+    assert targets == {run.folder.resolve() for run in plan.runs.values()}
+    monkeypatch.setenv("REFUSES", "1")
+    with pytest.raises(UserError, match="ended with 1: sbatch: error: invalid partition"):
+        submit(plan, launch, [])
+    # Where everything is done there is nothing to submit.
+    monkeypatch.delenv("REFUSES")
+    local.make_runs(plan)
+    assert submit(plan, launch, []) == []
+
+
+def test_the_printed_commands_make_what_is_left(stand_in):
+    plan = planned(stand_in / "studies")
+    run = plan.runs["10", 1234]
+    printed = local.printed([plan])
+    assert printed[0] == "# eps"
+    assert [line.split()[1] for line in printed[1:]] == ["prepare", *STAGES * 3]
+    local.make_runs(plan)
+    (run.evaluation / "tasks.json").unlink()
+    assert local.printed([plan])[1:] == [f"optiml evaluate --gin_file={run.gin_file}"]
