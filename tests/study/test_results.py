@@ -36,7 +36,7 @@ def study(tmp_path_factory):
     patch.setattr(state, "find_checkpoint", lambda place, items: place)
     plan = planned(tmp_path_factory.mktemp("studies"), seeds=(1, 2), **NUMERIC)
     finish(plan, SCORES)
-    yield plan, results_of(plan)
+    yield plan, results_of(plan), write_report(plan)
     patch.undo()
 
 
@@ -65,11 +65,10 @@ def test_the_slope_is_the_least_squares_one(study):
 
 
 def test_the_choice_names_what_is_within_noise_and_passes_on_what_it_changes(study, tmp_path):
-    plan, results = study
+    plan, results, (_, written) = study
     choice = choose(results)
     assert choice.variant == "40"
-    written = write_report(plan)
-    assert written[1] == choice
+    assert written == choice
     assert "Of 3 variants of EPS, '40' has the highest average" in choice.sentence
     close = planned(tmp_path / "close", seeds=(1,), **NUMERIC)
     finish(close, SCORES | {"20": {level: s - 1e-4 for level, s in SCORES["40"].items()}})
@@ -82,9 +81,8 @@ def test_the_choice_names_what_is_within_noise_and_passes_on_what_it_changes(stu
 
 
 def test_reports_of_the_same_runs_are_the_same_files(study):
-    plan, _ = study
+    plan = study[0]
     folder = plan.folder / "report"
-    write_report(plan)
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     write_report(plan)
     assert first == {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -99,8 +97,7 @@ def test_reports_of_the_same_runs_are_the_same_files(study):
 
 def test_no_text_of_a_figure_is_cut_off(study):
     """Every glyph of the SVG lies in its view box."""
-    plan, _ = study
-    write_report(plan)
+    plan = study[0]
     for name in ("levels", "categories"):
         text = (plan.folder / "report" / f"{name}.svg").read_text()
         width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups())
