@@ -14,18 +14,16 @@ import sys
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
-def main() -> int:
+def main() -> None:
     parent, processors, *arguments = sys.argv[1:]
     if processors != "-":
         os.sched_setaffinity(0, {int(number) for number in processors.split(",")})
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
         if os.getppid() != int(parent):  # it died before
-            return 128 + signal.SIGTERM
-    from optiml_jax.cli.main import main as command_line
-
-    return command_line(arguments)
+            sys.exit(128 + signal.SIGTERM)
+    os.execv(sys.executable, [sys.executable, "-m", "optiml_jax.cli.main", *arguments])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from optiml_jax.errors import UserError
-from optiml_jax.settings import NotNegative, Positive, configurable
+from optiml_jax.settings import NotNegative, Positive, Seed, configurable
 
 
 @configurable
@@ -47,7 +47,7 @@ class Study:
     base: tuple[str, ...]
     variants: Mapping[str, tuple[str, ...]]
     bindings: tuple[str, ...] = ()
-    seeds: tuple[NotNegative, ...] = (1234,)
+    seeds: tuple[Seed, ...] = (1234,)
     seeded: tuple[str, ...] = ("TrainConfig.seed", "PlanConfig.seed")
     factor: str = "variant"
     positions: Mapping[str, float] = dataclasses.field(default_factory=dict)
