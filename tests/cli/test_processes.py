@@ -22,6 +22,12 @@ from optiml_jax.sharding.mesh import make_mesh
 MESH = ["--gin.MeshConfig.data=1", "--gin.MeshConfig.tensor=2"]
 
 
+def one_device() -> str:
+    """The flags of this run of the tests (such as the instruction set), for one device."""
+    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+    return " ".join(flags)
+
+
 def together(verb: str, arguments: list[str]) -> list[str]:
     """Runs the verb in two processes; returns what they said."""
     with socket.socket() as free:
@@ -35,7 +41,7 @@ def together(verb: str, arguments: list[str]) -> list[str]:
         processes.append(
             subprocess.Popen(
                 [*command, "--gin.Run.distributed=True"],
-                env={**os.environ, "XLA_FLAGS": "", **values},
+                env={**os.environ, "XLA_FLAGS": one_device(), **values},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
