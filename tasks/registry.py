@@ -23,6 +23,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.evaluate.metrics import METRICS
 from tasks.crossfit import reader as crossfit
 from tasks.exmix import reader as exmix
+from tasks.files.links import check_links
 from tasks.flan import reader as flan
 from tasks.own import reader as own
 from tasks.promptsource import reader as promptsource
@@ -76,7 +77,8 @@ def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource
       manifest: the split manifest.
 
     Raises:
-      UserError: an unknown benchmark, a missing folder, or two tasks of one name.
+      UserError: an unknown benchmark, a missing folder, a broken link in one, or two tasks of one
+        name.
     """
     if not data:
         raise UserError(f"no data given; name a folder for one of: {', '.join(BENCHMARKS)}")
@@ -85,6 +87,7 @@ def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource
         if not root:
             raise UserError(f"no folder given for the data of benchmark {benchmark!r}")
         find, folder = reader_of(benchmark, root)
+        check_links(folder)
         sources += find(folder, manifest, benchmark)
     check_unique_names([s.name for s in sources])
     manifest.warn_of_unmatched_rows(sources)

@@ -1,7 +1,10 @@
 """`optiml plan`: the packed, step-addressed training order of the mixture, and validation rows."""
 
+import contextlib
 import dataclasses
+import fnmatch
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,10 +15,11 @@ from optiml_jax.cli.audit_gate import check_decided
 from optiml_jax.cli.settings import Run, configured, is_bound
 from optiml_jax.data.cache_task import reader_settings
 from optiml_jax.data.example import TaskSource
+from optiml_jax.data.made_of import change
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import Plan, PlanConfig, plan_mixture
 from optiml_jax.data.prompts import PromptConfig
-from optiml_jax.data.store import Store
+from optiml_jax.data.store import CachedTask, Store
 from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
 from optiml_jax.errors import UserError
 from optiml_jax.frozen import by_name, refuse_changes
@@ -39,6 +43,7 @@ def main() -> None:
     check_cache(store, sources, run)
     check_caps(store, sources, mixture)
     check_training_parts(store, sources, mixture, manifest)
+    check_vanished(store, found, run, mixture, manifest)
     train = configured(TrainConfig, plan_dir="", run_dir="")
     rows = {
         "train": train.num_steps * train.global_batch_size,
@@ -106,6 +111,10 @@ def check_cache(store: Store, sources: Sequence[TaskSource], run: Run) -> None:
             _flat(reader_settings(source)),
             "run `optiml prepare` again",
         )
+        if changed := change(source.files, task.info["files"]):
+            raise UserError(
+                f"{what} is older than its files: {changed}; run `optiml prepare` again"
+            )
 
 
 def check_caps(store: Store, sources: Sequence[TaskSource], mixture: Mixture) -> None:
@@ -138,16 +147,54 @@ def check_training_parts(
     With `Mixture.missing = 'renormalise'` they are named in a warning. Tasks that only OPT-IML-Max
     trains on need not have a training part.
     """
-    lost = []
+    lost = {}
     for source in sources:
         part = store.task(source.name).info["splits"].get("train", {})
         if manifest.row(source).trained and not part.get("examples"):
             reasons = ", ".join(f"{n} {reason}" for reason, n in part.get("drops", {}).items())
-            lost.append(f"{source.name} ({reasons or 'its files hold no training part'})")
+            lost[source.name] = reasons or "its files hold no training part"
+    _refuse_lost(mixture, lost, "have no example to train on")
+
+
+def check_vanished(
+    store: Store, found: Sequence[TaskSource], run: Run, mixture: Mixture, manifest: Manifest
+) -> None:
+    """Refuses a mixture if training tasks that were cached from this run's folders are gone now.
+
+    With `Mixture.missing = 'renormalise'` they are named in a warning.
+    """
+    names, lost = {s.name for s in found}, {}
+    for benchmark, place in run.data.items():
+        folder = os.path.abspath(os.path.expanduser(place))
+        for task in store.tasks_of(benchmark):
+            here = [f["path"] for f in task.info["files"] if _is_below(f["path"], folder)]
+            asked = any(fnmatch.fnmatchcase(task.name, glob) for glob in mixture.tasks)
+            gone = here and asked and task.name not in names
+            if gone and _was_trained_on(task, mixture, manifest):
+                lost[task.name] = f"was read from {here[0]}"
+    _refuse_lost(mixture, lost, "are in the cache, but no longer in the folders of Run.data")
+
+
+def _was_trained_on(task: CachedTask, mixture: Mixture, manifest: Manifest) -> bool:
+    settings = task.info["reader"]["settings"]
+    if "trained" in settings:  # by a split list of upstream's
+        return settings["trained"]
+    with contextlib.suppress(UserError):  # of a task file that is gone nothing is known
+        return manifest.lookup(task.name, None).trained_by(mixture.roles)
+    return True
+
+
+def _is_below(file: str, folder: str) -> bool:
+    return os.path.abspath(file).startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _refuse_lost(mixture: Mixture, lost: Mapping[str, str], what: str) -> None:
+    """A UserError that names the tasks and why; a warning if the mixture shall do without."""
     if not lost:
         return
-    shown = "; ".join(lost[:MOST_TASKS_LISTED]) + ("; ..." if len(lost) > MOST_TASKS_LISTED else "")
-    message = f"mixture {mixture.name!r}: {len(lost)} tasks have no example to train on: {shown}"
+    named = [f"{task} ({why})" for task, why in lost.items()]
+    shown = "; ".join(named[:MOST_TASKS_LISTED]) + "; ..." * (len(lost) > MOST_TASKS_LISTED)
+    message = f"mixture {mixture.name!r}: {len(lost)} tasks {what}: {shown}"
     if mixture.missing == "error":
         raise UserError(
             f"{message}; put their files right and run `optiml prepare` again, or leave them out "

@@ -64,7 +64,9 @@ def write_report(
     printed = published.load_all([PUBLISHED, *settings.published])
     views = paper_tables.views_of(printed, runs, wanted_tasks(splits.Manifest.load()))
     paper = paper_tables.paper_tables(printed, views)
-    answers = answers_data(evaluation_folders(settings), settings.answers)
+    answers = answers_data(
+        evaluation_folders(settings), settings.answers, settings.rule, settings.metric
+    )
     write_page(
         folder / "report.html",
         runs,

@@ -1,6 +1,8 @@
 """`optiml train`: trains on the plan of the run, or resumes it."""
 
 import contextlib
+import logging
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ import gin
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Evaluate, Run, configured
+from optiml_jax.data.made_of import change
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import Plan, PlanConfig
 from optiml_jax.data.prompts import PromptConfig
@@ -27,6 +30,8 @@ from optiml_jax.train.optimizer import OptimizerConfig
 from optiml_jax.train.start import run_model
 from tasks.splits import SplitConfig
 
+logger = logging.getLogger(__name__)
+
 
 def main() -> int:
     run = configured(Run)
@@ -39,6 +44,8 @@ def main() -> int:
 def _train(run: Run) -> int:
     plan = Plan.load(run.plan_dir("train"))
     check_settings(plan, run)
+    if processes.is_first():
+        warn_of_changed_files(plan)
     validation = run.plan_dir("validation")
     config = configured(
         TrainConfig,
@@ -75,6 +82,25 @@ def check_settings(plan: Plan, run: Run) -> None:
         if vocabulary_fingerprint(load_vocabulary(run.vocabulary)) != planned["fingerprint"]:
             asked["Run.vocabulary"], stored["Run.vocabulary"] = run.vocabulary, planned["spec"]
     refuse_changes(what, stored, asked, way_out)
+
+
+def warn_of_changed_files(plan: Plan) -> None:
+    """Names the tasks whose files are other than they were prepared; training goes on.
+
+    What is trained on is the cache, so a run whose files are not on this machine is not concerned.
+    """
+    changed = {}
+    for task in filter(None, plan.cached_tasks):
+        files = [file["path"] for file in task.info["files"]]
+        if all(map(os.path.exists, files)) and (what := change(files, task.info["files"])):
+            changed[task.name] = what
+    if changed:
+        shown = "; ".join(f"{task}: {what}" for task, what in list(changed.items())[:3])
+        logger.warning(
+            "the files of %d tasks changed since `optiml prepare`; what is trained on is as they "
+            "were then (%s%s); to train on them as they are now, prepare and plan again",
+            *(len(changed), shown, "; ..." * (len(changed) > 3)),
+        )
 
 
 def evaluation_steps(wanted: int | Sequence[int], num_steps: int) -> set[int]:

@@ -7,12 +7,9 @@ those of `cache_writer.py`.
 import dataclasses
 import errno
 import functools
-import hashlib
 import json
 import logging
-import os
 import pathlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,6 +25,7 @@ from optiml_jax.data.cache_writer import (
     write_info,
 )
 from optiml_jax.data.example import Drops, Example, TaskSource, seqio_name
+from optiml_jax.data.made_of import digest, known_digests, stat_key
 from optiml_jax.data.pool import Stopped
 from optiml_jax.data.preprocessors import ENCODED_FEATURES, encode_examples, training_pool
 from optiml_jax.data.prompts import PromptConfig
@@ -129,8 +127,8 @@ def reuse_cached(
         if reasons is not None:
             reasons.update(_changed_settings(info, source, settings))
         return None
-    known = _known_digests(info)
-    if any(_stat_key(file) not in known for file in source.files):
+    known = known_digests(info["files"])
+    if any(stat_key(file) not in known for file in source.files):
         return None
     if info["vocabulary"]["spec"] != settings.vocabulary_spec:
         return None
@@ -141,7 +139,8 @@ def _cache_if_changed(
     source: TaskSource, settings: CacheSettings, stopped: Callable[[], bool]
 ) -> TaskOutcome:
     info = _read_cached_info(source, settings)
-    digests = [_digest(source, file, _known_digests(info)) for file in source.files]
+    known = known_digests(info["files"] if info else ())
+    digests = [digest(file, known) for file in source.files]
     wanted = _task_fingerprint(source, settings, digests)
     if info is not None and _is_as_wanted(source, settings, info, digests):
         # The same bytes under other names or times: nothing but what finds them is written anew.
@@ -417,41 +416,4 @@ def reader_settings(source: TaskSource) -> dict[str, Any]:
         "splits": source.splits,
         "level": source.instruction_level,
         "settings": source.settings,
-    }
-
-
-def _stat_key(file: str) -> tuple[str, int, int] | None:
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return (file, status.st_size, status.st_mtime_ns)
-
-
-def _known_digests(info: dict[str, Any] | None) -> dict[tuple[str, int, int], str]:
-    """Hashes of files by path, size and time of modification."""
-    files = info["files"] if info else ()
-    return {(f["path"], f["size"], f["mtime_ns"]): f["sha256"] for f in files}
-
-
-def _digest(
-    source: TaskSource, file: str, known: dict[tuple[str, int, int], str]
-) -> dict[str, Any]:
-    now = time.time_ns()
-    key = _stat_key(file)
-    try:
-        if key is None or key not in known:
-            with open(file, "rb") as f:
-                digest = hashlib.file_digest(f, "sha256").hexdigest()
-        else:
-            digest = known[key]
-    except OSError as e:
-        raise UserError(f"cannot read {file}: {e.strerror}") from e
-    _, size, mtime = key
-    # A file changed a moment ago may change again within the clock's grain: hashed again next time.
-    return {
-        "path": file,
-        "size": size,
-        "mtime_ns": mtime if now - mtime > 2_000_000_000 else -1,
-        "sha256": digest,
     }

@@ -14,6 +14,7 @@ order, is the plan's business (`plan.py`).
 """
 
 import collections
+import contextlib
 import os
 import pathlib
 import resource
@@ -81,6 +82,14 @@ class Store:
             if not folder.name.startswith(".") and any((folder / mark).exists() for mark in marks)
         )
         return sorted(_read_info(folder, folder.name)["task"] for folder in folders)
+
+    def tasks_of(self, benchmark: str) -> list["CachedTask"]:
+        """The whole cached tasks of a benchmark, sorted; what else is in the way is passed over."""
+        found = []
+        for folder in sorted(self.cache_dir.glob(f"{seqio_name(benchmark)}.*")):
+            with contextlib.suppress(UserError):
+                found.append(self.task(_read_info(folder, folder.name)["task"]))
+        return found
 
     def task(self, name: str) -> "CachedTask":
         """The cached task of that name.

@@ -2,8 +2,13 @@
 
 Rows are slots: a prompt is run once (what it shares with others only once for all of them), its
 keys and values are put into a free slot, and all slots go on together, a few tokens at a time; a
-slot that has finished is given to a waiting prompt. So one long answer does not hold up a batch,
-and the answer of a prompt depends neither on its batch nor on its place.
+slot that has finished is given to a waiting prompt. So one long answer does not hold up a batch.
+
+Nothing of a prompt enters the answer of another, but the shapes of the programs that run it decide
+how its logits are rounded. In bfloat16 that does change answers (2 of 8 texts of a small model);
+whoever wants answers that do not depend on their batch sets `model_config.dtype` and
+`Evaluate.params_dtype` to float32, where only tokens as likely as each other to six digits can
+change places (docs/evaluation.md).
 """
 
 import collections

@@ -25,8 +25,33 @@ from optiml_jax.data.example import seqio_name
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.files import atomic_path, disk_errors, read_json, write_json
+from optiml_jax.frozen import refuse_changes
 
 Status = Literal["done", "failed", "missing"]
+# What an evaluation depends on -> the setting that decides on it.
+GIN_NAMES = {
+    "delimiter": "EvalConfig.delimiter",
+    "separator": "PromptConfig.separator",
+    "demonstrations": "PromptConfig.demonstrations",
+    "option_order": "PromptConfig.option_order",
+    "option_format": "PromptConfig.option_format",
+    "prompt_seed": "PromptConfig.seed",
+    "max_new_tokens": "EvalConfig.max_new_tokens",
+    "max_examples": "EvalConfig.max_examples",
+    "examples_seed": "EvalConfig.seed",
+    "bos_id": "model_config.bos_id",
+    "vocabulary": "Run.vocabulary (fingerprint)",
+    "dtype": "model_config.dtype",
+    "params_dtype": "Evaluate.params_dtype",
+    "model": "model_config (fingerprint)",
+    "checkpoint": "Evaluate.checkpoint",
+    "step": "the checkpoint's step",
+    "plan": "the checkpoint's plan (fingerprint)",
+    "seed": "the checkpoint's TrainConfig.seed",
+    "plan_seed": "the checkpoint's PlanConfig.seed",
+    "configuration": "the checkpoint's configuration (fingerprint)",
+    "answers": "Evaluate.answers (their hash)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,13 +248,12 @@ class RunFolder:
                 tasks[info.task] = dataclasses.replace(
                     tasks.get(info.task, info), shots=tuple(sorted(shots))
                 )
-            changed = sorted(k for k in old.keys() | run.keys() if old.get(k) != run.get(k))
-            if changed:
-                key = changed[0]
-                raise UserError(
-                    f"{self.path} holds an evaluation with {key}={old.get(key)!r}, this one has "
-                    f"{run.get(key)!r}; choose another output folder or delete that one"
-                )
+            asked = dict.fromkeys(old) | run
+            refuse_changes(
+                f"the evaluation in {self.path}",
+                *({GIN_NAMES.get(k, k): settings.get(k) for k in asked} for settings in (old, run)),
+                "put them back, choose another Evaluate.name, or delete that folder",
+            )
         rows = [dataclasses.asdict(info) for info in tasks.values()]
         write_json(file, {"run": run, "tasks": rows})
 

@@ -21,7 +21,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.evaluate.baselines import KINDS, best
 from optiml_jax.evaluate.leaves import MEAN, Key, Leaf, joined, leaf_key, leaves_of
 from optiml_jax.evaluate.metrics import METRICS
-from optiml_jax.evaluate.records import RunFolder, TaskInfo, rescore
+from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo, rescore
 
 LEVELS = ("fully_held_out", "partially_held_out", "fully_supervised")
 
@@ -150,27 +150,42 @@ def rollup(
             raise UserError(
                 f"{info.task} at {shots} shots is in two of {', '.join(map(str, paths))}"
             )
-        metrics[key] = info.metric
-        if metric is not None and METRICS[metric].ranked == METRICS[info.metric].ranked:
-            metrics[key] = metric
+        metrics[key] = metric_of(info, metric)
         status, reason = folder.status(info, shots)
         if status != "done":
             holes[key] = f"{info.task} at {shots} shots: {reason}"
             failures[info.task, shots] = reason
             continue
         records, summary = folder.read(info.task, shots)
-        by_rule = rule or info.protocol.rule
-        records = [rescore(r, by_rule) for r in records]
+        records = rescored(records, info, rule, metric)
         constant = 100.0 * summary["best_constant"]["score"]
         if metrics[key] != info.metric:
             constant = None
-            if not METRICS[info.metric].ranked:
-                records = [METRICS[metrics[key]].rescored(r) for r in records]
-        summaries[info.task, shots] = summary
+            summary |= {"metric": metrics[key], "best_constant": {"answer": "", "score": None}}
+        summaries[info.task, shots] = summary | {"num_ties": sum(r.tied for r in records)}
+        by_rule = rule or info.protocol.rule
         leaves += leaves_of(info, key, metrics[key], records, constant, by_rule)
     return _assemble(
         _common(run for _, run, _ in loaded), leaves, holes, metrics, summaries, failures
     )
+
+
+def metric_of(info: TaskInfo, metric: str | None) -> str:
+    """The metric that scores a task: `metric` if it is of the task's kind, else the task's own."""
+    if metric is not None and METRICS[metric].ranked == METRICS[info.metric].ranked:
+        return metric
+    return info.metric
+
+
+def rescored(
+    records: Iterable[Record], info: TaskInfo, rule: str | None, metric: str | None
+) -> list[Record]:
+    """The records of a task as `rule` and `metric` score them; None: as the task's own do."""
+    found = [rescore(record, rule or info.protocol.rule) for record in records]
+    name = metric_of(info, metric)
+    if name == info.metric or METRICS[name].ranked:
+        return found
+    return [METRICS[name].rescored(record) for record in found]
 
 
 def _common(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo, rescore
+from optiml_jax.evaluate.records import RULES, Record, RunFolder, TaskInfo
+from optiml_jax.evaluate.rollup import metric_of, rescored
 from optiml_jax.report.run_tables import level_name
 
 MOST_ANSWERS = 4000  # of all tasks together: some 20 MB
@@ -15,12 +16,18 @@ _Cell = tuple[str, int]  # task, shots
 _Name = tuple[str, str]  # example id, prompt id
 
 
-def answers_data(groups: Mapping[str, Sequence[pathlib.Path]], most: int) -> dict[str, Any]:
+def answers_data(
+    groups: Mapping[str, Sequence[pathlib.Path]],
+    most: int,
+    rule: str | None = None,
+    metric: str | None = None,
+) -> dict[str, Any]:
     """What the page needs to show single answers.
 
     Args:
       groups: run -> its folders.
       most: examples per task and number of shots; they are drawn by hash, the same in all runs.
+      rule, metric: score the answers, see `rollup.rollup`.
 
     Returns:
       `runs`; `texts`, each distinct prompt once; and `answers`, one per (task, shots, example,
@@ -41,11 +48,13 @@ def answers_data(groups: Mapping[str, Sequence[pathlib.Path]], most: int) -> dic
         for number, folder, info in places:
             records, _ = folder.read(task, shots)
             prompts = folder.prompts(task, shots)
-            for record in sorted(records, key=_draw)[:most]:
+            drawn = sorted(records, key=_draw)[:most]
+            for record in rescored(drawn, info, rule, metric):
                 row = rows.setdefault(
-                    (record.example_id, record.prompt_id), _row(info, shots, record, len(groups))
+                    (record.example_id, record.prompt_id),
+                    _row(info, metric_of(info, metric), shots, record, len(groups)),
                 )
-                row["by_run"][number] = _answer(rescore(record, info.protocol.rule))
+                row["by_run"][number] = _answer(record, rule or info.protocol.rule)
                 if row["text"] is None and record.prompt in prompts:
                     text = shortened(prompts[record.prompt])
                     row["text"] = texts.setdefault(text, len(texts))
@@ -57,12 +66,12 @@ def _draw(record: Record) -> bytes:
     return hashlib.sha256(f"{record.example_id}\0{record.prompt_id}".encode()).digest()
 
 
-def _row(info: TaskInfo, shots: int, record: Record, runs: int) -> dict[str, Any]:
+def _row(info: TaskInfo, metric: str, shots: int, record: Record, runs: int) -> dict[str, Any]:
     return {
         "level": level_name(info.level),
         "category": info.category,
         "task": info.task,
-        "metric": info.metric,
+        "metric": metric,
         "shots": str(shots),
         "prompt": record.prompt_id,
         "example": record.example_id,
@@ -73,12 +82,13 @@ def _row(info: TaskInfo, shots: int, record: Record, runs: int) -> dict[str, Any
     }
 
 
-def _answer(record: Record) -> dict[str, Any]:
+def _answer(record: Record, rule: str) -> dict[str, Any]:
     return {
+        "rule": rule,
         "score": round(record.score, 4),
         "answer": shortened(record.prediction),
         "raw": shortened(record.raw),
-        "candidates": [[shortened(c.text), round(c.sum_logprob, 3)] for c in record.candidates],
+        "candidates": [[shortened(c.text), round(RULES[rule](c), 3)] for c in record.candidates],
         "demonstrations": len(record.demonstration_ids),
         "tied": record.tied,
     }

@@ -90,17 +90,22 @@ def answer_kinds() -> dict[str, str]:
 
 
 def _samples(folder: pathlib.Path) -> dict[tuple[str, str], dict[str, str]]:
-    """(size, seed) -> split -> file, of the samples that have a training file.
+    """(size, seed) -> split -> file, of the samples that have a training file if any has one.
 
     Upstream's generator with a number of shots above a task's size leaves an empty dev file: no
-    split.
+    split. Any other empty file is a UserError.
     """
     pattern = re.compile(rf"{re.escape(folder.name)}_(full|\d+)_(\d+)_(train|dev|test)\.tsv")
     found: dict[tuple[str, str], dict[str, str]] = collections.defaultdict(dict)
     for path in sorted(folder.iterdir()):
-        if (match := pattern.fullmatch(path.name)) and path.stat().st_size:
+        if not (match := pattern.fullmatch(path.name)):
+            continue
+        if path.stat().st_size:
             found[match[1], match[2]][SPLITS[match[3]]] = str(path)
-    return {sample: files for sample, files in found.items() if "train" in files}
+        elif match[3] != "dev":
+            raise UserError(f"{path} is empty; build it again as {UPSTREAM} describes")
+    trained = {sample: files for sample, files in found.items() if "train" in files}
+    return trained or dict(found)
 
 
 def _preference(sample: tuple[str, str]) -> tuple:
@@ -200,6 +205,8 @@ class CrossFitTask:
             )
 
     def demonstrations(self) -> list[Example]:
+        if "train" not in self.files:
+            return []
         return demonstration_pool(self.read("train", Drops()))
 
     def _options(

@@ -138,6 +138,13 @@ def _parts(root: pathlib.Path, task_id: str, task: Mapping[str, Any]) -> dict[st
             }
             for ours, theirs in names.items()
         }
+        for ours, groups in found.items():
+            lacking = [answer for answer, files in groups.items() if not files]
+            if lacking and len(lacking) < len(groups):
+                logger.warning(
+                    "%s: split %r is left out: it has no files of %s",
+                    *(folder, ours, ", ".join(map(repr, lacking))),
+                )
         return {ours: groups for ours, groups in found.items() if all(groups.values())}
     splits, parts = find_splits(folder), {}
     for ours, theirs in names.items():

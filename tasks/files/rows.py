@@ -168,18 +168,29 @@ def find_splits(folder: pathlib.Path) -> dict[str, Split]:
             names = sorted(file for part in parts for file in part.data_files)
             shown = ", ".join(pathlib.Path(name).name for name in names[:3])
             raise UserError(f"split {split!r} is in {folder} more than once ({shown}); keep one")
-    if not found and (strange := [p.name for p in folder.iterdir() if _is_strange(p)]):
+    if not found:
+        _warn_of_no_split(folder)
+    return {split: found[split][0] for split in sorted(found)}
+
+
+def _warn_of_no_split(folder: pathlib.Path) -> None:
+    """Names a folder that looks like a data set's, but has no split."""
+    members = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    inner = any(p.is_dir() for p in members)  # perhaps the folder of its configurations
+    strange = [p.name for p in members if not inner or _is_strange(p)]
+    if strange:
         shown = ", ".join(sorted(strange)[:5])
         logger.warning(
             "%s: no split of a data set is recognised among its files: %s", folder, shown
         )
-    return {split: found[split][0] for split in sorted(found)}
+    elif not inner:
+        logger.warning("%s: the folder of a data set is empty", folder)
 
 
 def _is_strange(path: pathlib.Path) -> bool:
     """Whether a file looks like data, in a folder where no data was found."""
     about = path.suffix.lower() in (".md", ".py", ".txt", ".json", ".yaml", "")
-    return path.is_file() and not about and not path.name.startswith(".")
+    return path.is_file() and not about
 
 
 def _snapshots(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -218,8 +229,18 @@ def _splits_in(folder: pathlib.Path) -> dict[str, list[SplitFiles]]:
     for path in paths:
         converted = [p for p in path.glob("*.parquet") if _CONVERTED.fullmatch(p.stem)]
         if converted and path.name not in _SUBFOLDERS:
-            found.setdefault(path.name, []).append(_split(path.name, sorted(converted)))
+            found.setdefault(path.name, []).append(_split(path.name, _numbered(converted)))
     return found
+
+
+def _numbered(converted: list[pathlib.Path]) -> list[pathlib.Path]:
+    """0000.parquet, 0001.parquet, ...; a UserError names the first gap."""
+    paths = sorted(converted)
+    for number, path in enumerate(paths):
+        if int(path.stem) != number:
+            missing = path.with_name(f"{number:04d}.parquet")
+            raise UserError(f"{missing} is missing, but {path.name} is there: download it again")
+    return paths
 
 
 def _split_of(path: pathlib.Path) -> str:

@@ -263,6 +263,17 @@ def data_folder(root: str | os.PathLike, benchmark: str, what: str) -> pathlib.P
     return folder
 
 
+def warn_of_unread(
+    folder: pathlib.Path, paths: Iterable[pathlib.Path], read: Iterable[pathlib.Path]
+) -> None:
+    """Names the files of `paths` that look like data and are not among those that are read."""
+    about = (".md", ".py", ".yaml", ".yml", ".json", ".lock", "")
+    unread = sorted({p for p in paths if p.is_file() and p.suffix not in about} - {*read})
+    if names := [str(p.relative_to(folder)) for p in unread if not p.name.startswith(".")]:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        logger.warning("%s: %d files are in no form that is read: %s", folder, len(names), shown)
+
+
 class _Malformed:
     """Counts malformed lines of one file and names the first of them in the log."""
 

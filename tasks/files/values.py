@@ -50,6 +50,13 @@ def text_of(value: Any) -> str | None:
     return None
 
 
+def as_text(value: Any) -> str:
+    """`text_of`; a TypeError where that is None."""
+    if (text := text_of(value)) is None:
+        raise TypeError(f"{type(value).__name__} is no text")
+    return text
+
+
 class Texts(dict):
     """Fields for `str.format_map`; one that is no text and no number is a TypeError."""
 

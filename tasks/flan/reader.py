@@ -17,6 +17,7 @@ import pathlib
 from optiml_jax.data.example import TaskSource, check_unique_names
 from optiml_jax.errors import UserError
 from tasks import taxonomy
+from tasks.files.links import check_links
 from tasks.files.rows import Split, find_splits
 from tasks.files.text_files import data_folder
 from tasks.flan.facts import PARTS, TaskFacts, read_facts, split_name
@@ -57,6 +58,7 @@ def find_tasks(
             f"no templates of benchmark {benchmark!r}: {folder} holds no flan/templates.py, "
             f"templates.py or templates.json; give a clone of {UPSTREAM}"
         )
+    check_links(_rows_folder(folder))
     templates = read_templates(path)
     facts, typos = read_facts(folder)
     skipped: dict[str, list[str]] = {}
@@ -73,6 +75,8 @@ def find_tasks(
             continue
         if found.category == taxonomy.MISC:
             logger.warning("task %s of cluster %r counts as Misc.", found.name, task.cluster)
+        if row.trained and "train" not in found.parts:
+            skipped.setdefault("have no training rows", []).append(name)
         row.check_prompts(found.name, len(found.templates))
         sources.append(found.source())
     for reason, names in skipped.items():
@@ -133,10 +137,9 @@ def _rows(
 ) -> tuple[TaskFacts, dict[str, Split]]:
     """The facts for rows as they are there, and the splits that they name."""
     facts = facts.fixed() if config.fix_typos else facts
-    own, beside = root / "datasets", root.resolve().parent / "datasets"
     splits = {}
     if facts.files is not None:
-        splits = find_splits((own if own.is_dir() else beside) / facts.folder)
+        splits = find_splits(_rows_folder(root) / facts.folder)
     if splits:
         facts = facts.for_files()
     elif facts.tfds:
@@ -146,13 +149,19 @@ def _rows(
     return facts, {name: split for name, split in splits.items() if name in used}
 
 
+def _rows_folder(root: pathlib.Path) -> pathlib.Path:
+    own = root / "datasets"
+    return own if own.is_dir() else root.resolve().parent / "datasets"
+
+
 def _parts(facts: TaskFacts, splits: dict[str, Split], row: Row) -> tuple[str, ...]:
     """The parts that have rows; none if those are missing that the task is there for.
 
-    Of a task that is not trained on, "train" holds what demonstrations are taken from.
+    One that only lacks its training rows stays, for the plan to refuse it. Of a task that is not
+    trained on, "train" holds what demonstrations are taken from.
     """
     parts = [p for p in PARTS if p in facts.splits and split_name(facts.splits[p]) in splits]
     scored = any(role.startswith(("dev", "test")) for role in row.role)
-    if (row.trained and "train" not in parts) or (scored and "test" not in parts):
+    if scored and "test" not in parts:
         return ()
     return tuple(p for p in parts if p != "test" or scored)

@@ -21,6 +21,7 @@ import yaml
 from optiml_jax.data.example import TaskSource, check_unique_names
 from optiml_jax.errors import UserError
 from tasks import taxonomy
+from tasks.files.links import check_links
 from tasks.files.rows import Split, find_splits
 from tasks.promptsource.task import TemplateTask
 from tasks.promptsource.templates import PromptSourceConfig, Template, read_templates
@@ -50,6 +51,7 @@ def find_tasks(
         `read_templates` and `rows.find_splits`.
     """
     templates_folder, rows_folder = _folders(pathlib.Path(root).expanduser(), benchmark)
+    check_links(rows_folder)
     facts, config = _read_facts(), PromptSourceConfig()
     skipped: dict[str, list[str]] = {}
     sources = []
@@ -74,9 +76,11 @@ def find_tasks(
             if category == taxonomy.MISC:
                 skipped.setdefault("count as Misc.", []).append(dataset + suffix)
             parts = _parts(group, row, hidden)
-            if not parts or (row.trained and "train" not in parts):
+            if not parts:
                 skipped.setdefault("have no rows for their part", []).append(dataset + suffix)
                 continue
+            if row.trained and "train" not in parts:  # the plan will refuse them
+                skipped.setdefault("have no training rows", []).append(dataset + suffix)
             task = TemplateTask(
                 name=name,
                 category=category,

@@ -13,6 +13,7 @@ demonstrations too, and FLAN's own templates are not used.
 
 import dataclasses
 import itertools
+import logging
 import os
 import pathlib
 import re
@@ -27,8 +28,10 @@ from tasks.splits import Manifest
 from tasks.templates.instructions import instructions
 
 UPSTREAM = "https://github.com/google-research/FLAN (flan/v2/cot_data)"
-READER_VERSION = 2  # raise it when the same file gives other Examples: caches are then redone
+READER_VERSION = 3  # raise it when the same file gives other Examples: caches are then redone
 NUM_TEST = 250  # items of a validation task (paper, section 4.1)
+
+logger = logging.getLogger(__name__)
 
 _SUFFIX = "_train.tsv"
 _OPTIONS = "\nOptions:\n"
@@ -60,6 +63,8 @@ def find_tasks(
     for stem in sorted(files.keys() | (folders.keys() & RELEASES.keys())):
         if parts := _parts(stem, files.get(stem), folders.get(stem)):
             sources.append(_source(f"{benchmark}/{stem}", sentences[stem], parts, manifest))
+        else:
+            logger.warning("%s holds no whole split of %s", folders[stem], RELEASES[stem].source)
     if not sources:
         raise UserError(
             f"no <name>{_SUFFIX} of benchmark {benchmark!r} in {folder}, and no folder with the "

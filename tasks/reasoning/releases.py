@@ -6,6 +6,7 @@ stand: LaTeX's backslashes are no escapes here.
 """
 
 import dataclasses
+import logging
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from typing import Any, NamedTuple
 from optiml_jax.data.example import Drops
 from optiml_jax.files import read_json
 from tasks.files.text_files import json_items, json_records
-from tasks.files.values import text_of
+from tasks.files.values import as_text, text_of
+
+logger = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
@@ -46,6 +49,9 @@ class Release:
         """The files of a split; None when some are not there."""
         patterns = self.patterns.get(split, ())
         found = tuple(tuple(sorted(map(str, folder.glob(pattern)))) for pattern in patterns)
+        if any(found) and not all(found):
+            lacking = [p for p, files in zip(patterns, found, strict=True) if not files]
+            logger.warning("%s: split %r is left out: no %s", folder, split, ", ".join(lacking))
         return found if found and all(found) else None
 
 
@@ -92,8 +98,8 @@ def _cos_e(files: Files, drops: Drops) -> Iterator[Record]:
                 drops["no explanation"] += 1
                 continue
             try:
-                choices = {c["label"]: c["text"] for c in item["question"]["choices"]}
-                stem, answer = item["question"]["stem"], choices[item["answerKey"]]
+                choices = {c["label"]: as_text(c["text"]) for c in item["question"]["choices"]}
+                stem, answer = as_text(item["question"]["stem"]), choices[item["answerKey"]]
             except (KeyError, TypeError):
                 drops["malformed record"] += 1
                 continue
@@ -106,10 +112,14 @@ def _coqa(files: Files, drops: Drops) -> Iterator[Record]:
         for item in json_items(path, drops, key="data"):
             try:
                 turns = [
-                    (question["input_text"], answer["input_text"], answer["span_text"])
+                    (
+                        as_text(question["input_text"]),
+                        as_text(answer["input_text"]),
+                        as_text(answer["span_text"]),
+                    )
                     for question, answer in zip(item["questions"], item["answers"], strict=True)
                 ]
-                text = item["story"] + "\n"
+                text = as_text(item["story"]) + "\n"
                 for question, answer, span in turns:
                     text += f"\nQ: {question}"
                     if span == "unknown":
@@ -160,7 +170,7 @@ def _proofwriter(files: Files, drops: Drops) -> Iterator[Record]:
                         drops["no proof"] += 1
                         continue
                     yield Record(
-                        f"{item['theory']}\n{question['question']}",
+                        f"{as_text(item['theory'])}\n{as_text(question['question'])}",
                         str(answer).lower(),
                         _proof(proofs[0], parts),
                     )
@@ -198,8 +208,9 @@ def _winowhy(files: Files, drops: Drops) -> Iterator[Record]:
             try:
                 text, answers = item["text"], item["answers"]
                 answer = answers["AB".index(item["correctAnswer"].strip(" ."))]
-                sentence = f"{text['txt1']} {text['pron']} {text['txt2']}"
-                question = f'{sentence}\nWhat does "{text["pron"].strip()}" refer to?'
+                first, pronoun, rest = (as_text(text[key]) for key in ("txt1", "pron", "txt2"))
+                sentence = f"{first} {pronoun} {rest}"
+                question = f'{sentence}\nWhat does "{pronoun.strip()}" refer to?'
                 for reason, source, _, verdict in item["reasons"]:
                     if (source, verdict) == ("human", "Valid"):
                         yield Record(f"{question}\n{', '.join(answers)}", answer, reason)
@@ -253,7 +264,8 @@ def _qed(files: Files, drops: Drops) -> Iterator[Record]:
                         steps.append(f'"{said}" in it is "{asked}" of the question.')
                 answer = ", ".join(a["paragraph_reference"]["string"] for a in notes["answer"])
                 question = item["question_text"]
-                text = f"{item['title_text']}\n{item['paragraph_text']}\n{question}"
+                title, paragraph = as_text(item["title_text"]), as_text(item["paragraph_text"])
+                text = f"{title}\n{paragraph}\n{as_text(question)}"
             except (KeyError, TypeError):
                 drops["malformed record"] += 1
                 continue

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.errors import UserError
 from tasks.files.text_files import data_folder, json_items, json_records
+from tasks.files.values import text_of
 from tasks.splits import Manifest
 from tasks.suites.suite import Prompt, Record, Suite
 
 UPSTREAM = "https://github.com/openai/grade-school-math or https://github.com/arkilpatel/SVAMP"
-READER_VERSION = 1  # raise it when the same file gives other Examples
+READER_VERSION = 2  # raise it when the same file gives other Examples
 NUM_DEMONSTRATIONS = 100
 
 _BEFORE, _AFTER = "Question: ", "\nAnswer:"
@@ -68,11 +69,12 @@ def _gsm8k(path: str, drops: Drops) -> Iterator[Record]:
 def _svamp(path: str, drops: Drops) -> Iterator[Record]:
     for item in json_items(path, drops):
         body, question, answer = (item.get(key) for key in ("Body", "Question", "Answer"))
-        texts = isinstance(body, str) and isinstance(question, str)
-        if texts and isinstance(answer, int | float):
-            yield Record(f"{body.strip()} {question.strip()}", f"{answer:.15g}")
-        else:
+        texts = [text_of(value) for value in (body, question, answer)]
+        if None in texts:
             drops["malformed record"] += 1
+        else:
+            body, question, answer = texts
+            yield Record(f"{body.strip()} {question.strip()}", answer)
 
 
 _RECORDS = {"gsm8k": _gsm8k, "svamp": _svamp}

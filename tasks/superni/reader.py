@@ -70,6 +70,9 @@ def find_tasks(
     check_unique_names([s.name for s in sources])
     _log_some("%d %s tasks without a known category count as Misc.: %s", benchmark, uncategorised)
     _log_some("%d %s tasks are in no list of splits/default: %s", benchmark, unlisted)
+    there = set(map(_spelling, paths))
+    missing = [t for t, split in splits.items() if split != "excluded" and t not in there]
+    _log_some("%d %s tasks of splits/default have no file in tasks/: %s", benchmark, missing)
     return sources
 
 

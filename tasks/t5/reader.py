@@ -28,11 +28,12 @@ from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.files.rows import Row, Split, find_splits
 from tasks.files.text_files import RecordFilter, data_folder, demonstration_pool
+from tasks.files.values import as_text
 from tasks.splits import Manifest
 from tasks.templates.instructions import instructions, read_mapping
 
 FACTS_FILE = pathlib.Path(__file__).parent / "tasks.yaml"
-READER_VERSION = 1  # raise it when the same rows give other Examples: caches are then redone
+READER_VERSION = 2  # raise it when the same rows give other Examples: caches are then redone
 _BATCH = 256
 SPLITS = {split: split for split in ("train", "validation", "test")}
 
@@ -279,20 +280,24 @@ def _upstream_id(output: dict[str, Any]) -> str:
     return "-".join(p.decode("utf-8") if isinstance(p, bytes) else str(p) for p in parts)
 
 
-_KINDS = {"text": str, "int": int, "float": (int, float)}
-
-
 def _pick(value: Any, kind: Any) -> Any:
-    """The part of a value that a description in tasks.yaml asks for, checked; text as UTF-8."""
+    """The part of a value that a description in tasks.yaml asks for, checked; text as UTF-8.
+
+    A number where text belongs is the text that spells it; a whole one, 1.0, is an int as well.
+    """
     if isinstance(kind, dict):
         return {key: _pick(value[key], inner) for key, inner in kind.items()}
     if isinstance(kind, list):
         if not isinstance(value, list) or not (value or len(kind) > 1):
             raise ValueError
         return [_pick(item, kind[0]) for item in value]
-    if isinstance(value, bool) or not isinstance(value, _KINDS[kind]):
+    if kind == "text":
+        return as_text(value).encode("utf-8")
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError
-    return value.encode("utf-8") if kind == "text" else value
+    if kind == "int" and int(value) != value:
+        raise ValueError
+    return int(value) if kind == "int" else float(value)
 
 
 def _columns(values: list[Any], kind: Any) -> Any:

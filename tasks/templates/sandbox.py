@@ -90,7 +90,7 @@ class Environment(sandbox.SandboxedEnvironment):
         self._choices = Choices("")
         super().__init__(
             undefined=jinja2.StrictUndefined if strict_undefined else jinja2.Undefined,
-            finalize=self._budget.printable,
+            finalize=self._printed,
             cache_size=0,
         )
         self.concat = self._concat
@@ -135,6 +135,13 @@ class Environment(sandbox.SandboxedEnvironment):
         return template.render(fields)
 
     # --- what the compiler of Jinja calls
+
+    def _printed(self, value: Any) -> Any:
+        """A value that is about to be printed; a TypeError if it is missing or no text."""
+        if value is None or isinstance(value, list | tuple | dict):
+            what = "nothing" if value is None else f"a {type(value).__name__}"
+            raise TypeError(f"prints {what} where text belongs")
+        return self._budget.printable(value)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)

@@ -13,10 +13,17 @@ from collections.abc import Iterator
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.errors import UserError
 from tasks import taxonomy
-from tasks.files.text_files import RecordFilter, data_folder, decode, json_records
+from tasks.files.text_files import (
+    RecordFilter,
+    data_folder,
+    decode,
+    json_records,
+    warn_of_unread,
+)
+from tasks.files.values import text_of
 from tasks.splits import Manifest
 
-READER_VERSION = 1  # raise it when the same file gives other Examples: caches are then redone
+READER_VERSION = 2  # raise it when the same file gives other Examples: caches are then redone
 
 # ParlAI: fields `name:value`, divided by tabs; lines of `text` that are no turn.
 _KNOWLEDGE = re.compile(r"(?:your|partner's) persona: |__\w+__")
@@ -32,6 +39,7 @@ def find_tasks(
     """
     folder = data_folder(root, benchmark, "give a folder of JSONL files with the field turns")
     paths = sorted(p for p in folder.iterdir() if p.suffix in (".jsonl", ".txt"))
+    warn_of_unread(folder, folder.iterdir(), paths)
     if not paths:
         raise UserError(f"no file (*.jsonl or *.txt) of benchmark {benchmark!r} in {folder}")
     sources = [_source(f"{benchmark}/{path.stem}", path, manifest) for path in paths]
@@ -79,7 +87,9 @@ class DialogueFile:
           UserError: the file is missing, or has no usable dialogue.
         """
         keep = RecordFilter(without_input=True)
-        episodes = _parlai(self.path) if self.path.endswith(".txt") else _json(self.path, drops)
+        episodes = (
+            _parlai(self.path, drops) if self.path.endswith(".txt") else _json(self.path, drops)
+        )
         usable = False
         ids: set[str] = set()
         for upstream_id, origin, turns in episodes:
@@ -115,8 +125,9 @@ def _json(path: str, drops: Drops) -> Iterator[tuple[str, str, list[str]]]:
     """Id, source and turns of the dialogues of a JSONL file."""
     for _, record in json_records(path, drops):
         turns = record.get("turns")
-        texts = [t.get("text") if isinstance(t, dict) else t for t in turns or ()]
-        if not isinstance(turns, list) or not all(isinstance(t, str) for t in texts):
+        listed = turns if isinstance(turns, list) else [None]
+        texts = [text_of(t.get("text") if isinstance(t, dict) else t) for t in listed]
+        if None in texts:
             drops["malformed dialogue"] += 1
             continue
         if len(lines := _one_line_each(texts)) < len(texts):
@@ -124,7 +135,7 @@ def _json(path: str, drops: Drops) -> Iterator[tuple[str, str, list[str]]]:
         yield _string(record.get("id")), _string(record.get("source")), lines
 
 
-def _parlai(path: str) -> Iterator[tuple[str, str, list[str]]]:
+def _parlai(path: str, drops: Drops) -> Iterator[tuple[str, str, list[str]]]:
     """Episodes of a file in ParlAI's text format; candidates, personas and knowledge are left out.
 
     A line is a pair of turns. Some teachers repeat the history in `text`: then only its last line
@@ -135,6 +146,8 @@ def _parlai(path: str) -> Iterator[tuple[str, str, list[str]]]:
         for number, raw in enumerate(file, 1):
             cells = decode(raw, path, number).rstrip("\r\n").split("\t")
             fields = dict(cell.partition(":")[::2] for cell in cells)
+            if any(cells) and not fields.keys() & {"text", "labels", "eval_labels"}:
+                drops["line without text"] += 1
             lines = [t for t in fields.get("text", "").split("\\n") if not _KNOWLEDGE.match(t)]
             label = fields.get("labels", fields.get("eval_labels", "")).split("|")[0]
             new = lines[-1:] if turns and lines[: len(turns)] == turns else lines

@@ -16,13 +16,21 @@ from collections.abc import Iterator
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.errors import UserError
 from tasks import taxonomy
-from tasks.files.text_files import BAD_CHARACTERS, data_folder, hashed_id, json_records
+from tasks.files.text_files import (
+    BAD_CHARACTERS,
+    data_folder,
+    hashed_id,
+    json_records,
+    warn_of_unread,
+)
+from tasks.files.values import text_of
 from tasks.splits import Manifest
 
-READER_VERSION = 1  # raise it when the same file gives other Examples: caches are then redone
+READER_VERSION = 2  # raise it when the same file gives other Examples: caches are then redone
 MAX_PIECE_TOKENS = (
     1600  # estimated; a row holds 2,047 and </s>, and estimates can be 1.25 times off
 )
+_SHARD = re.compile(r"(.+?)(?:-(\d+)-of-(\d+))?")
 SPLIT_FOLDERS = {"train": "train", "valid": "validation", "validation": "validation"}
 
 # One match per estimated token: letters by four, digits by two, every other character and newline
@@ -39,8 +47,9 @@ def find_tasks(
     """One task per corpus, sorted by name. Opens no file.
 
     Args:
-      root: holds `<corpus>.jsonl`, or metaseq's `train/<shard>/<corpus>.jsonl` and
-        `valid/<shard>/<corpus>.jsonl`; files outside of `train` and `valid` are training data.
+      root: holds `<corpus>.jsonl`, or all of `<corpus>-00000-of-00004.jsonl` and so on, or
+        metaseq's `train/<shard>/<corpus>.jsonl` and `valid/<shard>/<corpus>.jsonl`; files outside
+        of `train` and `valid` are training data.
       manifest: may exclude a corpus or change its category.
       benchmark: first part of the task names.
 
@@ -49,10 +58,22 @@ def find_tasks(
     """
     folder = data_folder(root, benchmark, "give a folder of JSONL files with the field text")
     corpora: dict[str, dict[str, list[str]]] = collections.defaultdict(dict)
-    for path in sorted(folder.rglob("*.jsonl")):
+    sets: dict[tuple[pathlib.Path, str, int], set[int]] = collections.defaultdict(set)
+    paths = sorted(folder.rglob("*.jsonl"))
+    warn_of_unread(folder, folder.rglob("*"), paths)
+    for path in paths:
         parts = path.relative_to(folder).parts
         split = SPLIT_FOLDERS.get(parts[0], "train") if len(parts) > 1 else "train"
-        corpora[path.stem].setdefault(split, []).append(str(path))
+        corpus, number, total = _SHARD.fullmatch(path.stem).groups()
+        corpora[corpus].setdefault(split, []).append(str(path))
+        if number is not None:
+            sets[path.parent, corpus, int(total)].add(int(number))
+    for (place, corpus, total), numbers in sets.items():
+        if missing := sorted({*range(total)} - numbers):
+            raise UserError(
+                f"{place / corpus} has {len(numbers)} of its {total} shards; number "
+                f"{missing[0]:05d} is missing: download it"
+            )
     if not corpora:
         raise UserError(f"no JSONL file (*.jsonl) of benchmark {benchmark!r} in {folder}")
     sources = [
@@ -111,8 +132,8 @@ class Corpus:
         usable = False
         for path in self.shards[split]:
             for _, record in json_records(path, drops):
-                text = record.get("text")
-                if not isinstance(text, str):
+                text = text_of(record.get("text"))
+                if text is None:
                     drops["no text"] += 1
                 elif not text.strip():
                     drops["empty target"] += 1

@@ -17,7 +17,7 @@ from typing import Any
 from optiml_jax.data.example import Drops
 from optiml_jax.errors import UserError
 from tasks.files.text_files import json_items, tsv_rows
-from tasks.files.values import text_of
+from tasks.files.values import as_text, text_of
 
 _UNQUOTED_WORD = re.compile(r"""(?<![\w'"])\w+(?![\w'"])""")
 
@@ -58,7 +58,8 @@ def dart_records(path: str, split: str, drops: Drops) -> Iterator[Record]:
 
 def linear_triples(triples: Sequence[Sequence[str]]) -> str:
     """`subject : relation : object | ...`, relations in lower case."""
-    return " | ".join(f"{head} : {relation.lower()} : {tail}" for head, relation, tail in triples)
+    parts = (map(as_text, triple) for triple in triples)
+    return " | ".join(f"{head} : {relation.lower()} : {tail}" for head, relation, tail in parts)
 
 
 # --- Spider (taoyds/spider): train_spider.json, train_others.json, dev.json, tables.json ----------

@@ -129,6 +129,51 @@ def test_a_mixture_in_which_a_task_lost_its_training_part_is_refused(line, capsy
         info.write_text(whole)
 
 
+def test_plan_refuses_and_train_names_files_that_changed_after_prepare(line, capsys, caplog):
+    """Also of the same size; but not the same bytes with another time."""
+    file = line / "bench" / "tasks" / "demo901_program_execution_first.json"
+    text = file.read_text()
+    for changed, said in (("pink", "greyish"), ("pink", "grey")):
+        file.write_text(text.replace(changed, said))
+        error = error_of(capsys, "plan", line)
+        assert "cache of task 'demo_superni/demo901_program_execution_first'" in error
+        assert f"{file} has " in error
+        assert "run `optiml prepare` again" in error
+    gin.clear_config()
+    assert main(["train", f"--gin_file={line}/tiny.gin"]) == 0
+    assert "the files of 1 tasks changed since `optiml prepare`" in caplog.text
+    assert f"{file} has another content" in caplog.text
+    file.write_text(text)
+    caplog.clear()
+    for verb in ("plan", "train"):
+        gin.clear_config()
+        assert main([verb, f"--gin_file={line}/tiny.gin"]) == 0
+    assert "changed since" not in caplog.text
+
+
+def test_plan_refuses_to_do_without_a_task_that_was_cached(line, capsys, caplog):
+    file = line / "bench" / "tasks" / "demo902_program_execution_second.json"
+    aside = file.rename(line / "aside.json")
+    try:
+        error = error_of(capsys, "plan", line)
+        assert "1 tasks are in the cache, but no longer in the folders of Run.data" in error
+        assert f"demo902_program_execution_second (was read from {file})" in error
+        for binding in ("Mixture.missing=renormalise", "Mixture.tasks='*/demo901*'"):
+            gin.clear_config()
+            assert main(["plan", f"--gin_file={line}/tiny.gin", f"--gin.{binding}"]) == 0
+    finally:
+        aside.rename(file)
+        gin.clear_config()
+        assert main(["plan", f"--gin_file={line}/tiny.gin"]) == 0
+    third = line / "bench" / "tasks" / "demo903_program_execution_third.json"  # held out
+    aside = third.rename(line / "aside.json")
+    try:
+        gin.clear_config()
+        assert main(["plan", f"--gin_file={line}/tiny.gin"]) == 0
+    finally:
+        aside.rename(third)
+
+
 def test_shots_that_the_manifest_does_not_list_are_named(line, caplog):
     gin.clear_config()
     assert main(["evaluate", f"--gin_file={line}/tiny.gin", "--gin.Evaluate.shots=(0, 3)"]) == 0

@@ -170,6 +170,9 @@ def test_stored_records_are_averaged_and_scored_anew_without_the_model(tmp_path,
     assert average(report) == pytest.approx(50.0)  # of two tasks
     assert report(runs, "--gin.Report.metric='em_tk_instruct'")[0] == 0
     assert average(report) == pytest.approx(0.0)  # "so the answer is a" is not "a"
+    page = (report.out / "report.html").read_text()
+    assert '"metric":"em_tk_instruct"' in page
+    assert '"score":1.0' not in page
     status, text = report(runs, "--gin.Report.metric='nonsense'")
     assert status == 2
     assert "Report.metric = 'nonsense' is none of acc_rank" in text

@@ -13,7 +13,7 @@ import pytest
 import seqio
 from toy_tasks import toy_source, write_task_file
 
-from optiml_jax.data import cache_task, example, pool, prepare, preprocessors, store, vocabulary
+from optiml_jax.data import example, made_of, pool, prepare, preprocessors, store, vocabulary
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
 from optiml_jax.one_writer import one_writer
@@ -203,7 +203,7 @@ def test_files_are_not_read_again_while_size_and_time_stand(files, run, monkeypa
     def refuse(*_):
         raise AssertionError("hashed")
 
-    monkeypatch.setattr(cache_task.hashlib, "file_digest", refuse)
+    monkeypatch.setattr(made_of.hashlib, "file_digest", refuse)
     assert set(statuses(run(files)).values()) == {"unchanged"}
 
 

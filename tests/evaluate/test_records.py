@@ -4,10 +4,15 @@ import dataclasses
 import json
 
 import pytest
+import toy_evaluation as toy
 
+from optiml_jax.cli.settings import Evaluate
+from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.protocol import RULE_NAMES, Protocol
 from optiml_jax.evaluate.records import (
+    GIN_NAMES,
     RULES,
     Candidate,
     Record,
@@ -117,8 +122,20 @@ def test_a_folder_is_not_continued_with_other_settings(tmp_path):
     folder.open({"delimiter": "A:"}, [INFO])
     folder.open({"delimiter": "A:"}, [INFO])
     assert folder.load() == ({"delimiter": "A:"}, [INFO])
-    with pytest.raises(UserError, match="delimiter"):
+    with pytest.raises(UserError, match=r"EvalConfig\.delimiter was 'A:' and is 'B:' now; put"):
         folder.open({"delimiter": "B:"}, [INFO])
+
+
+def test_every_setting_of_an_evaluation_has_the_name_that_gin_gives_it(tmp_path):
+    """Those of a run of the evaluator; a name of its own would be no help to the user."""
+    assert not toy.run([toy.eval_task("b/t", "em")], tmp_path)
+    stored = RunFolder(tmp_path).load()[0]
+    assert set(stored) <= set(GIN_NAMES)
+    classes = {"EvalConfig": EvalConfig, "PromptConfig": PromptConfig, "Evaluate": Evaluate}
+    for name in GIN_NAMES.values():
+        settings, _, field = name.split(" ")[0].partition(".")
+        if settings in classes:
+            assert field in {f.name for f in dataclasses.fields(classes[settings])}, name
 
 
 def test_records_made_with_another_metric_do_not_count_as_done(tmp_path):

@@ -130,6 +130,16 @@ def test_a_missing_column_is_counted_by_name(folder):
         list(found.read("test", Drops()))
 
 
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), [1], {"a": 1}])
+def test_what_is_no_text_is_dropped_and_counted(folder, value):
+    rows = [{"number": n, "answer": "odd"} for n in (7.5, value)]
+    write(folder / "parity/test.jsonl", *rows)
+    drops = Drops()
+    (example,) = source(folder)[0].read("test", drops)
+    assert example.input == "Number: 7.5"
+    assert drops.total() == 1
+
+
 READER = """
 from optiml_jax.data.example import TaskSource
 def find_tasks(root, manifest, benchmark):

@@ -82,14 +82,14 @@ def test_a_data_set_with_templates_and_rows_is_a_task(bench, caplog):
         }
     )
     sources = find(root)
-    assert list(sources) == ["group/sub", "numbers"]
+    assert list(sources) == ["group/sub", "numbers", "unlearnable"]
     assert sources["numbers"].instruction_level == "instance"
     assert sources["numbers"].splits == ("train", "validation")
     assert sources["numbers"].settings["category"] == "Misc."
     log = [r.getMessage() for r in caplog.records]
     assert any(x.startswith("1 of 5 promptsource data sets have no rows in") for x in log)
     assert "1 of 5 promptsource data sets have no template of the original task: turned" in log
-    assert "1 of 5 promptsource data sets have no rows for their part: unlearnable" in log
+    assert "1 of 5 promptsource data sets have no training rows: unlearnable" in log
     assert any(x.endswith("count as Misc.: group/sub, numbers, unlearnable") for x in log)
 
 
@@ -246,7 +246,10 @@ def test_what_is_left_out_is_counted_by_reason(bench, manifest_of):
         {"n": "a\0b", "label": 0},
         {"n": "x", "label": 7},
         {"n": "y", "label": 2},
-        {"n": ["list"], "label": "text"},
+        {"n": ["list"], "label": 0},
+        {"n": None, "label": 0},
+        {"n": float("nan"), "label": 0},
+        {"n": {"a": 1}, "label": 0},
     ]
     prompt = template("{{n}} ||| {{ (answer_choices[label] if label < 9) }}", "a ||| b |||")
     source = find(bench({"numbers": ([prompt], {"test": rows})}), manifest_of())["numbers"]
@@ -257,7 +260,7 @@ def test_what_is_left_out_is_counted_by_reason(bench, manifest_of):
         "empty input": 1,
         "NUL or U+FFFD": 1,
         "empty target": 2,
-        "template failed on the row": 1,
+        "template failed on the row": 4,
     }
 
 

@@ -68,7 +68,7 @@ def test_a_problem_is_never_its_own_demonstration(tmp_path):
 def test_damaged_records_are_counted(tmp_path):
     broken = [{"question": "no mark?", "answer": "4"}, {"question": 1, "answer": "#### 4"}, {}]
     nothing = {"question": "nothing behind it?", "answer": "x\n#### "}
-    variations = [VARIATION, {**VARIATION, "Answer": "4"}, {"Body": "x"}, "x", {**VARIATION}]
+    variations = [VARIATION, {**VARIATION, "Answer": None}, {"Body": "x"}, "x", {**VARIATION}]
     root = write(tmp_path, test=[*broken, nothing, SOLVED[1]], svamp=variations)
     gsm8k, svamp = find_tasks(root, MANIFEST)
     drops = Drops()
@@ -82,6 +82,17 @@ def test_damaged_records_are_counted(tmp_path):
         "not a JSON object": 1,
         "warning: repeated record": 1,
     }
+
+
+@pytest.mark.parametrize("answer", ["8.0", "12345678901234567", "0.1", "true", "NaN", "[8]"])
+def test_answers_of_svamp_keep_their_spelling(tmp_path, answer):
+    root = write(tmp_path, svamp=[{**VARIATION, "Answer": "HERE"}])
+    (path,) = root.rglob("SVAMP.json")
+    path.write_text(path.read_text().replace('"HERE"', answer))
+    (_, svamp), drops = find_tasks(root, MANIFEST), Drops()
+    found = [e.target for e in svamp.read("test", drops)]
+    assert found == [answer] * answer[0].isdigit()
+    assert drops["malformed record"] == (not found)
 
 
 def test_without_training_problems_there_are_no_demonstrations(tmp_path):

@@ -371,6 +371,28 @@ def test_unlabelled_damaged_and_repeated_rows_are_counted(tmp_path):
     }
 
 
+def test_numbers_in_columns_of_text_keep_their_spelling_and_whole_ones_are_labels(tmp_path):
+    """`json` and pandas write such columns: 16777217.0 and 1.50, and 1.0 as a label beside NaN."""
+    lines = [
+        '{"sentence": 16777217.0, "label": 1.0, "idx": 0}',
+        '{"sentence": 1.50, "label": 0, "idx": 1}',
+        '{"sentence": "a", "label": 0.5, "idx": 2}',
+        '{"sentence": NaN, "label": 1, "idx": 3}',
+        '{"sentence": Infinity, "label": 1, "idx": 4}',
+        '{"sentence": ["a", "b"], "label": 1, "idx": 5}',
+        '{"sentence": {"a": "b"}, "label": 1, "idx": 6}',
+        '{"sentence": "b", "label": NaN, "idx": 7}',
+    ]
+    write(tmp_path, "glue/sst2", "train", *(f"{line}\n" for line in lines))
+    (source,) = find_tasks(tmp_path, MANIFEST)
+    drops = Drops()
+    assert [(e.input, e.target) for e in read(source, drops=drops)] == [
+        ("sentence: 16777217.0", "positive"),
+        ("sentence: 1.50", "negative"),
+    ]
+    assert drops == {"malformed record": 6}
+
+
 def test_rows_are_read_as_they_are_needed(tmp_path):
     rows = [{"sentence": f"joy {i}", "label": 1, "idx": i} for i in range(3000)]
     write(tmp_path, "glue/sst2", "train", *rows, "{cut off\n")

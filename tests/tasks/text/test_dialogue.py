@@ -53,6 +53,19 @@ def test_parlai_files_give_each_turn_once(tmp_path):
     assert drops == {"duplicate": 1}
 
 
+def test_numbers_among_the_turns_keep_their_spelling_and_lines_without_text_are_counted(tmp_path):
+    (tmp_path / "chat.jsonl").write_text('{"turns": ["how many?", 1.50]}\n{"turns": ["a", NaN]}\n')
+    drops = Drops()
+    assert [e.target for e in read(tmp_path, drops)] == ["how many?\n1.50"]
+    assert drops == {"malformed dialogue": 1}
+    (tmp_path / "chat.jsonl").unlink()
+    lines = "text:Hi\tlabels:Hello!\tepisode_done:True\nan error message\n"
+    (tmp_path / "chat.txt").write_text(lines)
+    drops = Drops()
+    assert len(read(tmp_path, drops)) == 1
+    assert drops == {"line without text": 1}
+
+
 def test_repeated_and_malformed_dialogues_are_counted(tmp_path):
     write(
         tmp_path / "chat.jsonl",
