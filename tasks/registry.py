@@ -175,13 +175,13 @@ def register(
       metric_fns: SeqIO metric functions; None: those of the source's metric.
       shots: None for the training task, whose cache `optiml prepare` writes; a number for an
         evaluation variant with so many demonstrations. Where candidates are ranked, the variant has
-        a record for each candidate, and the training task no metric.
+        a record for each candidate, and so has the split "test" of the training task.
     """
     name = registered_name(source.name, shots)
     metric = METRICS.get(source.metric)
     ranked = metric is not None and metric.ranked and metric_fns is None
     if metric_fns is None:
-        metric_fns = [] if metric is None or (ranked and shots is None) else [metric.fn]
+        metric_fns = [] if metric is None else [metric.fn]
     seqio.TaskRegistry.remove(name)
     task = seqio_task(
         name,
@@ -191,7 +191,7 @@ def register(
         sequence_length,
         metric_fns,
         shots,
-        by_candidate=ranked and shots is not None,
+        by_candidate=ranked,
     )
     seqio.TaskRegistry.add_provider(name, task)
     return task

@@ -12,6 +12,7 @@ import seqio
 from optiml_jax.audit.flags import read_flags
 from optiml_jax.cli.audit_gate import check_decided
 from optiml_jax.cli.settings import Audit, Evaluate, Export, Run, configured
+from optiml_jax.data.cache_task import reader_settings
 from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.prompts import PromptConfig
@@ -20,8 +21,10 @@ from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import EvalTask
 from optiml_jax.evaluate.instances import subsample
+from optiml_jax.evaluate.origin import Origin
 from optiml_jax.evaluate.records import TaskInfo
 from optiml_jax.exchange.requests import Tokens
+from optiml_jax.files import fingerprint
 from optiml_jax.model.architectures import model_config
 from tasks.registry import find_sources, register
 from tasks.splits import Manifest, Row, category
@@ -130,6 +133,7 @@ def evaluation_task(source: TaskSource, row: Row, settings: Evaluate, vocabulary
         demonstrations=source.demonstrations,
         metric_fns=registered.metric_fns,
         instruction_level=source.instruction_level,
+        origin=Origin(fingerprint(reader_settings(source)), source.files),
     )
 
 

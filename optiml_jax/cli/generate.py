@@ -11,7 +11,7 @@ from optiml_jax.data.vocabulary import load_vocabulary
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.decoding import Sampling
-from optiml_jax.evaluate.evaluator import check_vocabulary
+from optiml_jax.evaluate.runner import check_vocabulary
 from optiml_jax.exchange.generation import Generator, TextAnswer, TextPrompt, read_prompts
 from optiml_jax.exchange.request_files import json_line
 from optiml_jax.files import atomic_path, disk_errors

@@ -27,6 +27,7 @@ from optiml_jax.data.prompts import (
     select_demonstrations,
 )
 from optiml_jax.data.vocabulary import encode_batch
+from optiml_jax.errors import UserError
 
 # TensorFlow would take the whole memory of a GPU that JAX wants.
 tf.config.set_visible_devices([], "GPU")
@@ -122,7 +123,8 @@ def prompt_source(
       config: how prompts are rendered.
       shots: demonstrations of every prompt; None draws a training prompt's from `config.shots`.
       by_candidate: a record for each candidate of an example, with a feature `candidate` that says
-        which: item, number, whether it is right, text, group (JSON).
+        which: item, number, whether it is right, text, group (JSON). Of a training task so is its
+        split "test" alone, without demonstrations.
 
     Returns:
       A source of records with the features of `_PARTS` (of a RenderedPrompt) and the strings of
@@ -159,10 +161,11 @@ def prompt_source(
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # one file per task
-        names = (*PASSTHROUGH, CANDIDATE) if by_candidate else PASSTHROUGH
+        apart = by_candidate and (shots is not None or split == "test")
+        names = (*PASSTHROUGH, CANDIDATE) if apart else PASSTHROUGH
         strings = dict.fromkeys(names, tf.TensorSpec([], tf.string))
         return tf.data.Dataset.from_generator(
-            lambda: (candidates if by_candidate else records)(split),
+            lambda: (candidates if apart else records)(split),
             output_signature=_PARTS | strings,
         )
 
@@ -242,7 +245,8 @@ def seqio_task(
       sequence_length: tokens of source and target together, `</s>` included.
       metric_fns: SeqIO metric functions.
       shots: demonstrations of every prompt; None makes training prompts.
-      by_candidate: a record for each candidate, for metrics of `(targets, scores)`.
+      by_candidate: a record for each candidate, for metrics of `(targets, scores)`; of a training
+        task in its split "test", as it is read live.
     """
     return seqio.Task(
         name,
@@ -256,21 +260,34 @@ def seqio_task(
             seqio.CacheDatasetPlaceholder(),
         ],
         output_features=output_features(vocabulary),
-        postprocess_fn=_all_references,
+        postprocess_fn=functools.partial(_targets, task=name, by_candidate=by_candidate),
         metric_fns=list(metric_fns),
     )
 
 
-def _all_references(
-    output: Any, example: Mapping[str, Any] | None = None, is_target: bool = False
+def _targets(
+    output: Any,
+    example: Mapping[str, Any] | None = None,
+    is_target: bool = False,
+    *,
+    task: str,
+    by_candidate: bool,
 ) -> Any:
     """What SeqIO's Evaluator hands to metrics: every reference as target, answers as they are.
 
     Of a candidate its row is the target.
+
+    Raises:
+      UserError: the task ranks candidates, but its record is none.
     """
     if not is_target:
         return output
-    return json.loads(example[CANDIDATE if CANDIDATE in example else "references"])
+    if by_candidate and CANDIDATE not in example:
+        raise UserError(
+            f"{task} ranks candidates, which only its split 'test' has that is read live: evaluate "
+            "it with eval_split='test' and use_cached=False, or register it with a number of shots"
+        )
+    return json.loads(example[CANDIDATE if by_candidate else "references"])
 
 
 def _plain(part: bytes | np.ndarray | np.int32) -> str | tuple[str, ...] | int:

@@ -24,6 +24,7 @@ from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.instances import EncodeBatch, Instance, InstanceBuilder, subsample
 from optiml_jax.evaluate.metric_calls import MetricFn, call_metric_fns
+from optiml_jax.evaluate.origin import Origin, Parts
 from optiml_jax.evaluate.progress import progress
 from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.evaluate.records import (
@@ -34,12 +35,13 @@ from optiml_jax.evaluate.records import (
     choose,
     prompt_key,
 )
-from optiml_jax.evaluate.runner import Answerer, Request, Runner
+from optiml_jax.evaluate.runner import Answerer, Request, Runner, check_vocabulary
 from optiml_jax.files import fingerprint
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.sharding import processes
 
 _log = logging.getLogger(__name__)
+_OTHER = "its files or their reader give other examples now"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,7 @@ class EvalTask:
       metric_fns: SeqIO metric functions, `(targets, predictions)` or `(targets, scores)`.
       instruction_level: where demonstrations stand, see `prompts.render`.
       overlaps: (example id, prompt id) of what overlaps with the training data; None: not audited.
+      origin: where the examples come from; None: not known.
     """
 
     info: TaskInfo
@@ -61,6 +64,7 @@ class EvalTask:
     metric_fns: Sequence[MetricFn]
     instruction_level: InstructionLevel = "task"
     overlaps: frozenset[tuple[str, str]] | None = None
+    origin: Origin | None = None
 
     @property
     def protocol(self) -> Protocol:
@@ -99,6 +103,7 @@ class _Job:
     task: EvalTask
     shots: int
     instances: list[Instance]
+    source: dict[str, Any] | None
 
     def sources(self) -> list[str]:
         """The source example of every instance: one of its own where none is known."""
@@ -112,31 +117,6 @@ class _Job:
         """What the model is given."""
         own = [[list(i.prompt), list(map(list, i.candidate_ids))] for i in self.instances]
         return [self.task.info.task, self.shots, own]
-
-
-def check_vocabulary(
-    vocabulary: seqio.Vocabulary, model_config: DecoderConfig, metadata: Mapping[str, Any] | None
-) -> None:
-    """Raises a UserError if the checkpoint was trained with another vocabulary.
-
-    Args:
-      metadata: the checkpoint's; its `vocabulary` may be absent (weights from elsewhere), then only
-        the size is compared.
-    """
-    trained = (metadata or {}).get("vocabulary") or {}
-    if "fingerprint" in trained:
-        found = vocabulary_fingerprint(vocabulary)
-        if trained["fingerprint"] != found:
-            raise UserError(
-                f"the checkpoint was trained with vocabulary {trained.get('spec', '(unnamed)')} "
-                f"(fingerprint {trained['fingerprint']}), this one has fingerprint {found}; "
-                "give the vocabulary of the training run"
-            )
-    if vocabulary.vocab_size > model_config.vocab_size:
-        raise UserError(
-            f"the vocabulary has {vocabulary.vocab_size} entries, the model only "
-            f"{model_config.vocab_size} rows; give the vocabulary of the training run"
-        )
 
 
 def evaluate(
@@ -279,9 +259,7 @@ class _Evaluation:
 
     def run(self, tasks: Sequence[EvalTask]) -> list[tuple[str, int, str]]:
         cells = [(task, shots) for task in tasks for shots in task.info.shots]
-        todo = processes.on_first(
-            lambda: [self.folder.status(task.info, shots)[0] != "done" for task, shots in cells]
-        )
+        todo = processes.on_first(lambda: [not self.is_done(task, shots) for task, shots in cells])
         pending = [cell for cell, wanted in zip(cells, todo, strict=True) if wanted]
         total = len(cells)
         _log.info("evaluating %d of %d (task, shots) pairs", len(pending), total)
@@ -296,8 +274,27 @@ class _Evaluation:
                 self.round(jobs)
                 task_done(len(jobs))
 
+    def is_done(self, task: EvalTask, shots: int) -> bool:
+        """Whether there are records, of the examples that the task has now."""
+
+        def changed(summary: Mapping[str, Any]) -> str:
+            stored = summary.get("source")
+            try:
+                if not stored or not task.origin or not task.origin.differs(stored, parts):
+                    return ""
+            except Exception as e:  # of the task itself, which says so when it is its turn
+                _log.debug("%s", e)
+            _log.warning("%s at %d shots is evaluated again: %s", task.info.task, shots, _OTHER)
+            return _OTHER
+
+        def parts() -> Parts:
+            examples = subsample(task.examples(), self.config.max_examples, self.config.seed)
+            return examples, task.demonstrations() if shots else ()
+
+        return self.folder.status(task.info, shots, changed)[0] == "done"
+
     def fail(self, task: EvalTask, shots: int, error: Exception) -> tuple[str, int, str]:
-        """Records a failure. Only what belongs to the task itself comes here, never the model's."""
+        """Records a failure of the task itself, never of the model."""
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         _log.warning("%s at %d shots failed: %s", task.info.task, shots, reason)
         _log.debug("the failure above:", exc_info=error)
@@ -317,17 +314,20 @@ class _Evaluation:
                         task.examples(), self.config.max_examples, self.config.seed
                     )
                     previous = task
-                job = _Job(task, shots, self.instances(task, shots, examples))
+                pool = task.demonstrations() if shots else ()
+                source = task.origin and task.origin.stamp((examples, pool))
+                job = _Job(task, shots, self.instances(task, shots, examples, pool), source)
             except Exception as e:
                 self.failures.append(self.fail(task, shots, e))
                 continue
             yield job
 
-    def instances(self, task: EvalTask, shots: int, examples: Sequence[Example]) -> list[Instance]:
+    def instances(
+        self, task: EvalTask, shots: int, examples: Sequence[Example], pool: Sequence[Example]
+    ) -> list[Instance]:
         builder = instance_builder(
             task, self.config, self.prompts, self.answerer.encode, self.answerer.max_positions
         )
-        pool = task.demonstrations() if shots else ()
         instances = builder.build(examples, pool, shots, task.ranks)
         self.answerer.check(instances)
         return instances
@@ -442,6 +442,7 @@ class _Evaluation:
         return {
             "task": info.task,
             "shots": job.shots,
+            "source": job.source,
             "metric": info.metric,
             "protocol": dataclasses.asdict(info.protocol),
             "num_instances": len(records),

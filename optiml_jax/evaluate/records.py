@@ -309,8 +309,17 @@ class RunFolder:
         for suffix in ("jsonl", "failed.json"):
             self._file(task, shots, suffix).unlink(missing_ok=True)
 
-    def status(self, info: TaskInfo, shots: int) -> tuple[Status, str]:
-        """Whether the task is done, failed or missing, and the reason where it failed."""
+    def status(
+        self,
+        info: TaskInfo,
+        shots: int,
+        changed: Callable[[Mapping[str, Any]], str] = lambda summary: "",
+    ) -> tuple[Status, str]:
+        """Whether the task is done, failed or missing, and the reason where it is not done.
+
+        Args:
+          changed: says of a summary why its records do not count; "": they do.
+        """
         failure = self._file(info.task, shots, "failed.json")
         if failure.exists():
             return "failed", str(read_json(failure, "a failed task's reason")["reason"])
@@ -322,10 +331,11 @@ class RunFolder:
         # What a summary does not name was at its default; another rule needs no model.
         wanted, made = (_plain(p) for p in (info.protocol, Protocol()))
         made |= summary.get("protocol", {}) | {"rule": info.protocol.rule}
-        changed = [name for name in wanted if wanted[name] != made[name]]
-        if changed:
-            return "missing", f"evaluated with another {changed[0]}"
-        return "done", ""
+        other = [name for name in wanted if wanted[name] != made[name]]
+        if other:
+            return "missing", f"evaluated with another {other[0]}"
+        reason = changed(summary)
+        return ("missing", reason) if reason else ("done", "")
 
     def summary(self, task: str, shots: int) -> dict[str, Any]:
         """The summary of a finished task."""

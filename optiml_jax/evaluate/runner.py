@@ -6,17 +6,19 @@ The numbers come from scoring.py and decoding.py; what they mean for a task is s
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import seqio
 
 from optiml_jax.data.example import Example
-from optiml_jax.data.vocabulary import decode, encode_batch
+from optiml_jax.data.vocabulary import decode, encode_batch, vocabulary_fingerprint
+from optiml_jax.errors import UserError
 from optiml_jax.evaluate import decoding, scoring
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.instances import Instance
 from optiml_jax.evaluate.records import Candidate
+from optiml_jax.model.config import DecoderConfig
 
 UNCONDITIONAL_CONTEXT = "Answer:"  # GPT-3 (section 2.4)
 
@@ -79,6 +81,31 @@ class Answerer(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[list[Answer]]:
         """The one greedy answer, or the samples, of every request."""
+
+
+def check_vocabulary(
+    vocabulary: seqio.Vocabulary, model_config: DecoderConfig, metadata: Mapping[str, Any] | None
+) -> None:
+    """Raises a UserError if the checkpoint was trained with another vocabulary.
+
+    Args:
+      metadata: the checkpoint's; its `vocabulary` may be absent (weights from elsewhere), then only
+        the size is compared.
+    """
+    trained = (metadata or {}).get("vocabulary") or {}
+    if "fingerprint" in trained:
+        found = vocabulary_fingerprint(vocabulary)
+        if trained["fingerprint"] != found:
+            raise UserError(
+                f"the checkpoint was trained with vocabulary {trained.get('spec', '(unnamed)')} "
+                f"(fingerprint {trained['fingerprint']}), this one has fingerprint {found}; "
+                "give the vocabulary of the training run"
+            )
+    if vocabulary.vocab_size > model_config.vocab_size:
+        raise UserError(
+            f"the vocabulary has {vocabulary.vocab_size} entries, the model only "
+            f"{model_config.vocab_size} rows; give the vocabulary of the training run"
+        )
 
 
 class Runner:

@@ -15,6 +15,7 @@ from optiml_jax.evaluate import evaluator
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.metric_calls import call_metric_fns
+from optiml_jax.evaluate.origin import Origin
 from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.evaluate.records import RULES, RunFolder
 from optiml_jax.evaluate.rollup import Key, rollup
@@ -310,3 +311,28 @@ def test_partial_scores_are_those_of_the_text_behind_each_context(tmp_path):
     assert [c.sum_logprob for c in record.candidates] == pytest.approx(expected, abs=1e-4)
     assert record.prediction == ("the cat", "the dog")[int(np.argmax(expected))]
     assert record.score == float(record.prediction == "the dog")
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_a_task_whose_examples_changed_is_evaluated_again(tmp_path, caplog, shots):
+    """Also where it is the pool of demonstrations; but not where the same is read elsewhere."""
+    file = tmp_path / "upstream.jsonl"
+    file.write_text("as it was")
+    task = toy.eval_task("b/t", "em", shots=(shots,))
+    pool = task.demonstrations()
+
+    def run(reader="r", **changes):
+        origin = Origin(reader, (str(file),))
+        assert not toy.run([dataclasses.replace(task, origin=origin, **changes)], tmp_path / "out")
+        ours = [r for r in caplog.records if "is evaluated again" in r.getMessage()]
+        caplog.clear()
+        (path,) = (tmp_path / "out" / "records").glob("*.jsonl")
+        return bool(ours), len(path.read_text().splitlines()) - 1
+
+    other = task.examples()[1:]
+    assert run() == (False, 5)
+    assert run(examples=lambda: 1 / 0) == (False, 5)  # nothing is read: the file is the same
+    file.write_text("as it is elsewhere")
+    assert run() == run(reader="another setting") == (False, 5)
+    assert run(reader="s", demonstrations=lambda: pool[1:]) == (bool(shots), 5)
+    assert run(reader="t", examples=lambda: other) == (True, 4)

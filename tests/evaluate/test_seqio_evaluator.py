@@ -1,5 +1,7 @@
 """SeqIO's own Evaluator, fed by our scoring and decoding, finds the metrics that ours finds."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import seqio
@@ -7,6 +9,7 @@ import toy_evaluation as toy
 
 from optiml_jax.data.example import TaskSource
 from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.errors import UserError
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.decoding import Prompt, generate
 from optiml_jax.evaluate.metrics import METRICS
@@ -80,14 +83,17 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("metric", "shots"), [*((m, 0) for m in sorted(METRICS)), ("acc_rank", 2), ("rougeL", 2)]
-)
+CASES = [(metric, 0) for metric in sorted(METRICS)] + [("acc_rank", 2), ("rougeL", 2)]
+# Training tasks: the names that a mixture has.
+CASES += [(metric, None) for metric in ("acc_rank", "multirc", "f1_positive", "em_number")]
+
+
+@pytest.mark.parametrize(("metric", "shots"), CASES)
 def test_seqios_evaluator_finds_our_numbers_on_registered_tasks(metric, shots, tmp_path):
     make = MAKERS.get(metric, toy.example)
-    task = toy.eval_task("b/t", metric, shots=(shots,), number=8, make=make)
+    task = toy.eval_task("b/t", metric, shots=(shots or 0,), number=8, make=make)
     assert not toy.run([task], tmp_path)
-    records, summary = RunFolder(tmp_path).read("b/t", shots)
+    records, summary = RunFolder(tmp_path).read("b/t", shots or 0)
     registered = register(source_of(task), toy.vocabulary(), PROMPTS, 128, shots=shots)
     evaluator = seqio.Evaluator(
         registered.name,
@@ -109,3 +115,18 @@ def test_seqios_evaluator_finds_our_numbers_on_registered_tasks(metric, shots, t
         ours = [r.prediction for r in records]
         assert [toy.vocabulary().decode(t).strip() for t in tokens] == ours
         assert len(set(ours)) > 1
+
+
+def test_a_ranked_training_task_says_where_its_candidates_are():
+    """SeqIO would skip a task without metrics, and nobody would know."""
+    task = toy.eval_task("b/t", "acc_rank", number=8, make=toy.ranking_example)
+    source = dataclasses.replace(source_of(task), splits=("train", "test"))
+    registered = register(source, toy.vocabulary(), PROMPTS, 128)
+    with pytest.raises(
+        UserError, match=r"b\.t ranks candidates, .* eval_split='test' and use_cach"
+    ):
+        seqio.Evaluator(
+            registered.name,
+            feature_converter=seqio.PrefixLMFeatureConverter(pack=False, bos_id=2),
+            eval_split="train",
+        )

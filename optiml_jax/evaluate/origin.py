@@ -1,0 +1,51 @@
+"""Which examples an evaluated task had, so that records of other ones do not count as done."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optiml_jax.data.example import Example
+from optiml_jax.data.made_of import stat_key
+from optiml_jax.files import fingerprint
+
+Parts = tuple[Sequence[Example], Sequence[Example]]  # evaluated ones, pool of demonstrations
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the examples of a task come from.
+
+    Attributes:
+      reader: a hash of the settings that they were read with.
+      files: the user's files.
+    """
+
+    reader: str
+    files: tuple[str, ...]
+
+    def stamp(self, parts: Parts) -> dict[str, Any]:
+        """What tells these examples from others; JSON-able, kept with the records."""
+        return {**self._quick(), "examples": content(parts)}
+
+    def differs(self, stored: Mapping[str, Any], read: Callable[[], Parts]) -> bool:
+        """Whether the examples are other than those of `stamp`.
+
+        They are only read where the reader's settings, or place, size or time of a file differ.
+        """
+        quick = self._quick()
+        if all(stored.get(name) == value for name, value in quick.items()):
+            return False
+        return stored.get("examples") != content(read())
+
+    def _quick(self) -> dict[str, Any]:
+        return {"reader": self.reader, "files": fingerprint([*map(stat_key, self.files)])}
+
+
+def content(parts: Parts) -> str:
+    """A hash of what the model is asked and compared with."""
+    return fingerprint([[_plain(example) for example in part] for part in parts])
+
+
+def _plain(example: Example) -> list[Any]:
+    names = ("example_id", "prompt_id", "instruction", "input", "target", "references", "options")
+    return [getattr(example, name) for name in (*names, "contexts")]
