@@ -19,7 +19,7 @@ from optiml_jax.data.mixture import (
 )
 from optiml_jax.errors import UserError
 from tasks.registry import registered_name
-from tasks.splits import Manifest, category
+from tasks.splits import Manifest, category, check_roles
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +34,19 @@ def select(sources: Sequence[TaskSource], mixture: Mixture, manifest: Manifest) 
       UserError: a glob matches no task of these roles, a weight names a benchmark without data, or
         a training task shares a category with a task of `sources` that is fully held out.
     """
+    check_roles(mixture.roles, "Mixture.roles")
     by_name = {s.name: s for s in sources if manifest.row(s).trained_by(mixture.roles)}
     if not by_name:
         roles = " or ".join(repr(role) for role in mixture.roles)
         raise UserError(f"mixture {mixture.name!r}: no task has the role {roles}")
     chosen = [by_name[name] for name in matching_tasks(mixture, by_name)]
-    check_present(mixture, {s.benchmark for s in chosen})
+    present = {s.benchmark for s in chosen}
+    check_present(mixture, present)
+    if absent := sorted(mixture.benchmark_max_examples.keys() - present):
+        logger.warning(
+            "mixture %r: Mixture.benchmark_max_examples caps %s, of which there is no task",
+            *(mixture.name, ", ".join(absent)),
+        )
     chosen = _subset(chosen, mixture, manifest)
     if "train" in mixture.roles:
         held_out = [s for s in sources if s.name not in by_name]
@@ -59,6 +66,11 @@ def _subset(chosen: Sequence[TaskSource], mixture: Mixture, manifest: Manifest) 
     if mixture.num_categories:
         sizes = collections.Counter(map(category, tasks))
         always = mixture.always_categories
+        if absent := sorted({*always} - {*sizes}):
+            logger.warning(
+                "mixture %r: no task has a category of Mixture.always_categories: %s",
+                *(mixture.name, ", ".join(absent)),
+            )
         order = sorted(sizes, key=lambda c: (c not in always, -sizes[c], c))
         kept = set(order[: mixture.num_categories])
         _warn_if_fewer(mixture, len(kept), mixture.num_categories, "categories")

@@ -350,6 +350,13 @@ def category(source: TaskSource) -> str:
     return source.settings["category"]
 
 
+def check_roles(roles: Iterable[str], setting: str) -> None:
+    """Raises a UserError if one of the roles that a setting names is none of the manifest's."""
+    for role in roles:
+        if role not in ROLES:
+            raise UserError(f"{setting}: there is no role {role!r}; known: {', '.join(ROLES)}")
+
+
 def user_file(name: str, setting: str) -> pathlib.Path:
     """The path of a file that a setting names, its variables expanded."""
     path = pathlib.Path(os.path.expandvars(name)).expanduser()

@@ -44,6 +44,7 @@ def evaluation_tasks(run: Run, settings: Evaluate, vocabulary: Any) -> list[Eval
     sources = find_sources(run.data, manifest)
     check_decided(run, sources, manifest, configured(Mixture, name="").roles, ())
     asked = [(s, manifest.row(s)) for s in sources if is_asked_for(s, manifest, settings)]
+    warn_of_globs([s.name for s, _ in asked], settings.tasks)
     warn_of_shots({s.name: row.shots for s, row in asked}, settings.shots)
     found = [evaluation_task(s, row, settings, vocabulary) for s, row in asked]
     flags = read_flags(Audit().folder_of(run)) or {}
@@ -75,6 +76,12 @@ def is_asked_for(source: TaskSource, manifest: Manifest, settings: Evaluate) -> 
     """Whether name and role of the task are among those to evaluate."""
     named = any(fnmatch.fnmatchcase(source.name, pattern) for pattern in settings.tasks)
     return named and not {*settings.roles}.isdisjoint(manifest.row(source).role)
+
+
+def warn_of_globs(names: Sequence[str], globs: Sequence[str]) -> None:
+    """Names the globs of `Evaluate.tasks` that none of the evaluated tasks matches."""
+    if lost := [glob for glob in globs if not fnmatch.filter(names, glob)]:
+        _log.warning("Evaluate.tasks: no evaluation task of these roles matches %s", _some(lost))
 
 
 def warn_of_shots(listed: Mapping[str, Sequence[int]], asked: Sequence[int]) -> None:

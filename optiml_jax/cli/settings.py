@@ -133,6 +133,9 @@ class Audit:
     runner: str | None = None
     beam_options: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        tasks.splits.check_roles(self.roles, "Audit.roles")
+
     def folder_of(self, run: Run) -> pathlib.Path:
         """The folder of the run's audit."""
         return pathlib.Path(self.folder or pathlib.Path(run.run_dir) / "audit")
@@ -169,6 +172,9 @@ class Evaluate:
     answers: tuple[str, ...] = ()
     missing_answers: Literal["fail", "wrong"] = "fail"
     model: str | None = None
+
+    def __post_init__(self):
+        tasks.splits.check_roles(self.roles, "Evaluate.roles")
 
 
 @configurable

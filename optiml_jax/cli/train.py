@@ -53,6 +53,11 @@ def _train(run: Run) -> int:
         run_dir=run.run_dir,
         validation_plan_dir=str(validation) if (validation / "plan.json").exists() else None,
     )
+    if config.validate_every and config.validation_plan_dir is None:
+        raise UserError(
+            f"TrainConfig.validate_every = {config.validate_every}, but there is no plan of "
+            f"validation rows in {validation}: run `optiml plan` again, or set it to 0"
+        )
     model = run_model(plan.meta["vocabulary"]["padded_size"], config.init_from)
     mesh, optimizer = MeshConfig(), OptimizerConfig()
     steps = evaluation_steps(Evaluate().during_training, config.num_steps)

@@ -11,6 +11,7 @@ import gin
 import pytest
 from tiny_bench import write_tiny_bench
 
+from optiml_jax.cli.evaluation_tasks import warn_of_globs
 from optiml_jax.cli.main import main
 from optiml_jax.data.plan import Plan
 from optiml_jax.data.vocabulary import train_sentencepiece
@@ -172,6 +173,42 @@ def test_plan_refuses_to_do_without_a_task_that_was_cached(line, capsys, caplog)
         assert main(["plan", f"--gin_file={line}/tiny.gin"]) == 0
     finally:
         aside.rename(third)
+
+
+@pytest.mark.parametrize(
+    ("verb", "binding", "expected"),
+    [
+        ("evaluate", "Evaluate.roles=('test', 'tset')", "Evaluate.roles: there is no role 'tset'"),
+        ("plan", "Mixture.roles=('train', 'trian')", "Mixture.roles: there is no role 'trian'"),
+        ("audit", "Audit.roles=('dev', 'tests')", "Audit.roles: there is no role 'tests'"),
+    ],
+)
+def test_a_misspelt_role_beside_a_right_one_is_refused(line, capsys, verb, binding, expected):
+    assert expected in error_of(capsys, verb, line, binding)
+
+
+def test_train_refuses_to_validate_without_validation_rows(line, capsys):
+    plan = line / "run" / "plan" / "validation"
+    aside = plan.rename(line / "validation")
+    try:
+        error = error_of(capsys, "train", line)
+        assert "TrainConfig.validate_every = 2, but there is no plan of validation rows" in error
+    finally:
+        aside.rename(plan)
+
+
+def test_names_that_nothing_has_are_named(line, caplog):
+    """Beside right ones: alone they leave nothing to do, which is refused elsewhere."""
+    gin.clear_config()
+    bindings = ["Mixture.benchmark_max_examples={'supreni': 5}", "Mixture.num_categories=1"]
+    bindings += ["Mixture.always_categories=('Program Execution', 'Mathmatics')"]
+    gin_file = f"--gin_file={line}/tiny.gin"
+    folder = f"--gin.Run.run_dir='{line}/other'"
+    assert main(["plan", gin_file, folder, *(f"--gin.{b}" for b in bindings)]) == 0
+    assert "benchmark_max_examples caps supreni, of which there is no task" in caplog.text
+    assert "no task has a category of Mixture.always_categories: Mathmatics" in caplog.text
+    warn_of_globs(["b/one"], ["b/*", "c/*"])
+    assert "Evaluate.tasks: no evaluation task of these roles matches c/*" in caplog.text
 
 
 def test_shots_that_the_manifest_does_not_list_are_named(line, caplog):
