@@ -253,8 +253,8 @@ class _Templates:
         return [part.strip() for part in self._rendered(key, row).split(SEPARATOR)]
 
     def _rendered(self, key: str, row: Row) -> str:
-        row = {name: _shown(value) for name, value in row.items()}
         size = sum(len(str(value)) for value in row.values())
+        row = {name: _shown(value) for name, value in row.items()}
         try:
             return self._environment.render(self._compiled[key], row, Choices(""), size)
         except (LimitError, jinja2.exceptions.SecurityError, RecursionError, MemoryError) as e:

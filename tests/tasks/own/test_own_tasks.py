@@ -133,7 +133,7 @@ def test_a_missing_column_is_counted_by_name(folder):
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), [1], {"a": 1}])
 def test_what_is_no_text_is_dropped_and_counted(folder, value):
     rows = [{"number": n, "answer": "odd"} for n in (7.5, value)]
-    write(folder / "parity/test.jsonl", *rows)
+    write(folder / "parity/test.jsonl", {**rows[0], "unused": value}, rows[1])
     drops = Drops()
     (example,) = source(folder)[0].read("test", drops)
     assert example.input == "Number: 7.5"

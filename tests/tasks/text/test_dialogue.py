@@ -73,7 +73,7 @@ def test_repeated_and_malformed_dialogues_are_counted(tmp_path):
         {"id": "2", "turns": ["a", "b"]},
         {"id": "1", "turns": ["a", " ", "c"]},
         {"id": "4", "turns": []},
-        {"id": "5", "turns": ["a", 5]},
+        {"id": "5", "turns": ["a", None]},
         {"id": "6"},
         {"id": "7", "turns": {"speaker": "A"}},
     )
