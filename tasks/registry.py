@@ -23,7 +23,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.evaluate.metrics import METRICS
 from tasks.crossfit import reader as crossfit
 from tasks.exmix import reader as exmix
-from tasks.files.links import check_links
+from tasks.files.promises import check_folder
 from tasks.flan import reader as flan
 from tasks.own import reader as own
 from tasks.promptsource import reader as promptsource
@@ -87,7 +87,7 @@ def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource
         if not root:
             raise UserError(f"no folder given for the data of benchmark {benchmark!r}")
         find, folder = reader_of(benchmark, root)
-        check_links(folder)
+        check_folder(folder)
         sources += find(folder, manifest, benchmark)
     check_unique_names([s.name for s in sources])
     manifest.warn_of_unmatched_rows(sources)

@@ -17,7 +17,7 @@ import pathlib
 from optiml_jax.data.example import TaskSource, check_unique_names
 from optiml_jax.errors import UserError
 from tasks import taxonomy
-from tasks.files.links import check_links
+from tasks.files.promises import check_folder
 from tasks.files.rows import Split, find_splits
 from tasks.files.text_files import data_folder
 from tasks.flan.facts import PARTS, TaskFacts, read_facts, split_name
@@ -58,7 +58,7 @@ def find_tasks(
             f"no templates of benchmark {benchmark!r}: {folder} holds no flan/templates.py, "
             f"templates.py or templates.json; give a clone of {UPSTREAM}"
         )
-    check_links(_rows_folder(folder))
+    check_folder(_rows_folder(folder))
     templates = read_templates(path)
     facts, typos = read_facts(folder)
     skipped: dict[str, list[str]] = {}

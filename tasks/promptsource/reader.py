@@ -21,7 +21,7 @@ import yaml
 from optiml_jax.data.example import TaskSource, check_unique_names
 from optiml_jax.errors import UserError
 from tasks import taxonomy
-from tasks.files.links import check_links
+from tasks.files.promises import check_folder
 from tasks.files.rows import Split, find_splits
 from tasks.promptsource.task import TemplateTask
 from tasks.promptsource.templates import PromptSourceConfig, Template, read_templates
@@ -51,7 +51,7 @@ def find_tasks(
         `read_templates` and `rows.find_splits`.
     """
     templates_folder, rows_folder = _folders(pathlib.Path(root).expanduser(), benchmark)
-    check_links(rows_folder)
+    check_folder(rows_folder)
     facts, config = _read_facts(), PromptSourceConfig()
     skipped: dict[str, list[str]] = {}
     sources = []

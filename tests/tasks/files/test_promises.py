@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from optiml_jax.errors import UserError
+from optiml_jax.fetch import provenance
 from tasks.crossfit import reader as crossfit
 from tasks.exmix import reader as exmix
-from tasks.files.links import check_links
+from tasks.files.promises import check_folder
 from tasks.files.rows import find_splits
 from tasks.reasoning import reader as reasoning
 from tasks.registry import BENCHMARKS, find_sources
@@ -46,16 +47,31 @@ def test_links_that_lead_back_or_into_each_other_end(tmp_path):
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "hidden").symlink_to("nowhere")
-    check_links(tmp_path)
+    check_folder(tmp_path)
     outside = tmp_path / "a" / "linked"
     outside.mkdir()
     (outside / "x").symlink_to("y")
     (outside / "y").symlink_to("x")
     with pytest.raises(UserError, match=r"linked/x -> y \(and 1 more broken links\)"):
-        check_links(tmp_path)
+        check_folder(tmp_path)
     (tmp_path / "root").symlink_to("gone")
     with pytest.raises(UserError, match=r"broken link: .*root -> gone"):
-        check_links(tmp_path / "root")
+        check_folder(tmp_path / "root")
+
+
+def test_fetched_files_that_are_gone_or_cut_are_named(tmp_path, caplog):
+    (tmp_path / "imdb").mkdir()
+    for name in ("train", "test", "validation"):
+        (tmp_path / "imdb" / f"{name}.jsonl").write_text('{"text": "a"}\n')
+    files = provenance.describe(tmp_path, [f"imdb/{n}.jsonl" for n in ("train", "test")])
+    provenance.record(tmp_path, "promptsource/imdb", {"licence": "mit", "files": files})
+    check_folder(tmp_path)
+    assert not caplog.text
+    (tmp_path / "imdb" / "train.jsonl").unlink()
+    (tmp_path / "imdb" / "test.jsonl").write_text("{")
+    check_folder(tmp_path)
+    assert "2 of 2 files of promptsource/imdb are not as they were fetched" in caplog.text
+    assert "imdb/test.jsonl (truncated), imdb/train.jsonl (missing)" in caplog.text
 
 
 def test_a_gap_in_the_numbers_of_converted_files_is_refused(tmp_path):
