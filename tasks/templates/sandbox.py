@@ -134,14 +134,14 @@ class Environment(sandbox.SandboxedEnvironment):
         self._budget.start(size)
         return template.render(fields)
 
-    # --- what the compiler of Jinja calls
-
     def _printed(self, value: Any) -> Any:
-        """A value that is about to be printed; a TypeError if it is missing or no text."""
+        """A value that is about to become text; a TypeError if it is missing, a list, ..."""
         if value is None or isinstance(value, list | tuple | dict):
             what = "nothing" if value is None else f"a {type(value).__name__}"
             raise TypeError(f"prints {what} where text belongs")
         return self._budget.printable(value)
+
+    # --- what the compiler of Jinja calls
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -236,7 +236,7 @@ class Environment(sandbox.SandboxedEnvironment):
         return values[self._choices.draw(len(values))]
 
     def _string(self, value: Any) -> str:
-        return filters.FILTERS["string"](self._budget.printable(value))
+        return filters.FILTERS["string"](self._printed(value))
 
     @jinja2.pass_eval_context
     def _join(
@@ -245,7 +245,8 @@ class Environment(sandbox.SandboxedEnvironment):
         values = self._budget.bounded(list(value))
         if attribute is not None:
             values = list(map(filters.make_attrgetter(self, attribute), values))
-        return filters.do_join(eval_ctx, self._budget.joinable(str(d), values), d)
+        texts = map(self._printed, values)
+        return filters.do_join(eval_ctx, self._budget.joinable(str(d), texts), d)
 
     @jinja2.pass_eval_context
     def _replace(self, eval_ctx: Any, s: Any, old: str, new: str, count: int | None = None) -> str:
@@ -283,7 +284,7 @@ class Environment(sandbox.SandboxedEnvironment):
         return "".join(found)
 
     def _concat_values(self, values: list) -> str:
-        return self._concat(str(self._budget.printable(v)) for v in values)
+        return self._concat(str(self._printed(v)) for v in values)
 
 
 class _Guard(NodeTransformer):

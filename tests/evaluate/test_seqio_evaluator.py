@@ -9,7 +9,6 @@ import toy_evaluation as toy
 
 from optiml_jax.data.example import TaskSource
 from optiml_jax.data.prompts import PromptConfig
-from optiml_jax.errors import UserError
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.decoding import Prompt, generate
 from optiml_jax.evaluate.metrics import METRICS
@@ -122,11 +121,10 @@ def test_a_ranked_training_task_says_where_its_candidates_are():
     task = toy.eval_task("b/t", "acc_rank", number=8, make=toy.ranking_example)
     source = dataclasses.replace(source_of(task), splits=("train", "test"))
     registered = register(source, toy.vocabulary(), PROMPTS, 128)
-    with pytest.raises(
-        UserError, match=r"b\.t ranks candidates, .* eval_split='test' and use_cach"
-    ):
-        seqio.Evaluator(
-            registered.name,
-            feature_converter=seqio.PrefixLMFeatureConverter(pack=False, bos_id=2),
-            eval_split="train",
-        )
+    evaluator = seqio.Evaluator(
+        registered.name,
+        feature_converter=seqio.PrefixLMFeatureConverter(pack=False, bos_id=2),
+        eval_split="train",
+    )
+    with pytest.raises(ValueError, match=r"b\.t ranks candidates, .* eval_split='test' and use"):
+        evaluator.evaluate(compute_metrics=True, step=0, score_fn=score_fn)[0].result()

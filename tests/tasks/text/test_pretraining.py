@@ -100,7 +100,7 @@ def test_pieces_of_real_text_fit_into_a_row_of_real_tokens(real_data):
 
 def test_bad_records_are_counted(tmp_path):
     path = tmp_path / "books.jsonl"
-    path.write_text('{"text": "a"}\n{"txt": "b"}\n{"text": 5}\n{"text": " "}\n{"te\n')
+    path.write_text('{"text": "a"}\n{"txt": "b"}\n{"text": [5]}\n{"text": " "}\n{"te\n')
     (source,) = find_tasks(tmp_path, MANIFEST)
     drops = Drops()
     assert len(list(source.read("train", drops))) == 1
