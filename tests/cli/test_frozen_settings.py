@@ -15,6 +15,7 @@ from optiml_jax.cli.evaluation_tasks import warn_of_globs
 from optiml_jax.cli.main import main
 from optiml_jax.data.plan import Plan
 from optiml_jax.data.vocabulary import train_sentencepiece
+from optiml_jax.evaluate.records import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,20 @@ def test_plan_refuses_to_do_without_a_task_that_was_cached(line, capsys, caplog)
         assert main(["plan", f"--gin_file={line}/tiny.gin"]) == 0
     finally:
         aside.rename(third)
+
+
+def test_precision_of_an_evaluation_is_that_of_gin_and_stored(line, capsys):
+    """Whatever the checkpoint was written in; its records are not continued in another one."""
+    arguments = [f"--gin_file={line}/tiny.gin", "--gin.Evaluate.shots=0"]
+    arguments += ["--gin.model_config.dtype=bfloat16", "--gin.Evaluate.name=half"]
+    gin.clear_config()
+    assert main(["evaluate", *arguments]) == 0
+    assert "weights bfloat16, computed in bfloat16" in capsys.readouterr().out
+    stored = RunFolder(line / "run" / "evaluation" / "half").load()[0]
+    assert (stored["dtype"], stored["params_dtype"]) == ("bfloat16", "bfloat16")
+    bindings = [a.removeprefix("--gin.") for a in arguments[1:]]
+    error = error_of(capsys, "evaluate", line, *bindings, "Evaluate.params_dtype=float32")
+    assert "Evaluate.params_dtype was 'bfloat16' and is 'float32' now" in error
 
 
 @pytest.mark.parametrize(

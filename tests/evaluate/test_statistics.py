@@ -1,5 +1,7 @@
 """Intervals and tests against closed forms."""
 
+import importlib.util
+import pathlib
 import time
 
 import numpy as np
@@ -12,6 +14,7 @@ from optiml_jax.evaluate.resampling import Resampling
 from optiml_jax.evaluate.rollup import mean_of_seeds, rollup
 
 LEVEL = "fully_held_out"
+COVERAGE = pathlib.Path(__file__).parents[2] / "tools" / "bench" / "interval_coverage.py"
 
 
 def run_of(path, tasks, clusters=None, metric="rougeL", category="C"):
@@ -199,6 +202,21 @@ def test_single_task_categories_that_scatter_have_a_wide_interval_for_new_tasks(
     assert row.new_tasks.low == pytest.approx(0.85 - 7.153, abs=0.01)
     assert row.new_tasks.high == pytest.approx(0.85 + 7.153, abs=0.01)
     assert row.detectable_new == pytest.approx((2.2622 + 0.8834) * 10**0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", ["5 of 2", "10 of 1", "1, 1, 2, 3", "24, 13, 7 (table 12)"])
+def test_intervals_for_new_tasks_cover_the_truth_in_simulation(shape):
+    """The simulation of docs/statistics.md: tasks scatter, categories have fixed effects."""
+    spec = importlib.util.spec_from_file_location("interval_coverage", COVERAGE)
+    simulation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(simulation)
+    rng, tasks_per_category = np.random.default_rng(0), simulation.SHAPES[shape]
+    for categories in (0.0, 10.0):
+        covered = [
+            simulation.new_tasks(tasks_per_category, 10.0, categories, (100, 100), rng)
+            for _ in range(300)
+        ]
+        assert np.mean(covered) >= 0.93
 
 
 def test_p_values_test_the_mean_of_category_means_that_stands_beside_them(tmp_path):
