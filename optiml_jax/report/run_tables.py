@@ -29,6 +29,7 @@ from optiml_jax.report.tables import MARK, Table
 
 AVERAGE = "all categories"
 _MAX_NOTES = 20
+_MAX_NAMED = 6  # tasks in a note
 _Thing = TypeVar("_Thing")
 _LEVEL_NAMES = {
     "fully_held_out": "fully held-out",
@@ -178,7 +179,25 @@ def details_table(runs: Mapping[str, Rollup]) -> Table:
         "truncated: prompts that lost demonstrations or their left end; without end: generated "
         "answers cut at max_new_tokens; blank: references that Rouge-L cannot see",
     ]
+    if other := _with_other_examples(runs):
+        shown = ", ".join(other[:_MAX_NAMED]) + ", ..." * (len(other) > _MAX_NAMED)
+        notes.append(
+            f"not the same data: {len(other)} task x shots had other examples or demonstrations in "
+            f"one run than in another, so that their difference is not that of the models: {shown}"
+        )
     return Table("What was run", columns, tuple(rows), 4, tuple(notes))
+
+
+def _with_other_examples(runs: Mapping[str, Rollup]) -> list[str]:
+    """What the runs did not evaluate on the same examples, as far as their records tell."""
+    found: dict[tuple[str, int], set[str]] = collections.defaultdict(set)
+    for tree in runs.values():
+        for key, summary in tree.summaries.items():
+            if source := summary.get("source"):
+                found[key].add(source["examples"])
+    return [
+        f"{task} at {shots}" for (task, shots), kinds in sorted(found.items()) if len(kinds) > 1
+    ]
 
 
 def column_table(runs: Mapping[str, Rollup], depth: Literal[1, 2]) -> Table:

@@ -108,6 +108,16 @@ def test_a_comparison_of_two_precisions_is_marked(before, after):
     assert "two precisions" not in text_of({"before": half, "after": half})
 
 
+def test_a_comparison_on_other_examples_is_said(tmp_path, before):
+    runs = {
+        name: write_run(tmp_path / name, source={"examples": examples})
+        for name, examples in (("a", "h1"), ("b", "h1"), ("c", "h2"))
+    }
+    assert "not the same data: 8 task x shots" in text_of(runs)
+    for same in ({"a": runs["a"], "b": runs["b"]}, {"old": before, "a": runs["a"]}):
+        assert "not the same data" not in text_of(same)
+
+
 def test_a_failed_task_is_marked_in_its_row_and_in_every_average(before, after):
     tables = by_title(report_of({"before": before, "after": after}, 300))
     task = row(tables["Tasks"], "fully held-out", "Word Games", "b/odd|name")
