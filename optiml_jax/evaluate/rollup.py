@@ -162,7 +162,9 @@ def rollup(
         if metrics[key] != info.metric:
             constant = None
             summary |= {"metric": metrics[key], "best_constant": {"answer": "", "score": None}}
-        summaries[info.task, shots] = summary | {"num_ties": sum(r.tied for r in records)}
+        if rule is not None:
+            summary |= {"num_ties": sum(r.tied for r in records)}
+        summaries[info.task, shots] = summary
         by_rule = rule or info.protocol.rule
         leaves += leaves_of(info, key, metrics[key], records, constant, by_rule)
     return _assemble(
