@@ -244,7 +244,7 @@ def test_another_vocabulary_than_the_checkpoints_is_refused(tmp_path):
 def test_records_of_another_checkpoint_or_prompt_are_not_continued(tmp_path):
     task = toy.eval_task(number=1)
     toy.run([task], tmp_path, metadata={"step": 10})
-    with pytest.raises(UserError, match="the checkpoint.s step was 10 and is 20 now"):
+    with pytest.raises(UserError, match=r"the checkpoint.s step was 10 and is 20 now"):
         toy.run([task], tmp_path, metadata={"step": 20})
     with pytest.raises(UserError, match="separator"):
         toy.run([task], tmp_path, metadata={"step": 10}, prompts=PromptConfig(separator="##"))
