@@ -172,7 +172,8 @@ def check_vanished(
             gone = here and asked and task.name not in names
             if gone and _was_trained_on(task, mixture, manifest):
                 lost[task.name] = f"was read from {here[0]}"
-    _refuse_lost(mixture, lost, "are in the cache, but no longer in the folders of Run.data")
+    where = f"are in the cache {store.cache_dir}, but no longer in the folders of Run.data"
+    _refuse_lost(mixture, lost, f"{where} (delete them there if that is meant)")
 
 
 def _was_trained_on(task: CachedTask, mixture: Mixture, manifest: Manifest) -> bool:

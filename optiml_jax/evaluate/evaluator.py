@@ -282,8 +282,9 @@ class _Evaluation:
             try:
                 if not stored or not task.origin or not task.origin.differs(stored, parts):
                     return ""
-            except Exception as e:  # of the task itself, which says so when it is its turn
-                _log.debug("%s", e)
+            except Exception as e:  # records are not thrown away for what cannot be read
+                _log.warning("%s: its examples cannot be compared: %s", task.info.task, e)
+                return ""
             _log.warning("%s at %d shots is evaluated again: %s", task.info.task, shots, _OTHER)
             return _OTHER
 
