@@ -101,6 +101,7 @@ def test_tasks_use_only_the_data_contract_and_the_metrics():
         "optiml_jax.evaluate.metrics",
         "optiml_jax.evaluate.protocol",
         "optiml_jax.errors",
+        "optiml_jax.fetch.provenance",  # what a folder of data holds
         "optiml_jax.settings",
     )
     for path in python_files():
