@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator
 
 from optiml_jax.errors import UserError
-from optiml_jax.fetch import provenance
+from optiml_jax.fetch.provenance import FILE, damage, load
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def check_folder(folder: str | os.PathLike) -> None:
     for path in _members(root, set()) if root.is_dir() else ():
         if path.is_symlink() and not path.exists():
             broken.append(path)
-        elif path.name == provenance.FILE:
+        elif path.name == FILE:
             _name_lost_files(path.parent)
     if broken:
         more = f" (and {len(broken) - 1} more broken links)" if len(broken) > 1 else ""
@@ -34,9 +34,9 @@ def check_folder(folder: str | os.PathLike) -> None:
 
 
 def _name_lost_files(folder: pathlib.Path) -> None:
-    for source, entry in provenance.load(folder).items():
-        damage = provenance.damage(folder, entry["files"], hashes=False)
-        if lost := [f"{file} ({why})" for file, why in sorted(damage.items()) if why != "changed"]:
+    for source, entry in load(folder).items():
+        wrong = damage(folder, entry["files"], hashes=False)
+        if lost := [f"{file} ({why})" for file, why in sorted(wrong.items()) if why != "changed"]:
             logger.warning(
                 "%s: %d of %d files of %s are not as they were fetched: %s; fetch again",
                 *(folder, len(lost), len(entry["files"]), source),
@@ -54,7 +54,7 @@ def _members(folder: pathlib.Path, seen: set[tuple[int, int]]) -> Iterator[pathl
         for entry in sorted(entries, key=lambda e: e.name):
             if entry.name.startswith("."):
                 continue
-            if entry.is_symlink() or entry.name == provenance.FILE:
+            if entry.is_symlink() or entry.name == FILE:
                 yield pathlib.Path(entry.path)
             if os.path.isdir(entry.path):  # links in a circle are none
                 yield from _members(pathlib.Path(entry.path), seen)
