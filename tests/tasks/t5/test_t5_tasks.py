@@ -372,25 +372,14 @@ def test_unlabelled_damaged_and_repeated_rows_are_counted(tmp_path):
 
 
 def test_numbers_in_columns_of_text_keep_their_spelling_and_whole_ones_are_labels(tmp_path):
-    """`json` and pandas write such columns: 16777217.0 and 1.50, and 1.0 as a label beside NaN."""
-    lines = [
-        '{"sentence": 16777217.0, "label": 1.0, "idx": 0}',
-        '{"sentence": 1.50, "label": 0, "idx": 1}',
-        '{"sentence": "a", "label": 0.5, "idx": 2}',
-        '{"sentence": NaN, "label": 1, "idx": 3}',
-        '{"sentence": Infinity, "label": 1, "idx": 4}',
-        '{"sentence": ["a", "b"], "label": 1, "idx": 5}',
-        '{"sentence": {"a": "b"}, "label": 1, "idx": 6}',
-        '{"sentence": "b", "label": NaN, "idx": 7}',
-    ]
-    write(tmp_path, "glue/sst2", "train", *(f"{line}\n" for line in lines))
-    (source,) = find_tasks(tmp_path, MANIFEST)
-    drops = Drops()
-    assert [(e.input, e.target) for e in read(source, drops=drops)] == [
-        ("sentence: 16777217.0", "positive"),
-        ("sentence: 1.50", "negative"),
-    ]
-    assert drops == {"malformed record": 6}
+    bad = ["NaN, 1", "Infinity, 1", '["a", "b"], 1', '{"a": "b"}, 1', '"a", 0.5', '"b", NaN']
+    pairs = (pair.rpartition(", ") for pair in ("16777217.0, 1.0", "1.50, 0", *bad))
+    rows = [f'{{"sentence": {text}, "label": {label}, "idx": 0}}\n' for text, _, label in pairs]
+    write(tmp_path, "glue/sst2", "train", *rows)
+    (source,), drops = find_tasks(tmp_path, MANIFEST), Drops()
+    found = [f"{e.input} {e.target}" for e in read(source, drops=drops)]
+    assert found == ["sentence: 16777217.0 positive", "sentence: 1.50 negative"]
+    assert drops == {"malformed record": len(bad)}
 
 
 def test_rows_are_read_as_they_are_needed(tmp_path):
@@ -404,13 +393,8 @@ def test_rows_are_read_as_they_are_needed(tmp_path):
 
 
 def test_wrong_referents_are_no_answers(tmp_path):
-    write(
-        tmp_path,
-        "super_glue/wsc.fixed",
-        "train",
-        WSC,
-        {**WSC, "label": 0, "text": WSC["text"] + "!"},
-    )
+    unlike = {**WSC, "label": 0, "text": WSC["text"] + "!"}
+    write(tmp_path, "super_glue/wsc.fixed", "train", WSC, unlike)
     wrong = {**WSC, "label": 0, "span1_text": "the cat"}
     write(tmp_path, "super_glue/wsc.fixed", "validation", WSC, wrong)
     evaluation, training = find_tasks(tmp_path, MANIFEST)
