@@ -199,7 +199,13 @@ def _panel(
         per = "doubling" if study.logarithmic else "unit"
         text = f"{fit.slope:+.1f} [{fit.interval.low:+.1f}, {fit.interval.high:+.1f}] per {per}"
         axis.annotate(
-            text, (0.5, 0.02), xycoords="axes fraction", ha="center", fontsize=6, color="#444444"
+            text,
+            (0.5, 0.03),
+            xycoords="axes fraction",
+            ha="center",
+            fontsize=6,
+            color="#333333",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
     _axis(axis, study, variants, numeric)
 
