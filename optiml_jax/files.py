@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optiml_jax.errors import UserError
@@ -52,14 +53,79 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read_json(path: str | os.PathLike, what: str) -> Any:
-    """Reads a JSON file; a missing or damaged one is a UserError that says what it should be."""
+def read_json(path: str | os.PathLike, what: str, kind: type = object) -> Any:
+    """Reads a JSON file; a missing or damaged one is a UserError that says what it should be.
+
+    Args:
+      kind: what must stand in it: dict, list, or anything.
+    """
     try:
-        return json.loads(pathlib.Path(path).read_text("utf-8-sig"))
+        value = json.loads(pathlib.Path(path).read_text("utf-8-sig"))
     except FileNotFoundError as e:
         raise UserError(f"{what} not found: {path}") from e
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except OSError as e:  # a folder in its place, no permission
+        raise UserError(f"{what} cannot be read: {path}: {e.strerror}") from e
+    except RecursionError as e:
+        raise UserError(f"{what} is damaged: {path}: brackets in brackets, too deep") from e
+    except ValueError as e:
         raise UserError(f"{what} is damaged: {path}: {e}") from e
+    if not isinstance(value, kind):
+        raise UserError(f"{what} is damaged: {path} holds a {type(value).__name__}")
+    return value
+
+
+_SEAL = "checksum"
+
+
+def write_sealed(path: str | os.PathLike, value: dict[str, Any]) -> None:
+    """Writes a JSON object with a checksum of its content in it; see `read_sealed`."""
+    value = json.loads(json.dumps({k: v for k, v in value.items() if k != _SEAL}))
+    write_json(path, value | {_SEAL: fingerprint(value)})
+
+
+def read_sealed(path: str | os.PathLike, what: str, mend: str) -> dict[str, Any]:
+    """Reads what `write_sealed` wrote; UserError if it is not as it was written.
+
+    Args:
+      what: the file, as the subject of the message.
+      mend: what to do about a damaged one.
+    """
+    try:
+        value = read_json(path, what, dict)
+    except UserError as e:
+        raise UserError(f"{e}; {mend}") from e
+    return opened_seal(value, path, what, mend)
+
+
+def opened_seal(
+    value: dict[str, Any], path: str | os.PathLike, what: str, mend: str
+) -> dict[str, Any]:
+    """`value` without its checksum, which must be right; see `read_sealed`."""
+    content = {k: v for k, v in value.items() if k != _SEAL}
+    if value.get(_SEAL) != fingerprint(content):
+        raise UserError(f"{what} is damaged: {path} is not as it was written; {mend}")
+    return content
+
+
+def checksum(path: str | os.PathLike) -> list[int]:
+    """Size and CRC-32 of a file."""
+    size = value = 0
+    with open(path, "rb") as f:
+        while block := f.read(1 << 22):
+            size, value = size + len(block), zlib.crc32(block, value)
+    return [size, value]
+
+
+def damage(folder: str | os.PathLike, checksums: Mapping[str, list[int]]) -> str | None:
+    """The first file of a folder that is not as its `checksum` says, in words; None: all are."""
+    for name, expected in checksums.items():
+        try:
+            found = checksum(pathlib.Path(folder) / name)
+        except OSError as e:
+            return f"{name}: {e.strerror}"
+        if found != expected:
+            return f"{name} is not as it was written"
+    return None
 
 
 def fingerprint(value: Any) -> str:

@@ -119,7 +119,7 @@ def out_of_checkpoint(
       dtype: of the tensors; None: as they are stored.
       **more: of `write_huggingface`.
     """
-    params = stored_params(find_checkpoint(source) / "params", config)
+    params = stored_params(find_checkpoint(source, ("params",)) / "params", config)
     total = sum(
         math.prod(array.shape) * array.dtype.numpy_dtype.itemsize
         for array in jax.tree.leaves(params)

@@ -383,9 +383,12 @@ def _damage(folder: pathlib.Path, items: Sequence[str] | None = None) -> str | N
 def _look_at(folder: pathlib.Path) -> tuple[dict[str, list[int]], str | None]:
     """The table of the files, and what is wrong with it, their number or their sizes."""
     try:
-        files = _read_manifest(folder)["files"]
+        manifest = _read_manifest(folder)
     except UserError as e:
         return {}, str(e)
+    files, step = manifest["files"], manifest["metadata"].get("step")
+    if folder.name.isdigit() and step is not None and int(folder.name) != step:
+        return files, f"it is the checkpoint of step {step}, under another number"
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         return files, f"{len(missing)} files are missing, {missing[0]} first"

@@ -47,6 +47,7 @@ def main() -> None:
             max_examples={s.name: mixture.max_examples_of(s.name) for s in wanted},
             subset_seed=mixture.seed,
             part=index if number > 1 else None,
+            verify=settings.verify,
         )
     except PrepareError as e:
         print_summary(e.summary)

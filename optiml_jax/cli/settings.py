@@ -89,12 +89,14 @@ class Prepare:
     beam_options: Beam pipeline options, e.g. ("--project=...",).
     part: (i, n): this run caches the i-th of n parts of the tasks, counted from 0; the others may
       be cached at the same time by other machines that see the cache folder.
+    verify: reads what is cached already, and caches anew what has changed on the disk.
     """
 
     num_workers: NotNegative = 0
     runner: str | None = None
     beam_options: tuple[str, ...] = ()
     part: tuple[NotNegative, Positive] = (0, 1)
+    verify: bool = True
 
     def __post_init__(self):
         index, number = self.part

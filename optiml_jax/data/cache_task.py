@@ -7,7 +7,6 @@ those of `cache_writer.py`.
 import dataclasses
 import errno
 import functools
-import json
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from optiml_jax.data.store import COMPLETED_FILE, FORMAT_VERSION, INFO_FILE, num
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size
 from optiml_jax.errors import UserError
 from optiml_jax.fetch.provenance import sources_of
-from optiml_jax.files import fingerprint, write_json
+from optiml_jax.files import damage, fingerprint, read_sealed, write_json
 from optiml_jax.frozen import by_name, changes
 
 logger = logging.getLogger(__name__)
@@ -55,6 +54,7 @@ class CacheSettings:
       max_examples: task -> cap on its training examples, of which a random subset is cached; a task
         that is not named has none.
       subset_seed: of these subsets.
+      verify: whether what is cached already is read, and cached anew where it has changed.
     """
 
     cache_dir: str
@@ -64,6 +64,7 @@ class CacheSettings:
     sequence_length: int
     max_examples: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
     subset_seed: int = 1234
+    verify: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,10 @@ def reuse_cached(
     info = _read_cached_info(source, settings)
     if info is None:
         return None
+    if problem := _damage(source, settings, info):
+        logger.warning("prepare: %s is cached anew: %s", source.name, problem)
+        remove_task(settings.cache_dir, source.name)
+        return None
     if not _is_as_wanted(source, settings, info, info["files"]):
         remove_task(settings.cache_dir, source.name)
         if reasons is not None:
@@ -142,6 +147,8 @@ def _cache_if_changed(
     known = known_digests(info["files"] if info else ())
     digests = [digest(file, known) for file in source.files]
     wanted = _task_fingerprint(source, settings, digests)
+    if info is not None and _damage(source, settings, info):
+        info = None
     if info is not None and _is_as_wanted(source, settings, info, digests):
         # The same bytes under other names or times: nothing but what finds them is written anew.
         vocabulary = info["vocabulary"] | {"spec": settings.vocabulary_spec}
@@ -340,13 +347,21 @@ def _read_cached_info(source: TaskSource, settings: CacheSettings) -> dict[str, 
     """optiml.json of the task, None if there is no whole cached task of this format."""
     folder = _folder(source, settings)
     try:
-        info = json.loads((folder / INFO_FILE).read_text("utf-8"))
-    except (OSError, ValueError):
+        info = read_sealed(folder / INFO_FILE, "a cached task", "")
+    except UserError:
         return None
-    whole = isinstance(info, dict) and (folder / COMPLETED_FILE).exists()
-    if not whole or info.get("format_version") != FORMAT_VERSION or info["task"] != source.name:
+    if (
+        not (folder / COMPLETED_FILE).exists()
+        or info.get("format_version") != FORMAT_VERSION
+        or info["task"] != source.name
+    ):
         return None
     return info
+
+
+def _damage(source: TaskSource, settings: CacheSettings, info: dict[str, Any]) -> str | None:
+    """What has changed in the task's folder since it was written; None: nothing."""
+    return damage(_folder(source, settings), info["checksums"]) if settings.verify else None
 
 
 def _task_fingerprint(

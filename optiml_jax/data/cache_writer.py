@@ -28,7 +28,7 @@ from optiml_jax.data.store import (
     num_shards,
     shard_name,
 )
-from optiml_jax.files import disk_errors, write_json
+from optiml_jax.files import checksum, disk_errors, write_sealed
 
 _PARTIAL = ".partial"
 
@@ -151,8 +151,15 @@ def task_folder(cache_dir: str | os.PathLike, task: str) -> Iterator[pathlib.Pat
 
 
 def write_info(folder: pathlib.Path, info: dict[str, Any]) -> None:
-    """Writes optiml.json; its keys are described at `store.CachedTask`."""
-    write_json(folder / INFO_FILE, info)
+    """Writes optiml.json; its keys are described at `store.CachedTask`.
+
+    The checksums of the files beside it are added, unless they are there: those of an earlier
+    writing, which alone tell whether the files have changed since.
+    """
+    if "checksums" not in info:
+        names = sorted(path.name for path in folder.iterdir() if path.name != INFO_FILE)
+        info = info | {"checksums": {name: checksum(folder / name) for name in names}}
+    write_sealed(folder / INFO_FILE, info)
 
 
 def remove_task(cache_dir: str | os.PathLike, task: str) -> None:

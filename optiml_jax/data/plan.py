@@ -36,6 +36,7 @@ import numpy as np
 from optiml_jax import files
 from optiml_jax.data import draws
 from optiml_jax.data import mixture as mixtures
+from optiml_jax.data.checked_array import CheckedArray, block_checksums
 from optiml_jax.data.packing import LookaheadPacker
 from optiml_jax.data.plan_summary import summarise
 from optiml_jax.data.store import CachedTask, Store
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 3  # enters the fingerprint; to be raised when the same inputs give other rows
 PLAN_FILE = "plan.json"  # written last: without it there is no plan
-ARRAYS = ("row_offsets", "entry_tasks", "entry_examples")
+ARRAYS = {"row_offsets": "int64", "entry_tasks": "int32", "entry_examples": "int32"}
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -84,13 +85,14 @@ class Plan:
       row_offsets: int64[R + 1].
       entry_tasks: int32[N], index into `meta["tasks"]`.
       entry_examples: int32[N], index of the example in the task's cached split.
+      What is read of the three is verified; a UserError says that it has changed on the disk.
     """
 
     folder: pathlib.Path
     meta: dict[str, Any]
-    row_offsets: np.ndarray
-    entry_tasks: np.ndarray
-    entry_examples: np.ndarray
+    row_offsets: CheckedArray
+    entry_tasks: CheckedArray
+    entry_examples: CheckedArray
 
     @classmethod
     def load(cls, plan_dir: str | os.PathLike) -> "Plan":
@@ -103,20 +105,14 @@ class Plan:
         again = "run `optiml plan` again"
         if not (folder / PLAN_FILE).is_file():
             raise UserError(f"no finished plan in {folder}; {again}")
-        meta = files.read_json(folder / PLAN_FILE, "plan")
-        if meta.get("format") != FORMAT:
+        meta = files.read_json(folder / PLAN_FILE, "plan", dict)
+        if meta.get("format") != FORMAT or "arrays" not in meta:
             raise UserError(f"the plan in {folder} has format {meta.get('format')}; {again}")
-        try:
-            arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in ARRAYS}
-        except (OSError, ValueError, EOFError) as e:
-            raise UserError(f"the plan in {folder} is damaged ({e}); {again}") from e
-        offsets, num_entries = arrays["row_offsets"], len(arrays["entry_tasks"])
-        if (
-            len(offsets) != meta["config"]["num_rows"] + 1
-            or offsets[-1] != num_entries
-            or len(arrays["entry_examples"]) != num_entries
-        ):
-            raise UserError(f"the plan in {folder} is damaged (its arrays do not match); {again}")
+        meta = files.opened_seal(meta, folder / PLAN_FILE, "the plan", again)
+        arrays = {
+            name: CheckedArray(folder / f"{name}.npy", dtype, *meta["arrays"][name], again)
+            for name, dtype in ARRAYS.items()
+        }
         return cls(folder=folder, meta=meta, **arrays)
 
     @functools.cached_property
@@ -418,10 +414,13 @@ def _write(
     with files.disk_errors(folder, "a plan"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PLAN_FILE).unlink(missing_ok=True)
-        for name, array in zip(ARRAYS, arrays, strict=True):
+        table = {}
+        for (name, dtype), array in zip(ARRAYS.items(), arrays, strict=True):
+            array = np.asarray(array, dtype)
+            table[name] = [len(array), block_checksums(array)]
             with (
                 files.atomic_path(folder / f"{name}.npy") as temporary,
                 temporary.open("wb") as f,
             ):
                 np.save(f, array)
-        files.write_json(folder / PLAN_FILE, meta)
+        files.write_sealed(folder / PLAN_FILE, {**meta, "arrays": table})

@@ -116,6 +116,7 @@ def prepare(
     max_examples: Mapping[str, int | None] | None = None,
     subset_seed: int = 1234,
     part: int | None = None,
+    verify: bool = True,
 ) -> PrepareSummary:
     """Caches every split of every task whose inputs changed since it was last cached.
 
@@ -133,6 +134,7 @@ def prepare(
       subset_seed: of these subsets.
       part: number of this part of the tasks; other runs may cache other parts in the same folder at
         the same time. None: `sources` are all.
+      verify: reads what is cached already, and caches anew what has changed on the disk.
 
     Raises:
       PrepareError: some tasks could not be cached; all others are.
@@ -149,6 +151,7 @@ def prepare(
         sequence_length=sequence_length,
         max_examples=max_examples or {},
         subset_seed=subset_seed,
+        verify=verify,
     )
     with _claim(cache_dir, part):
         if part is None:

@@ -15,10 +15,12 @@ order, is the plan's business (`plan.py`).
 
 import collections
 import contextlib
+import io
 import os
 import pathlib
 import resource
 import threading
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,9 +29,9 @@ from array_record.python import array_record_module
 
 from optiml_jax.data.example import seqio_name
 from optiml_jax.errors import UserError
-from optiml_jax.files import read_json
+from optiml_jax.files import opened_seal, read_json
 
-FORMAT_VERSION = 2  # of the files and of what they hold; another one is prepared again
+FORMAT_VERSION = 3  # of the files and of what they hold; another one is prepared again
 RECORDS_PER_FILE = 10_000  # a read costs about 2 us per 1,000 records of its file
 INFO_FILE = "optiml.json"
 COMPLETED_FILE = "COMPLETED"  # SeqIO's own marker
@@ -118,7 +120,8 @@ class CachedTask:
       info: the contents of optiml.json: `task`, `benchmark`, `category`, `splits` (split ->
         {"examples", "source_tokens", "target_tokens", "drops"}), `dtype`, `vocabulary` ({"spec",
         "fingerprint", "padded_size"}), `sequence_length`, `prompts` (PromptConfig), `reader` (how
-        the task was read), `fingerprint` (of everything that decides what the cache holds).
+        the task was read), `fingerprint` (of everything that decides what the cache holds),
+        `checksums` (file -> size and CRC-32).
     """
 
     def __init__(self, folder: pathlib.Path, info: dict[str, Any], readers: "_Readers"):
@@ -190,9 +193,12 @@ class CachedTask:
             return np.zeros((0, 2), np.int32)
         try:
             # Not mapped: Python keeps a descriptor for every mapping. 8 bytes an example.
-            table = np.load(path)
-        except (OSError, ValueError) as e:
+            content = path.read_bytes()
+        except OSError as e:
             raise UserError(f"task {self.name!r}: cannot read {path} ({e}); {_PREPARE}") from e
+        if [len(content), zlib.crc32(content)] != self.info["checksums"][path.name]:
+            raise UserError(f"task {self.name!r}: {path} is damaged; {_PREPARE}")
+        table = np.load(io.BytesIO(content), allow_pickle=False)
         if table.shape != (num_examples, 2) or table.dtype != np.int32:
             raise UserError(f"task {self.name!r}: {path} is damaged; {_PREPARE}")
         table.flags.writeable = False
@@ -203,7 +209,9 @@ class CachedTask:
         path = self._folder / shard_name(split, "array_record", file, num_shards(num_examples))
         expected = min(RECORDS_PER_FILE, num_examples - file * RECORDS_PER_FILE)
         try:
-            reader = self._readers.get(str(path), expected)
+            size = self.info["checksums"][path.name][0]
+            # What the records hold, the library verifies as it reads them.
+            reader = self._readers.get(str(path), expected, size)
             # One by one: for several at once the library starts threads, which costs more CPU than
             # the reading.
             return [reader.read([position])[0] for position in positions]
@@ -213,7 +221,7 @@ class CachedTask:
     def _damaged(self, split: str, file: int, why: str) -> UserError:
         return UserError(
             f"task {self.name!r}: file {file} of split {split} in {self._folder} is missing or "
-            f"damaged ({why}); delete the folder and run `optiml prepare` again"
+            f"damaged ({why}); {_PREPARE}"
         )
 
 
@@ -225,8 +233,8 @@ class _Readers:
         self._lock = threading.Lock()
         self._open: collections.OrderedDict[str, Any] = collections.OrderedDict()
 
-    def get(self, path: str, num_records: int) -> Any:
-        """A reader of `path`; ValueError if it does not hold `num_records`.
+    def get(self, path: str, num_records: int, size: int) -> Any:
+        """A reader of `path`; ValueError if it does not hold `num_records` in `size` bytes.
 
         The reader of a file that is missing or cut short opens all the same and has 0 records.
         """
@@ -234,6 +242,8 @@ class _Readers:
             if (reader := self._open.get(path)) is not None:
                 self._open.move_to_end(path)
                 return reader
+            if (found := os.path.getsize(path)) != size:
+                raise ValueError(f"{found} bytes instead of {size}")
             reader = array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
             if reader.num_records() != num_records:
                 raise ValueError(f"{reader.num_records()} records instead of {num_records}")
@@ -266,7 +276,11 @@ def _read_info(folder: pathlib.Path, task: str) -> dict[str, Any]:
             f"task {task!r}: {folder} was not written by `optiml prepare` (no {INFO_FILE}); "
             "delete it or choose another cache folder"
         )
-    info = read_json(folder / INFO_FILE, f"the description of cached task {task!r}")
-    if not isinstance(info, dict) or info.get("format_version") != FORMAT_VERSION:
+    what = f"the description of cached task {task!r}"
+    try:
+        info = read_json(folder / INFO_FILE, what, dict)
+    except UserError as e:
+        raise UserError(f"{e}; {_PREPARE}") from e
+    if info.get("format_version") != FORMAT_VERSION:
         raise UserError(f"task {task!r}: {folder} has another cache format; {_PREPARE}")
-    return info
+    return opened_seal(info, folder / INFO_FILE, what, _PREPARE)

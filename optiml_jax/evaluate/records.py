@@ -24,7 +24,15 @@ from typing import Any, Literal
 from optiml_jax.data.example import seqio_name
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.protocol import Protocol
-from optiml_jax.files import atomic_path, disk_errors, read_json, write_json
+from optiml_jax.files import (
+    atomic_path,
+    disk_errors,
+    fingerprint,
+    read_json,
+    read_sealed,
+    write_json,
+    write_sealed,
+)
 from optiml_jax.frozen import refuse_changes
 
 Status = Literal["done", "failed", "missing"]
@@ -215,6 +223,11 @@ def rescore(record: Record, rule: str) -> Record:
     )
 
 
+def _checksum(lines: Sequence[str], summary: dict[str, Any]) -> str:
+    """Of everything in a file of records."""
+    return fingerprint([zlib.crc32("\n".join(lines).encode("utf-8")), len(lines), summary])
+
+
 def _plain(protocol: Protocol) -> dict[str, Any]:
     """As JSON gives it back."""
     return json.loads(json.dumps(dataclasses.asdict(protocol)))
@@ -255,11 +268,12 @@ class RunFolder:
                 "put them back, choose another Evaluate.name, or delete that folder",
             )
         rows = [dataclasses.asdict(info) for info in tasks.values()]
-        write_json(file, {"run": run, "tasks": rows})
+        write_sealed(file, {"run": run, "tasks": rows})
 
     def load(self) -> tuple[dict[str, Any], list[TaskInfo]]:
         """The settings of the run and its tasks."""
-        value = read_json(self.path / "tasks.json", "an evaluation (tasks.json)")
+        mend = f"remove {self.path} and evaluate again"
+        value = read_sealed(self.path / "tasks.json", "an evaluation (tasks.json)", mend)
         try:
             return value["run"], [TaskInfo.from_json(task) for task in value["tasks"]]
         except (KeyError, TypeError) as e:
@@ -294,7 +308,8 @@ class RunFolder:
                 temporary.write_bytes(packed)
         file = self._file(task, shots, "jsonl")
         lines = [r.to_json() for r in records]
-        lines.append(json.dumps({"summary": summary}, ensure_ascii=False))
+        last = {"summary": summary, "checksum": _checksum(lines, summary)}
+        lines.append(json.dumps(last, ensure_ascii=False))
         with disk_errors(file, f"the records of task {task}"), atomic_path(file) as temporary:
             temporary.write_text("\n".join(lines) + "\n", "utf-8")
         self._file(task, shots, "failed.json").unlink(missing_ok=True)
@@ -322,10 +337,17 @@ class RunFolder:
         """
         failure = self._file(info.task, shots, "failed.json")
         if failure.exists():
-            return "failed", str(read_json(failure, "a failed task's reason")["reason"])
+            try:
+                reason = read_json(failure, "a failed task's reason", dict)["reason"]
+            except (UserError, KeyError):  # damaged: it is evaluated again all the same
+                reason = f"for a reason that {failure} no longer tells"
+            return "failed", str(reason)
         if not self._file(info.task, shots, "jsonl").exists():
             return "missing", "not evaluated yet"
-        summary = self.summary(info.task, shots)
+        try:
+            summary = self.summary(info.task, shots)
+        except UserError as e:
+            return "missing", str(e)
         if summary["metric"] != info.metric:
             return "missing", f"evaluated with metric {summary['metric']}, not {info.metric}"
         # What a summary does not name was at its default; another rule needs no model.
@@ -346,21 +368,16 @@ class RunFolder:
         file = self._file(task, shots, "jsonl")
         try:
             # Not splitlines: an answer may hold U+2028 and its kin.
-            lines = [json.loads(x) for x in file.read_text("utf-8").rstrip("\n").split("\n")]
-            summary = lines.pop()["summary"]
-            records = [Record.from_json(line) for line in lines]
+            *lines, last = file.read_text("utf-8").removesuffix("\n").split("\n")
+            last = json.loads(last)
+            summary, checksum = last.pop("summary"), last.pop("checksum")
+            if last or checksum != _checksum(lines, summary):
+                raise ValueError("it is not as it was written")
+            records = [Record.from_json(json.loads(line)) for line in lines]
         except FileNotFoundError as e:
             raise UserError(f"no records of task {task} at {shots} shots: {file}") from e
-        except (ValueError, KeyError, IndexError, TypeError) as e:
-            raise UserError(
-                f"{file} is damaged ({e!r}); delete it and run the evaluation again"
-            ) from e
-        wanted = summary.get("num_instances", len(records))
-        if wanted != len(records):
-            raise UserError(
-                f"{file} holds {len(records)} records, its summary says {wanted}; delete it and "
-                "run the evaluation again"
-            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as e:
+            raise UserError(f"{file} is damaged ({e}); run `optiml evaluate` again") from e
         return records, summary
 
     def prompts(self, task: str, shots: int) -> dict[str, str]:

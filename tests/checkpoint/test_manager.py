@@ -77,7 +77,13 @@ def empty(folder):
     folder.mkdir()
 
 
-DAMAGES = [truncate, delete, garble, garble_manifest, delete_manifest, empty]
+def rename(folder):
+    """The step before under the number of this one."""
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("2"), folder)
+
+
+DAMAGES = [truncate, delete, garble, garble_manifest, delete_manifest, empty, rename]
 
 
 def test_items_and_metadata_come_back(run_dir):
@@ -94,8 +100,9 @@ def test_items_and_metadata_come_back(run_dir):
 
 def test_a_step_that_exists_is_not_written_over(run_dir):
     manager = CheckpointManager(run_dir / "checkpoints")
-    with pytest.raises(UserError, match="checkpoints/3 exists"):
+    with pytest.raises(UserError, match=r"checkpoints/3 exists \(other metadata\)"):
         manager.save(3, {"params": tree(9)}, {})
+    manager.save(3, {"params": tree(9)}, manager.metadata(3))  # it is there already
     manager.close()
     assert_equal(load_params(run_dir, abstract(tree())), tree(3))
 

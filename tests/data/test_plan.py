@@ -7,7 +7,8 @@ import gin
 import numpy as np
 import pytest
 
-from optiml_jax.data import draws
+from optiml_jax.data import checked_array, draws
+from optiml_jax.data.loader import read_rows
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.packing import LookaheadPacker
 from optiml_jax.data.plan import Plan, PlanConfig, build_plan, plan_mixture
@@ -294,6 +295,44 @@ def test_a_damaged_plan_is_an_error(cache, tmp_path, name):
         Plan.load(tmp_path / "plan")
     path.unlink()
     with pytest.raises(UserError, match="is damaged"):
+        Plan.load(tmp_path / "plan")
+
+
+@pytest.mark.parametrize("name", ["row_offsets", "entry_tasks", "entry_examples"])
+def test_no_bit_of_a_plan_can_flip_unnoticed(cache, tmp_path, name):
+    build_plan(cache, TASKS, RATES, "train", config(), tmp_path / "plan")
+    path, rng = tmp_path / "plan" / f"{name}.npy", np.random.default_rng(1)
+    data, whole = path.read_bytes(), np.load(tmp_path / "plan" / f"{name}.npy")
+    for bit in rng.integers(0, 8 * len(data), 60):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(flipped))
+        try:
+            read = np.asarray(getattr(Plan.load(tmp_path / "plan"), name))
+        except UserError as e:
+            assert "is damaged" in str(e) and "`optiml plan` again" in str(e)
+        else:  # in the padding of the header
+            np.testing.assert_array_equal(read, whole)
+
+
+def test_only_what_is_used_of_a_plan_is_read(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(checked_array, "_BLOCK_BYTES", 64)
+    build_plan(cache, TASKS, RATES, "train", config(), tmp_path / "plan")
+    path = tmp_path / "plan" / "entry_tasks.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    plan = Plan.load(tmp_path / "plan")
+    assert read_rows(plan, [0, 1])["tokens"].shape[0] == 2
+    with pytest.raises(UserError, match="is damaged"):
+        read_rows(plan, [plan.num_rows - 1])
+
+
+def test_settings_of_a_plan_that_were_changed_are_refused(cache, tmp_path):
+    build_plan(cache, TASKS, RATES, "train", config(), tmp_path / "plan")
+    file = tmp_path / "plan" / "plan.json"
+    file.write_text(file.read_text().replace('"pad_id": 1', '"pad_id": 3'))
+    with pytest.raises(UserError, match=r"not as it was written; run `optiml plan` again"):
         Plan.load(tmp_path / "plan")
 
 

@@ -207,6 +207,22 @@ def test_files_are_not_read_again_while_size_and_time_stand(files, run, monkeypa
     assert set(statuses(run(files)).values()) == {"unchanged"}
 
 
+@pytest.mark.parametrize(
+    "name", ["train.lengths.npy", "train.array_record-00000-of-00001", "optiml.json", "COMPLETED"]
+)
+def test_what_has_changed_in_the_cache_is_mended_by_the_command_that_the_message_names(
+    tmp_path, files, run, name
+):
+    run(files)
+    before = contents(tmp_path / "cache")
+    path = next(path / name for path in sorted((tmp_path / "cache").glob("*")) if path.is_dir())
+    data = bytearray(path.read_bytes() or b"x")
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    assert sorted(statuses(run(files)).values()) == ["cached", *["unchanged"] * (len(files) - 1)]
+    assert contents(tmp_path / "cache") == before
+
+
 def test_a_task_made_with_other_settings_is_gone_before_the_others_are_made(tmp_path, files, run):
     run(files)
     files[1].unlink()

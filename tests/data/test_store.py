@@ -154,6 +154,18 @@ def test_damaged_files_are_named_never_read_as_other_tokens(tmp_path, damage):
         store.Store(tmp_path).task("a/one").read("train", range(50))
 
 
+def test_no_bit_of_a_length_table_can_flip_unnoticed(tmp_path):
+    folder = write_task(tmp_path, "a/one", {"train": random_examples(50)})
+    path, rng = folder / "train.lengths.npy", np.random.default_rng(1)
+    data = path.read_bytes()
+    for bit in rng.integers(0, 8 * len(data), 40):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(flipped))
+        with pytest.raises(UserError, match=r"lengths.npy is damaged; run `optiml prepare`"):
+            store.Store(tmp_path).task("a/one").lengths("train")
+
+
 def test_a_failed_write_leaves_the_old_task_and_no_temporary(tmp_path):
     examples = random_examples(3)
     folder = write_task(tmp_path, "a/one", {"train": examples})

@@ -179,12 +179,34 @@ def test_suites_evaluated_one_after_the_other_stay_together(tmp_path):
     }
 
 
-def test_the_number_of_records_is_compared_with_the_summary(tmp_path):
+@pytest.mark.parametrize("damage", ["line doubled", "line removed", "digit", "summary", "swapped"])
+def test_records_that_are_not_as_they_were_written_are_evaluated_again(tmp_path, damage):
     folder = RunFolder(tmp_path)
-    folder.open({}, [INFO])
-    folder.write("b/t 1", 0, [a_record()], SUMMARY | {"num_instances": 2})
-    with pytest.raises(UserError, match="holds 1 records, its summary says 2"):
-        folder.read("b/t 1", 0)
+    records = [dataclasses.replace(a_record(), example_id=f"e{i}") for i in range(3)]
+    folder.write(INFO.task, 0, records, SUMMARY)
+    (file,) = (tmp_path / "records").glob("*.jsonl")
+    first, second, *others, last = file.read_text("utf-8").splitlines()
+    lines = {
+        "line doubled": [first, first, second, *others, last],
+        "line removed": [first, *others, last],
+        "digit": [first.replace('"e0"', '"e7"'), second, *others, last],
+        "summary": [first, second, *others, last.replace(INFO.metric, "acc_ranx")],
+        "swapped": [second, first, *others, last],
+    }
+    file.write_text("\n".join(lines[damage]) + "\n", "utf-8")
+    with pytest.raises(UserError, match="not as it was written.*run `optiml evaluate` again"):
+        folder.read(INFO.task, 0)
+    assert folder.status(INFO, 0)[0] == "missing"
+    assert str(file) in folder.status(INFO, 0)[1]
+
+
+def test_settings_of_an_evaluation_that_were_changed_are_refused(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.open({"checkpoint": 1}, [INFO])
+    file = tmp_path / "tasks.json"
+    file.write_text(file.read_text("utf-8").replace('"checkpoint": 1', '"checkpoint": 2'), "utf-8")
+    with pytest.raises(UserError, match=r"tasks\.json is not as it was written; remove"):
+        folder.load()
 
 
 def test_prompts_are_stored_once_and_equal_prompts_are_equal_bytes(tmp_path):

@@ -1,0 +1,89 @@
+"""Arrays on disk whose parts are verified when they are first used; nothing else is read."""
+
+import pathlib
+import zlib
+from typing import Any
+
+import numpy as np
+
+from optiml_jax.errors import UserError
+
+_BLOCK_BYTES = 1 << 20
+
+
+def block_checksums(array: np.ndarray) -> list[int]:
+    """The CRC-32 of each MiB of a one-dimensional array."""
+    data = np.ascontiguousarray(array).view(np.uint8)
+    return [zlib.crc32(data[i : i + _BLOCK_BYTES]) for i in range(0, len(data), _BLOCK_BYTES)]
+
+
+class CheckedArray:
+    """A mapped .npy file of one dimension. Indexing and NumPy functions give ordinary arrays."""
+
+    def __init__(
+        self, path: pathlib.Path, dtype: str, length: int, checksums: list[int], mend: str
+    ):
+        """Opens the file; no number of it is read.
+
+        Args:
+          path: the file.
+          dtype, length: what it must hold.
+          checksums: as `block_checksums` gave them when it was written.
+          mend: what to do about a damaged file.
+
+        Raises:
+          UserError: it is missing, or holds an array of another type or length.
+        """
+        self._path, self._mend = path, mend
+        try:
+            self._array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as e:
+            raise self._damaged(str(e)) from e
+        blocks = -(-length * np.dtype(dtype).itemsize // _BLOCK_BYTES)
+        if self._array.dtype != dtype or self._array.shape != (length,) or blocks != len(checksums):
+            raise self._damaged("it holds another array")
+        self._bytes = self._array.view(np.uint8)
+        self._checksums = checksums
+        self._to_verify = set(range(len(checksums)))
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._array.dtype
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, index: Any) -> Any:
+        """An element, a slice or the elements of an array of indices.
+
+        Raises:
+          UserError: a part of the file that holds them has changed since it was written.
+        """
+        if self._to_verify:
+            self._verify(index)
+        return self._array[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+    def _verify(self, index: Any) -> None:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step < 0:
+                start, stop = stop + 1, start + 1
+            first, last = self._block(start), self._block(stop - 1)
+            touched = set(range(first, last + 1)) if stop > start else set()
+        else:
+            index = np.asarray(index)
+            touched = set(np.unique(self._block(np.where(index < 0, index + len(self), index))))
+        for block in touched & self._to_verify:
+            data = self._bytes[block * _BLOCK_BYTES : (block + 1) * _BLOCK_BYTES]
+            if zlib.crc32(data) != self._checksums[block]:
+                raise self._damaged("its content has changed since it was written")
+            self._to_verify.discard(block)
+
+    def _block(self, index: Any) -> Any:
+        return index * self._array.itemsize // _BLOCK_BYTES
+
+    def _damaged(self, why: str) -> UserError:
+        return UserError(f"{self._path} is damaged ({why}); {self._mend}")
