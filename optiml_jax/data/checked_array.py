@@ -1,5 +1,6 @@
 """Arrays on disk whose parts are verified when they are first used; nothing else is read."""
 
+import io
 import pathlib
 import zlib
 from typing import Any
@@ -15,6 +16,15 @@ def block_checksums(array: np.ndarray) -> list[int]:
     """The CRC-32 of each MiB of a one-dimensional array."""
     data = np.ascontiguousarray(array).view(np.uint8)
     return [zlib.crc32(data[i : i + _BLOCK_BYTES]) for i in range(0, len(data), _BLOCK_BYTES)]
+
+
+def _header(dtype: str, length: int) -> bytes:
+    """What stands in front of the numbers of a .npy file."""
+    out = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    fields = {"descr": descr, "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(out, fields)
+    return out.getvalue()
 
 
 class CheckedArray:
@@ -35,13 +45,16 @@ class CheckedArray:
           UserError: it is missing, or holds an array of another type or length.
         """
         self._path, self._mend = path, mend
+        header = _header(dtype, length)
         try:
-            self._array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as e:
-            raise self._damaged(str(e)) from e
-        blocks = -(-length * np.dtype(dtype).itemsize // _BLOCK_BYTES)
-        if self._array.dtype != dtype or self._array.shape != (length,) or blocks != len(checksums):
-            raise self._damaged("it holds another array")
+            with path.open("rb") as f:
+                same = f.read(len(header)) == header
+            size, start = path.stat().st_size, len(header)
+            if not same or size != start + length * np.dtype(dtype).itemsize:
+                raise self._damaged("it holds another array")
+            self._array = np.memmap(path, dtype, "r", start, (length,)).view(np.ndarray)
+        except OSError as e:
+            raise self._damaged(e.strerror) from e
         self._bytes = self._array.view(np.uint8)
         self._checksums = checksums
         self._to_verify = set(range(len(checksums)))

@@ -302,17 +302,13 @@ def test_a_damaged_plan_is_an_error(cache, tmp_path, name):
 def test_no_bit_of_a_plan_can_flip_unnoticed(cache, tmp_path, name):
     build_plan(cache, TASKS, RATES, "train", config(), tmp_path / "plan")
     path, rng = tmp_path / "plan" / f"{name}.npy", np.random.default_rng(1)
-    data, whole = path.read_bytes(), np.load(tmp_path / "plan" / f"{name}.npy")
+    data = path.read_bytes()
     for bit in rng.integers(0, 8 * len(data), 60):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bytes(flipped))
-        try:
-            read = np.asarray(getattr(Plan.load(tmp_path / "plan"), name))
-        except UserError as e:
-            assert "is damaged" in str(e) and "`optiml plan` again" in str(e)
-        else:  # in the padding of the header
-            np.testing.assert_array_equal(read, whole)
+        with pytest.raises(UserError, match=r"is damaged .*`optiml plan` again"):
+            np.asarray(getattr(Plan.load(tmp_path / "plan"), name))
 
 
 def test_only_what_is_used_of_a_plan_is_read(cache, tmp_path, monkeypatch):

@@ -194,7 +194,7 @@ def test_records_that_are_not_as_they_were_written_are_evaluated_again(tmp_path,
         "swapped": [second, first, *others, last],
     }
     file.write_text("\n".join(lines[damage]) + "\n", "utf-8")
-    with pytest.raises(UserError, match="not as it was written.*run `optiml evaluate` again"):
+    with pytest.raises(UserError, match=r"not as it was written.*run `optiml evaluate` again"):
         folder.read(INFO.task, 0)
     assert folder.status(INFO, 0)[0] == "missing"
     assert str(file) in folder.status(INFO, 0)[1]
