@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -53,6 +54,45 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
+class JSONDecoder(json.JSONDecoder):
+    """Python's, for texts of unknown origin: whatever is wrong is a JSONDecodeError."""
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        try:
+            return super().raw_decode(s, idx)
+        except json.JSONDecodeError:
+            raise
+        except RecursionError as e:
+            raise json.JSONDecodeError("brackets in brackets, too deep", s, idx) from e
+        except ValueError as e:  # a whole number of thousands of digits
+            raise json.JSONDecodeError(str(e).split(";")[0], s, idx) from e
+
+
+def regular_file(path: str | os.PathLike) -> pathlib.Path:
+    """The path, which must not be that of a folder, a pipe or a device: reading it might never end.
+
+    Raises:
+      UserError: it is one of them.
+      OSError: nothing is there.
+    """
+    path = pathlib.Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"{path} is not a file; put the file back")
+    return path
+
+
+def read_text(path: str | os.PathLike, what: str = "data file") -> str:
+    """A text file in UTF-8; a missing one, another encoding or a folder in its place: UserError."""
+    try:
+        return regular_file(path).read_text("utf-8-sig")
+    except FileNotFoundError as e:
+        raise UserError(f"{what} not found: {path}") from e
+    except OSError as e:
+        raise UserError(f"{what} cannot be read: {path}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 ({e.reason}); download it again") from e
+
+
 def read_json(path: str | os.PathLike, what: str, kind: type = object) -> Any:
     """Reads a JSON file; a missing or damaged one is a UserError that says what it should be.
 
@@ -60,13 +100,11 @@ def read_json(path: str | os.PathLike, what: str, kind: type = object) -> Any:
       kind: what must stand in it: dict, list, or anything.
     """
     try:
-        value = json.loads(pathlib.Path(path).read_text("utf-8-sig"))
+        value = json.loads(regular_file(path).read_text("utf-8-sig"), cls=JSONDecoder)
     except FileNotFoundError as e:
         raise UserError(f"{what} not found: {path}") from e
     except OSError as e:  # a folder in its place, no permission
         raise UserError(f"{what} cannot be read: {path}: {e.strerror}") from e
-    except RecursionError as e:
-        raise UserError(f"{what} is damaged: {path}: brackets in brackets, too deep") from e
     except ValueError as e:
         raise UserError(f"{what} is damaged: {path}: {e}") from e
     if not isinstance(value, kind):

@@ -14,6 +14,7 @@ import yaml
 
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors
+from optiml_jax.yaml_files import read_yaml
 from tasks.patterns import expand, matcher
 
 DEFAULT_DECISIONS = pathlib.Path(__file__).parent / "data" / "decisions.yaml"
@@ -78,13 +79,8 @@ class Decisions:
         path = pathlib.Path(path or DEFAULT_DECISIONS)
         if not path.exists():
             return cls(path, ())
-        try:
-            content = yaml.safe_load(path.read_text("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as e:
-            mark = getattr(e, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            raise UserError(f"the file of decisions is not YAML: {path}{line}") from e
-        if not isinstance(content, dict) or "decisions" not in content:
+        content = read_yaml(path, "the file of decisions")
+        if "decisions" not in content:
             raise UserError(f"{path} has no list of decisions")
         rows = content["decisions"] or []
         if not isinstance(rows, list):

@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from optiml_jax.errors import UserError
+from optiml_jax.yaml_files import read_yaml
 from tasks.patterns import expand, matcher
 
 DEFAULT_PROVENANCE = pathlib.Path(__file__).parent / "data" / "provenance.yaml"
@@ -105,15 +104,8 @@ class Provenance:
 
 @functools.cache
 def _load(path: pathlib.Path) -> Provenance:
-    try:
-        content = yaml.load(path.read_text("utf-8"), yaml.CSafeLoader)
-    except FileNotFoundError as e:
-        raise UserError(f"provenance table not found: {path}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"provenance table is not YAML: {path}{line}") from e
-    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+    content = read_yaml(path, "provenance table")
+    if not isinstance(content.get("rows"), list):
         raise UserError(f"provenance table has no list of rows: {path}")
     rows = [r for i, row in enumerate(content["rows"], 1) for r in _row(row, f"{path}, row {i}")]
     datasets = content.get("datasets") or {}

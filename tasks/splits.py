@@ -14,13 +14,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.settings import configurable
+from optiml_jax.yaml_files import read_yaml
 from tasks.decisions import Decisions
 from tasks.patterns import expand, matcher
 from tasks.provenance import Provenance
@@ -367,15 +366,8 @@ def user_file(name: str, setting: str) -> pathlib.Path:
 
 def _read_rules(path: pathlib.Path, config: SplitConfig, src: str | None = None) -> list[_Rule]:
     """The rows of a file that hold under `config`; `src` is that of rows that do not say."""
-    try:
-        content = yaml.safe_load(path.read_text("utf-8-sig"))
-    except FileNotFoundError as e:
-        raise UserError(f"split manifest not found: {path}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"split manifest is not YAML: {path}{line}") from e
-    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+    content = read_yaml(path, "split manifest")
+    if not isinstance(content.get("rows"), list):
         raise UserError(f"split manifest has no list of rows: {path}")
     rows = [{"src": src, **r} if src and isinstance(r, dict) else r for r in content["rows"]]
     rules = [_parse_row(r, f"{path}, row {i}") for i, r in enumerate(rows, 1)]

@@ -9,6 +9,7 @@ import functools
 import pathlib
 
 from optiml_jax.errors import UserError
+from optiml_jax.files import read_text
 from tasks.splits import SplitConfig, user_file
 
 MISC = "Misc."
@@ -42,7 +43,7 @@ def rows(file: pathlib.Path = TAXONOMY_FILE) -> tuple[dict[str, str], ...]:
     Raises:
       UserError: the file has no line of these names, or a row of another width or kind.
     """
-    lines = file.read_text("utf-8-sig").splitlines()
+    lines = read_text(file, "taxonomy").splitlines()
     table = [(n, x.split("\t")) for n, x in enumerate(lines, 1) if x and not x.startswith("#")]
     if not table or table[0][1] != list(_COLUMNS):
         raise UserError(f"{file}: the first line must be {' '.join(_COLUMNS)}, divided by tabs")

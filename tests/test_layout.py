@@ -16,6 +16,7 @@ FLOORS = [  # from the top; a package imports only from floors below its own
     {"optiml_jax.sharding", "optiml_jax.data"},
     {"optiml_jax.model", "optiml_jax.fetch"},
     {"optiml_jax.one_writer"},
+    {"optiml_jax.yaml_files"},
     {"optiml_jax.files", "optiml_jax.frozen", "optiml_jax.settings"},
     {"optiml_jax.errors", "optiml_jax.interrupt", "optiml_jax.quiet"},
 ]
@@ -103,6 +104,7 @@ def test_tasks_use_only_the_data_contract_and_the_metrics():
         "optiml_jax.errors",
         "optiml_jax.fetch.provenance",  # what a folder of data holds
         "optiml_jax.settings",
+        "optiml_jax.yaml_files",
     )
     for path in python_files():
         if module_name(path).startswith("tasks"):

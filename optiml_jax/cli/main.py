@@ -16,7 +16,7 @@ import optiml_jax.cli.settings  # noqa: F401 - what gin may set
 from optiml_jax import interrupt
 from optiml_jax.cli.compilation_cache import CompilationCache
 from optiml_jax.cli.gin_files import read_settings
-from optiml_jax.errors import UserError
+from optiml_jax.errors import UserError, printable
 
 VERBS = {
     "fetch": "bring the data of collections and suites to where it is looked for",
@@ -120,9 +120,18 @@ def _binding(argument: str) -> str:
 
 
 def _logging() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in ("optiml_jax", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+class _Printable(logging.Formatter):
+    """Spells out what a terminal would obey: a line may hold the name of any file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _usage() -> str:

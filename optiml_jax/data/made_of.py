@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optiml_jax.errors import UserError
+from optiml_jax.files import regular_file
 
 Key = tuple[str, int, int]  # path, size, time of modification
 
@@ -31,7 +32,7 @@ def digest(file: str, known: Mapping[Key, str]) -> dict[str, Any]:
     key = stat_key(file)
     try:
         if key is None or key not in known:
-            with open(file, "rb") as f:
+            with regular_file(file).open("rb") as f:
                 sha256 = hashlib.file_digest(f, "sha256").hexdigest()
         else:
             sha256 = known[key]

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from optiml_jax.errors import UserError
+from optiml_jax.files import JSONDecoder, regular_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +110,13 @@ def read_answers(places: Sequence[str]) -> AnswerFiles:
 
 
 def _read(file: pathlib.Path, digest: Any) -> Iterator[tuple[str, StoredAnswer]]:
-    with open(file, "rb") as lines:
+    with regular_file(file).open("rb") as lines:
         for number, line in enumerate(lines, 1):
             digest.update(line)
             if not line.strip():
                 continue
             try:
-                yield _parse(json.loads(line))
+                yield _parse(json.loads(line, cls=JSONDecoder))
             except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
                 raise UserError(
                     f"{file}, line {number}: no answer in a form that is known ({e!r}); "

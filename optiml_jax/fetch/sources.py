@@ -10,9 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
 from optiml_jax.errors import UserError
+from optiml_jax.yaml_files import read_yaml
 
 KINDS = ("git", "hub", "http", "tfds", "ask")
 PARQUET = "refs/convert/parquet"  # the Hub's own conversion, also of data sets that are scripts
@@ -80,10 +79,7 @@ def read_sources(file: pathlib.Path) -> dict[str, list[Source]]:
     Raises:
       UserError: the file is damaged, or a source lacks something; names it.
     """
-    try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as e:
-        raise UserError(f"cannot read the sources in {file}: {' '.join(str(e).split())}") from e
+    content = read_yaml(file, "the file of sources")
     found: dict[str, list[Source]] = {}
     for collection, entry in content["collections"].items():
         found[collection] = []

@@ -12,10 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.rollup import Key, Rollup, from_columns
+from optiml_jax.yaml_files import read_yaml
 
 _TABLE = (
     *("table", "title", "roles", "shots", "columns", "rows", "average", "selection", "note"),
@@ -123,11 +122,8 @@ def load(path: str | pathlib.Path) -> list[PublishedTable]:
     Raises:
       UserError: it is damaged: the message names file, table and row.
     """
-    try:
-        content = yaml.safe_load(pathlib.Path(path).read_text("utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read the published results {path}: {e}") from e
-    if not isinstance(content, dict) or not isinstance(content.get("tables"), list):
+    content = read_yaml(path, "the file of published results")
+    if not isinstance(content.get("tables"), list):
         raise UserError(f"{path} has no list of tables")
     source = str(content.get("source", path))
     return [

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from optiml_jax.errors import UserError
+from optiml_jax.files import regular_file
+from tasks.files import columnar
 from tasks.files.text_files import json_array
 from tasks.files.values import loads, without_nan
 
@@ -93,6 +95,7 @@ def _choose_parquet(file: str, positions: np.ndarray) -> Iterator[Row | None]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    columnar.check(file)
     try:
         with pq.ParquetFile(file) as f:
             yield from _chosen_of_batches(f.iter_batches(10 * _BATCH), positions)
@@ -126,7 +129,7 @@ def open_bytes(file: str) -> BinaryIO:
     """The content of a file, decompressed."""
     compression = COMPRESSIONS.get(pathlib.Path(file).suffix)
     if compression is None:
-        return open(file, "rb")
+        return regular_file(file).open("rb")
     import pyarrow as pa
 
     return io.BufferedReader(pa.input_stream(file, compression=compression), 1 << 20)
@@ -225,6 +228,7 @@ def _read_parquet(file: str) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    columnar.check(file)
     try:
         with pq.ParquetFile(file) as f:
             for batch in f.iter_batches(_BATCH):
@@ -237,6 +241,7 @@ def _count_parquet(file: str) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    columnar.check(file)
     try:
         return pq.read_metadata(file).num_rows
     except pa.ArrowException as e:
@@ -247,6 +252,7 @@ def arrow_batches(file: str) -> Iterator[Any]:
     """Record batches of an Arrow stream (what `datasets` writes) or an Arrow file."""
     import pyarrow as pa
 
+    columnar.check(file)
     try:
         with pa.memory_map(file) as f:
             is_file = f.read(6) == b"ARROW1"

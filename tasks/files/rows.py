@@ -26,7 +26,7 @@ import numpy as np
 
 from optiml_jax.data.sampling import RowSample
 from optiml_jax.errors import UserError
-from optiml_jax.files import read_json
+from optiml_jax.files import read_json, read_text
 from tasks.files.formats import (
     Row,
     count_rows,
@@ -197,7 +197,7 @@ def _snapshots(folder: pathlib.Path) -> list[pathlib.Path]:
     """The revision of a Hub's cache folder: the one that `main` is, or the only one."""
     main = folder / "refs" / "main"
     if main.is_file():
-        return [folder / "snapshots" / main.read_text("utf-8").strip()]
+        return [folder / "snapshots" / read_text(main).strip()]
     revisions = sorted(folder.glob("snapshots/*"))
     if len(revisions) > 1:
         raise UserError(f"{folder / 'snapshots'} holds several revisions; keep one of them")

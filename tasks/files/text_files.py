@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from optiml_jax.data.example import Drops, Example
 from optiml_jax.data.identity import source_identity
 from optiml_jax.errors import UserError
+from optiml_jax.files import JSONDecoder, regular_file
 from tasks.files import values
 
 MAX_LINE_BYTES = 1 << 31  # metaseq's limit (metaseq/data/jsonl_dataset.py)
@@ -171,7 +172,7 @@ def json_records(path: str, drops: Drops) -> Iterator[tuple[int, dict[str, Any]]
             record = values.loads(raw.decode("utf-8"))
         except UnicodeDecodeError:
             malformed.add(number, "not UTF-8")
-        except (json.JSONDecodeError, RecursionError):
+        except json.JSONDecodeError:
             malformed.add(number, "not JSON")
         else:
             if isinstance(record, dict):
@@ -228,6 +229,7 @@ def json_array(file: TextIO, path: str, key: str = "") -> Iterator[Any]:
             while position < len(text) and text[position] in " \t\r\n,":
                 position += 1
             if text.startswith("]", position):
+                _check_rest(text[position + 1 :] + file.read(), path, key)
                 return
             try:
                 item, position = decoder.raw_decode(text, position)
@@ -242,6 +244,14 @@ def json_array(file: TextIO, path: str, key: str = "") -> Iterator[Any]:
                 text, position, ended = text[position:] + more, 0, not more
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not UTF-8 ({e.reason}); download it again") from e
+
+
+def _check_rest(rest: str, path: str, key: str) -> None:
+    """What stands behind the array must be the rest of its object, or nothing."""
+    try:
+        json.loads(f'{{"": []{rest}' if key else f"[]{rest}", cls=JSONDecoder)
+    except json.JSONDecodeError as e:
+        raise UserError(f"{path} is damaged behind its array ({e.msg}); download it again") from e
 
 
 def decode(raw: bytes, path: str, number: int) -> str:
@@ -291,7 +301,7 @@ class _Malformed:
 def _raw_lines(path: str, malformed: _Malformed) -> Iterator[tuple[int, bytes]]:
     """Lines ending in `\\n` only: other line separators of Unicode are characters of a field."""
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below
+        file = regular_file(path).open("rb")
     except FileNotFoundError as e:
         raise UserError(f"data file not found: {path}") from e
     with file:

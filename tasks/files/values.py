@@ -4,6 +4,8 @@ import json
 import math
 from typing import Any
 
+from optiml_jax.files import JSONDecoder
+
 
 class SpelledFloat(float):
     """A number of a JSON file that is shown as it is written there: 1.50, 16777217.0, 1e-3."""
@@ -22,12 +24,12 @@ class SpelledFloat(float):
 
 def loads(text: str | bytes) -> Any:
     """`json.loads`, with numbers that keep their spelling and NaN and infinities as None."""
-    return json.loads(text, parse_float=_finite, parse_constant=lambda _: None)
+    return json.loads(text, cls=JSONDecoder, parse_float=_finite, parse_constant=lambda _: None)
 
 
 def decoder() -> json.JSONDecoder:
     """The decoder of `loads`."""
-    return json.JSONDecoder(parse_float=_finite, parse_constant=lambda _: None)
+    return JSONDecoder(parse_float=_finite, parse_constant=lambda _: None)
 
 
 def without_nan(value: Any) -> Any:

@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from optiml_jax.errors import UserError
+from optiml_jax.yaml_files import read_yaml
 from tasks.flan.fields import Row, UnusableError, Value, look_up
 from tasks.flan.templates import OPTION_SLOTS
 
@@ -195,14 +194,8 @@ def read_facts(root: pathlib.Path) -> tuple[dict[str, TaskFacts], list[dict[str,
 
 
 def _load(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        mark = getattr(e, "problem_mark", None)
-        raise UserError(
-            f"{path}{f', line {mark.line + 1}' if mark else ''} is not plain YAML"
-        ) from e
-    if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict):
+    content = read_yaml(path, "the file of FLAN's tasks")
+    if not isinstance(content.get("tasks"), dict):
         raise UserError(f"{path} has no mapping `tasks` (name: facts)")
     return content
 

@@ -22,11 +22,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jinja2
-import yaml
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.data.sampling import RowSample
 from optiml_jax.errors import UserError
+from optiml_jax.yaml_files import read_yaml
 from tasks import taxonomy
 from tasks.files.formats import Row, format_of
 from tasks.files.rows import SplitFiles, find_splits
@@ -92,16 +92,7 @@ def _source(path: pathlib.Path, manifest: Manifest, name: str) -> TaskSource:
 
 
 def _content(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text("utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        mark = getattr(e, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not YAML; repair the task file") from e
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: a task file maps keys to values: rows, prompt, target, level, ..."
-        )
+    content = read_yaml(path, "the task file")
     for key in ("rows", "prompt", "target", "level", "role"):
         if key not in content:
             raise UserError(

@@ -16,6 +16,7 @@ import yaml
 
 from optiml_jax.errors import UserError
 from optiml_jax.settings import Positive, Seed, configurable
+from optiml_jax.yaml_files import read_yaml
 from tasks.templates.budget import LimitError
 from tasks.templates.sandbox import Choices, Environment, mutates
 
@@ -161,18 +162,8 @@ def read_templates(path: pathlib.Path) -> list[Template]:
       UserError: no YAML, a tag that is not PromptSource's (nothing is executed), or a field that is
         missing or of the wrong type; the message names the file.
     """
-    try:
-        content = yaml.load(path.read_bytes(), Loader=_Loader)
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else f"{path}"
-        reason = getattr(e, "problem", None) or str(e)
-        raise UserError(
-            f"{where}: not a template file: {_line(reason)}; repair or remove it"
-        ) from e
-    except (RecursionError, ValueError) as e:
-        raise UserError(f"{path}: not a template file: {_line(e)}; repair or remove it") from e
-    entries = content.get("templates") if isinstance(content, dict) else None
+    content = read_yaml(path, "a template file", loader=_Loader)
+    entries = content.get("templates")
     if not isinstance(entries, dict):
         raise UserError(f"{path}: not a template file: it has no mapping `templates`")
     return [_parse(key, entry, path) for key, entry in entries.items()]
@@ -206,7 +197,7 @@ def _parse(key: Any, entry: Any, path: pathlib.Path) -> Template:
     )
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _Loader(yaml.CSafeLoader):
     """Knows plain YAML and PromptSource's two tags, which become dictionaries."""
 
 

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.answers import bbh_answer
+from optiml_jax.files import read_text
 from tasks.files.text_files import data_folder, json_items
 from tasks.files.values import text_of
 from tasks.splits import Manifest
-from tasks.suites.suite import Prompt, Record, Suite, read_text
+from tasks.suites.suite import Prompt, Record, Suite
 
 UPSTREAM = "https://github.com/suzgunmirac/BIG-Bench-Hard"
 READER_VERSION = 1  # raise it when the same file gives other Examples

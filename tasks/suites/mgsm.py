@@ -16,9 +16,10 @@ from typing import Any
 
 from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.errors import UserError
+from optiml_jax.files import read_text
 from tasks.files.text_files import data_folder, tsv_rows
 from tasks.splits import Manifest
-from tasks.suites.suite import Prompt, Record, Suite, read_text
+from tasks.suites.suite import Prompt, Record, Suite
 
 UPSTREAM = "https://github.com/google-research/url-nlp (mgsm)"
 READER_VERSION = 1  # raise it when the same file gives other Examples

@@ -19,6 +19,7 @@ import numpy as np
 from optiml_jax.data.example import Drops, Example, TaskSource
 from optiml_jax.data.identity import source_identity
 from optiml_jax.errors import UserError
+from optiml_jax.files import read_text
 from tasks.files.rows import Row, find_splits
 from tasks.files.text_files import csv_records, data_folder
 from tasks.files.values import Texts
@@ -86,7 +87,9 @@ def labels_of_all() -> dict[str, list[str]]:
 
 def _settings(path: pathlib.Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     try:
-        orders, instructions = map(json.loads, path.read_text("utf-8-sig").strip().splitlines())
+        orders, instructions = map(
+            json.loads, read_text(path, "the prompts of RAFT").strip().splitlines()
+        )
     except FileNotFoundError as e:
         raise UserError(f"the prompts of RAFT not found: {path}; get it from {UPSTREAM}") from e
     except ValueError as e:

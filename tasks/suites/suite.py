@@ -5,12 +5,10 @@ how records and prompts are found in its files.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from optiml_jax.data.example import Drops, Example, TaskSource
-from optiml_jax.errors import UserError
 from tasks.files.text_files import RecordFilter, hashed_id
 
 
@@ -106,13 +104,3 @@ class Suite:
             source_dataset=self.name,
             **fields,
         )
-
-
-def read_text(path: str) -> str:
-    """A small text file; a UserError says that it is missing or not UTF-8."""
-    try:
-        return pathlib.Path(path).read_text("utf-8-sig")
-    except FileNotFoundError as e:
-        raise UserError(f"data file not found: {path}") from e
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8 ({e.reason}); download it again") from e

@@ -20,6 +20,7 @@ from typing import Any
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.data.identity import source_identity
 from optiml_jax.errors import UserError
+from optiml_jax.files import read_text, regular_file
 from tasks import taxonomy
 from tasks.files.values import loads, text_of
 from tasks.splits import Manifest, Row
@@ -327,7 +328,7 @@ def _load(path: str) -> dict[str, Any]:
 def _parse_file(path: str, mtime_ns: int, size: int) -> dict[str, Any]:
     """The checked content of a task file, `Definition` as one string. Shared: do not change it."""
     try:
-        text = pathlib.Path(path).read_text("utf-8-sig")
+        text = regular_file(path).read_text("utf-8-sig")
         content = loads(text)
     except json.JSONDecodeError as e:
         at_end = e.pos >= len(text.rstrip()) or "Unterminated" in e.msg
@@ -375,7 +376,7 @@ def _read_split_lists(folder: pathlib.Path) -> dict[str, str]:
             if split == "excluded":
                 continue
             raise UserError(f"split list not found: {path}; fetch splits/default of {UPSTREAM}")
-        for line in path.read_text("utf-8-sig").split():
+        for line in read_text(path, "split list").split():
             task = _spelling(line.removesuffix(".json"))
             if splits.setdefault(task, split) != split:
                 raise UserError(f"task {line!r} is both in {splits[task]}_tasks.txt and in {path}")
@@ -388,7 +389,7 @@ def _read_category_tables(root: pathlib.Path) -> dict[str, list[str]]:
     readme, tsv = root / "tasks" / "README.md", root / "categories.tsv"
     if readme.is_file():
         width, column = 6, 2
-        for line in readme.read_text("utf-8-sig").splitlines():
+        for line in read_text(readme).splitlines():
             cells = [cell.strip().strip("`") for cell in line.strip().strip("|").split("|")]
             if "Category" in cells:
                 width, column = len(cells), cells.index("Category")
@@ -396,7 +397,7 @@ def _read_category_tables(root: pathlib.Path) -> dict[str, list[str]]:
                 # Counted from the right: a summary may contain the column separator.
                 table[_spelling(cells[0])] += cells[column - width].split(", ")
     if tsv.is_file():
-        for line in tsv.read_text("utf-8-sig").splitlines():
+        for line in read_text(tsv).splitlines():
             cells = line.split("\t")
             if len(cells) >= 2:
                 table[_spelling(cells[0])].append(cells[1])
@@ -407,10 +408,12 @@ def _category(names: Sequence[str], path: pathlib.Path) -> str:
     """The first of the 76 names among the tables' and the file's own; else Misc."""
     if known := _known_category(names):
         return known
+    if not path.is_file():
+        return taxonomy.MISC  # read() will name it
     with path.open("rb") as f:
         match = _CATEGORIES_FIELD.search(f.read(_HEADER_BYTES).decode("utf-8", "replace"))
     try:
-        own = _strings(json.loads(match[1])) if match else []
+        own = _strings(loads(match[1])) if match else []
     except json.JSONDecodeError:
         own = []  # read() will name the damaged file
     return _known_category(own) or taxonomy.MISC

@@ -10,9 +10,8 @@ import os
 import pathlib
 from typing import Any
 
-import yaml
-
 from optiml_jax.errors import UserError
+from optiml_jax.yaml_files import read_yaml
 
 INSTRUCTIONS_FILE = pathlib.Path(__file__).parents[1] / "data" / "instructions.yaml"
 
@@ -47,14 +46,7 @@ def read_mapping(path: pathlib.Path) -> dict[Any, Any]:
     """
     if not path.is_file():
         return {}
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        mark = getattr(e, "problem_mark", None)
-        raise UserError(f"{path} is not YAML{f', line {mark.line + 1}' if mark else ''}") from e
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must be a mapping, `name: ...` on every line")
-    return content
+    return read_yaml(path, path.name)
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from typing import Any
 
 from optiml_jax.data.example import Drops
 from optiml_jax.errors import UserError
+from optiml_jax.files import JSONDecoder, read_text
 from tasks.files.text_files import json_items, tsv_rows
 from tasks.files.values import as_text, text_of
 
@@ -103,7 +104,7 @@ def normalised_sql(query: str) -> str:
 @functools.lru_cache(maxsize=2)
 def _spider_schemas(path: str) -> dict[str, str]:
     try:
-        schemas = json.loads(pathlib.Path(path).read_text("utf-8-sig"))
+        schemas = json.loads(read_text(path), cls=JSONDecoder)
         return {schema["db_id"]: linear_schema(schema) for schema in schemas}
     except (ValueError, KeyError, TypeError, IndexError) as e:
         raise UserError(f"{path} is no tables.json of Spider; download it again") from e

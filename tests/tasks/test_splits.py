@@ -119,7 +119,7 @@ def test_a_missing_or_damaged_manifest_is_named(tmp_path):
         Manifest.load(tmp_path / "none.yaml")
     path = tmp_path / "bad.yaml"
     path.write_text('rows:\n- {tasks: "a/*"\n- {}\n')
-    with pytest.raises(UserError, match=r"not YAML: .*bad.yaml, line 3$"):
+    with pytest.raises(UserError, match=r"not YAML: .*bad.yaml, line 3: "):
         Manifest.load(path)
     path.write_text("version: 1\n")
     with pytest.raises(UserError, match="has no list of rows"):

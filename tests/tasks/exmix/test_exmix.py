@@ -181,7 +181,7 @@ def test_damaged_unknown_and_repeated_rows_are_counted(tmp_path):
         ("{input: '{a}', target: '{b}', splits: {dev: d}}", "split 'dev' must be one of train"),
         ("{input: '{a}', files: {'No': 'a.jsonl'}}", "files must be lists of patterns"),
         ("just text", "must be a name with a description"),
-        ("!!python/object/apply:os.system [id]", r"tasks\.yaml is not YAML, line 2"),
+        ("!!python/object/apply:os.system [id]", r"tasks\.yaml is not YAML: .*, line 2"),
         ("{input: '{a}', target: '{b}'}", "'own' has no instruction: add one to"),
     ],
 )

@@ -110,7 +110,7 @@ def test_options_of_each_row_and_parts_in_files(folder):
         ("[odd, even]", "[yes, no]", "options must be at least two texts, in quotation marks"),
         ("role: [test]", "role: [train]", "has no row|no split train|validation"),
         ('prompt: "Number: {{ number }}"\n', "", "parity.yaml has no `prompt`"),
-        ("rows: parity", "rows: [", "parity.yaml, line .*: not YAML"),
+        ("rows: parity", "rows: [", "the task file is not YAML: .*parity.yaml, line "),
     ],
 )
 def test_mistakes_are_named_with_file_and_key(folder, old, new, message):

@@ -194,7 +194,7 @@ def test_a_hostile_or_broken_template_is_one_line_with_its_id(
     [
         ("!TemplateMetadata", "!!python/object/apply:os.mkdir [HERE]", "line"),
         ("!Template\n", "!!python/object/new:os.system\n", "could not determine a constructor"),
-        ("templates:", "templates: [", "not a template file"),
+        ("templates:", "templates: [", "a template file is not YAML"),
         ("templates:", "other:", "no mapping `templates`"),
         ("    jinja: ", "    jinja_: ", "jinja is missing or of the wrong type"),
         ("original_task: true", "original_task: [1]", "metadata.original_task is missing or"),
