@@ -13,6 +13,16 @@ from typing import Any
 
 from optiml_jax.errors import UserError
 
+# Errors of an operation on a file that say something of the machine or the file, not of our code.
+OF_THE_MACHINE = frozenset(
+    {
+        *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ESTALE),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG, errno.ELOOP),
+        *(errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EAGAIN),
+        *(errno.ENOSPC, errno.EDQUOT),
+    }
+)
+
 
 @contextlib.contextmanager
 def disk_errors(path: str | os.PathLike, what: str) -> Iterator[None]:
@@ -30,7 +40,7 @@ def disk_errors(path: str | os.PathLike, what: str) -> Iterator[None]:
                 f"no space left on the disk of {path} while writing {what}; "
                 "free some space or choose another folder, then run the same command again"
             ) from e
-        if e.errno in (errno.EROFS, errno.EACCES):
+        if e.errno in OF_THE_MACHINE:
             raise UserError(f"cannot write {what} to {path}: {e.strerror}") from e
         raise
 

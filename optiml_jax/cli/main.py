@@ -17,6 +17,7 @@ from optiml_jax import interrupt
 from optiml_jax.cli.compilation_cache import CompilationCache
 from optiml_jax.cli.gin_files import read_settings
 from optiml_jax.errors import UserError, printable
+from optiml_jax.files import OF_THE_MACHINE
 
 VERBS = {
     "fetch": "bring the data of collections and suites to where it is looked for",
@@ -64,6 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as e:
+        if e.errno not in OF_THE_MACHINE:
+            raise
+        name = f"{printable(str(e.filename))}: " if e.filename else ""
+        print(f"error: {name}{e.strerror}; mend that and run it again", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("error: out of memory; make it larger, or batches smaller", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as e:
         print(
             f"interrupted{f': {e}' if str(e) else ''}; the same command continues", file=sys.stderr

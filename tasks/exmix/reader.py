@@ -18,6 +18,7 @@ from typing import Any
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.data.sampling import RowSample
 from optiml_jax.errors import UserError
+from optiml_jax.files import regular_file
 from tasks import taxonomy
 from tasks.files.rows import Row, Split, SplitFiles, find_splits
 from tasks.files.text_files import (
@@ -363,7 +364,7 @@ def _read_tsv(path: str, columns: list[str] | None, drops: Drops) -> Iterator[Ro
 
 def _read_csv(path: str, columns: list[str] | None, drops: Drops) -> Iterator[Row]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with regular_file(path).open(encoding="utf-8-sig", newline="") as file:
             for row in csv.DictReader(file, columns, restkey=""):
                 if "" in row:
                     drops["wrong number of columns"] += 1

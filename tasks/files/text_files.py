@@ -126,7 +126,7 @@ def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
     """
     number = 0
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with regular_file(path).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             for cells in reader:
                 number = reader.line_num
@@ -202,7 +202,7 @@ def json_items(path: str, drops: Drops, key: str = "") -> Iterator[dict[str, Any
 
 def _array_items(path: str, key: str) -> Iterator[Any]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with regular_file(path).open(encoding="utf-8-sig") as file:
             yield from json_array(file, path, key)
     except FileNotFoundError as e:
         raise UserError(f"data file not found: {path}") from e

@@ -87,11 +87,8 @@ def labels_of_all() -> dict[str, list[str]]:
 
 def _settings(path: pathlib.Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     try:
-        orders, instructions = map(
-            json.loads, read_text(path, "the prompts of RAFT").strip().splitlines()
-        )
-    except FileNotFoundError as e:
-        raise UserError(f"the prompts of RAFT not found: {path}; get it from {UPSTREAM}") from e
+        lines = read_text(path, "the prompts of RAFT").strip().splitlines()
+        orders, instructions = map(json.loads, lines)
     except ValueError as e:
         raise UserError(f"{path} is not two lines of JSON ({e}); get it from {UPSTREAM}") from e
     return orders, instructions

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from optiml_jax.data.example import Drops, Example, TaskSource, check_unique_names
 from optiml_jax.errors import UserError
+from optiml_jax.files import regular_file
 from tasks import taxonomy
 from tasks.files.text_files import (
     RecordFilter,
@@ -142,7 +143,7 @@ def _parlai(path: str, drops: Drops) -> Iterator[tuple[str, str, list[str]]]:
     is new.
     """
     turns: list[str] = []
-    with open(path, "rb") as file:
+    with regular_file(path).open("rb") as file:
         for number, raw in enumerate(file, 1):
             cells = decode(raw, path, number).rstrip("\r\n").split("\t")
             fields = dict(cell.partition(":")[::2] for cell in cells)

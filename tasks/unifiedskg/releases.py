@@ -16,7 +16,7 @@ from typing import Any
 
 from optiml_jax.data.example import Drops
 from optiml_jax.errors import UserError
-from optiml_jax.files import JSONDecoder, read_text
+from optiml_jax.files import JSONDecoder, read_text, regular_file
 from tasks.files.text_files import json_items, tsv_rows
 from tasks.files.values import as_text, text_of
 
@@ -135,7 +135,7 @@ def linear_table(rows: Sequence[Sequence[str]]) -> str:
 @functools.lru_cache(maxsize=64)  # several questions in a row are about one table
 def _wikitq_table(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with regular_file(path).open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file, escapechar="\\", doublequote=False))
     except FileNotFoundError:
         return None

@@ -42,7 +42,7 @@ def damage(rng: random.Random, path: pathlib.Path, kind: str) -> str:
     elif kind in ("longer", "garbage_after"):
         data += bytes(rng.randrange(256) for _ in range(40)) if kind == "longer" else b"\n}]x"
     elif kind == "doubled":
-        data += data
+        data = data + data
     elif kind == "line_doubled":
         data = bytearray(b"".join([*lines[: line + 1], *lines[line:]]))
     elif kind == "line_removed":

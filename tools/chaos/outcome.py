@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import os
 import resource
@@ -136,3 +137,20 @@ def limit(what: int, value: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(what, (soft, hard))
+
+
+@contextlib.contextmanager
+def warnings() -> Iterator[list[str]]:
+    """The warnings of the block."""
+    said: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    handler = Keep(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger().removeHandler(handler)

@@ -9,10 +9,11 @@ import shutil
 from optiml_jax.data.example import Drops
 from optiml_jax.errors import UserError
 from tools.chaos.damage import KINDS, TEXT_KINDS, damage
-from tools.chaos.outcome import Kind, Table, attempt
+from tools.chaos.outcome import Kind, Table, attempt, warnings
 
-# What no reader can know: a text file with other letters, or with a whole record more or fewer.
-_UNKNOWABLE = ("bit", "byte", "line_doubled", "line_removed", "doubled")
+# What no reader can know: a text file with other letters, with a whole record more or fewer, or a
+# split that was never there (`plan` refuses a task without its training part).
+_UNKNOWABLE = ("bit", "byte", "line_doubled", "line_removed", "doubled", "removed")
 
 
 def inputs(root: pathlib.Path, rng: random.Random, number: int, table: Table) -> None:
@@ -27,7 +28,11 @@ def inputs(root: pathlib.Path, rng: random.Random, number: int, table: Table) ->
         files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
         path = rng.choice(files)
         kind = rng.choice(
-            [k for k in (*KINDS, *TEXT_KINDS) if k not in _UNKNOWABLE or _binary(path)]
+            [
+                k
+                for k in (*KINDS, *TEXT_KINDS)
+                if k not in _UNKNOWABLE or (_binary(path) and k in _OF_BINARY)
+            ]
         )
         kept = root / "kept"
         shutil.copy2(path, kept)
@@ -39,8 +44,9 @@ def inputs(root: pathlib.Path, rng: random.Random, number: int, table: Table) ->
             _put_back(path, kept)
 
 
-def _binary(path: pathlib.Path) -> bool:
-    return path.suffix in (".parquet", ".arrow")
+def _possible(path: pathlib.Path) -> list[str]:
+    known = ("bit", "byte") if path.suffix in (".parquet", ".arrow") else ()
+    return [k for k in (*KINDS, *TEXT_KINDS) if k not in _UNKNOWABLE or k in known]
 
 
 def _put_back(path: pathlib.Path, kept: pathlib.Path) -> None:
@@ -53,9 +59,12 @@ def _put_back(path: pathlib.Path, kept: pathlib.Path) -> None:
 
 def _judge(bench: pathlib.Path, name: str, wanted: dict):
     def judge() -> tuple[Kind, str]:
-        found = _read(bench, name)
+        with warnings() as said:
+            found = _read(bench, name)
         if found == wanted:
             return "survived", ""
+        if said:
+            return "noticed", said[0]
         for task in wanted.keys() | found.keys():
             old, new = wanted.get(task), found.get(task)
             if old == new:
@@ -123,7 +132,9 @@ def _columnar(bench: pathlib.Path) -> None:
 
 def _read_columnar(folder: pathlib.Path) -> dict[str, dict]:
     from tasks.files.rows import find_splits
+    from tasks.files.strange import warn_of_strange
 
+    warn_of_strange(str(folder))
     found = {}
     for split, part in find_splits(folder).items():
         number, digest, error = 0, hashlib.sha256(), ""

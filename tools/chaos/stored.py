@@ -1,6 +1,5 @@
 """Damages what the verbs stored; uses it; and mends it by the command that the message names."""
 
-import contextlib
 import hashlib
 import logging
 import pathlib
@@ -13,7 +12,7 @@ import numpy as np
 from optiml_jax.errors import UserError
 from tools.chaos.damage import KINDS, TEXT_KINDS, damage
 from tools.chaos.line import Line, arrays
-from tools.chaos.outcome import Kind, Table, attempt
+from tools.chaos.outcome import Kind, Table, attempt, warnings
 
 
 def damages(line: Line, rng: random.Random, number: int, table: Table) -> None:
@@ -28,7 +27,7 @@ def damages(line: Line, rng: random.Random, number: int, table: Table) -> None:
         what = _damaged(rng, path, rng.choice(kinds), name)
 
         def judge(name=name) -> tuple[Kind, str]:
-            with _warnings() as said:
+            with warnings() as said:
                 try:
                     found = _USES[name](line)
                 except UserError as e:
@@ -100,23 +99,6 @@ def _evaluation(line: Line) -> dict[str, float]:
 
 
 _USES = {"cache": _rows, "plan": _rows, "checkpoint": _checkpoint, "evaluation": _evaluation}
-
-
-@contextlib.contextmanager
-def _warnings():
-    """The warnings of the block."""
-    said: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    handler = Keep(logging.WARNING)
-    logging.getLogger().addHandler(handler)
-    try:
-        yield said
-    finally:
-        logging.getLogger().removeHandler(handler)
 
 
 def _mended(line: Line, name: str, message: str, wanted: object) -> tuple[Kind, str]:

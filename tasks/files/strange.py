@@ -1,0 +1,34 @@
+"""What lies in the place of a file of data and is none: readers would pass over it in silence."""
+
+import logging
+import os
+import stat
+
+from tasks.files.formats import format_of
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5
+
+
+def warn_of_strange(root: str) -> None:
+    """Names broken links, pipes, empty files of data and folders called like one, below `root`."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        found += [os.path.join(folder, name) for name in folders if format_of(name)]
+        for name in files:
+            path = os.path.join(folder, name)
+            try:
+                status = os.stat(path)
+                empty = not status.st_size and format_of(name)
+                if not stat.S_ISREG(status.st_mode) or empty:
+                    found.append(path)
+            except OSError:
+                found.append(path)
+    if found:
+        more = ", ..." if len(found) > _SHOWN else ""
+        shown = ", ".join(sorted(found)[:_SHOWN]) + more
+        logger.warning(
+            "no data in the place of files of data (broken links, pipes, folders, empty files): %s",
+            shown,
+        )
