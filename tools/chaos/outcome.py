@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from optiml_jax.errors import UserError
+from optiml_jax.files import OF_THE_MACHINE
 
 # survived: the result is the same. noticed: an error of one line, a warning or a counted drop says
 # what is wrong. Everything else must not happen: silent (another result, and nothing was said),
@@ -104,6 +105,10 @@ def judged(function: Callable[[], tuple[Kind, str]]) -> tuple[Kind, str]:
         if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text.splitlines()[0]):
             return "traceback", f"control characters in the message: {text!r}"
         return "noticed", text
+    except OSError as e:
+        if e.filename is None or e.errno not in OF_THE_MACHINE:
+            raise
+        return "noticed", f"{e.filename}: {e.strerror}"  # as the command line says it
     except Exception as e:
         last = traceback.extract_tb(e.__traceback__)[-1]
         place = f"{os.path.basename(last.filename)}:{last.lineno}"

@@ -27,13 +27,7 @@ def inputs(root: pathlib.Path, rng: random.Random, number: int, table: Table) ->
         folder = bench / name
         files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
         path = rng.choice(files)
-        kind = rng.choice(
-            [
-                k
-                for k in (*KINDS, *TEXT_KINDS)
-                if k not in _UNKNOWABLE or (_binary(path) and k in _OF_BINARY)
-            ]
-        )
+        kind = rng.choice(_possible(path))
         kept = root / "kept"
         shutil.copy2(path, kept)
         try:
