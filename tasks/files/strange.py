@@ -28,7 +28,4 @@ def warn_of_strange(root: str) -> None:
     if found:
         more = ", ..." if len(found) > _SHOWN else ""
         shown = ", ".join(sorted(found)[:_SHOWN]) + more
-        logger.warning(
-            "no data in the place of files of data (broken links, pipes, folders, empty files): %s",
-            shown,
-        )
+        logger.warning("links to nothing, pipes, folders or empty files where data is: %s", shown)
