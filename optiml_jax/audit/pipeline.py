@@ -156,7 +156,8 @@ def _engine(
     work = functools.partial(scan_in_folder, folder=str(folder))
     if num_workers <= 1:
         return (work(source) for source in jobs)
-    return pool.run(work, jobs, num_workers, "optiml_jax.data.worker_imports")
+    preload = "optiml_jax.data.worker_imports"
+    return pool.run(work, jobs, num_workers, preload, lambda source: source.name)
 
 
 @functools.lru_cache(maxsize=1)

@@ -25,7 +25,11 @@ Result = TypeVar("Result")
 
 
 def run(
-    work: Callable[[Job], Result], jobs: Sequence[Job], num_workers: int, preload: str
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    num_workers: int,
+    preload: str,
+    name: Callable[[Job], str] = str,
 ) -> Iterator[Result]:
     """Yields the results as they come in. Closing it early stops the work, and waits.
 
@@ -34,24 +38,31 @@ def run(
       jobs: picklable, started in this order.
       num_workers: processes.
       preload: a module that is imported once, before the workers are forked.
+      name: what a job is called in messages.
 
     Raises:
-      UserError: a worker was killed.
+      UserError: a worker was killed, or died; names the jobs that were under way.
     """
     context = _context(preload)
     stop = context.Event()
     executor = concurrent.futures.ProcessPoolExecutor(
         num_workers, mp_context=context, initializer=_start, initargs=(stop,)
     )
+    futures: dict[concurrent.futures.Future, str] = {}
     try:
-        futures = {executor.submit(_unless_stopped, work, job) for job in jobs}
-        for future in concurrent.futures.as_completed(futures):
-            futures.discard(future)  # frees its result
-            yield future.result()
+        for job in jobs:
+            futures[executor.submit(_unless_stopped, work, job)] = name(job)
+        for future in concurrent.futures.as_completed(list(futures)):
+            result = future.result()
+            del futures[future]  # frees its result
+            yield result
+            del result, future
     except concurrent.futures.process.BrokenProcessPool as e:
+        under_way = ", ".join(list(futures.values())[:num_workers])  # they begin in this order
         raise UserError(
-            "a worker process was killed, perhaps for lack of memory; run the same command again, "
-            f"with fewer than {num_workers} workers if it happens again"
+            f"a worker process died, perhaps for lack of memory, at one of these: {under_way}; run "
+            f"the same command again, with fewer than {num_workers} workers if it happens again, "
+            "and without what is named if it still does"
         ) from e
     finally:
         stop.set()

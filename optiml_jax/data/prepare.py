@@ -198,7 +198,8 @@ def _engine(
     if min(num_workers, len(jobs)) <= 1:
         return (cache_task(source, settings) for source in jobs)
     work = functools.partial(_work, settings=settings)
-    return pool.run(work, jobs, min(num_workers, len(jobs)), "optiml_jax.data.worker_imports")
+    preload = "optiml_jax.data.worker_imports"
+    return pool.run(work, jobs, min(num_workers, len(jobs)), preload, _name)
 
 
 def _work(source: TaskSource, settings: CacheSettings) -> TaskOutcome:
@@ -217,6 +218,10 @@ def _claim(cache_dir: str | os.PathLike, part: int | None) -> Iterator[None]:
             with one_writer(cache_dir, f"optiml {file.stem.removeprefix('.')}"):
                 pass
         yield
+
+
+def _name(source: TaskSource) -> str:
+    return f"{source.name} ({', '.join(source.files[:1])})"
 
 
 def _input_bytes(source: TaskSource) -> int:
