@@ -12,9 +12,10 @@ _SHOWN = 5
 
 
 def warn_of_strange(root: str) -> None:
-    """Names broken links, pipes, empty files of data and folders called like one, below `root`."""
+    """Names pipes, empty files of data and folders called like one, below `root`."""
     found = []
     for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(folder, name) for name in folders if format_of(name)]
         for name in files:
             path = os.path.join(folder, name)
@@ -24,8 +25,8 @@ def warn_of_strange(root: str) -> None:
                 if not stat.S_ISREG(status.st_mode) or empty:
                     found.append(path)
             except OSError:
-                found.append(path)
+                continue  # a broken link, which promises.py refuses
     if found:
         more = ", ..." if len(found) > _SHOWN else ""
         shown = ", ".join(sorted(found)[:_SHOWN]) + more
-        logger.warning("links to nothing, pipes, folders or empty files where data is: %s", shown)
+        logger.warning("pipes, folders or empty files in the place of data: %s", shown)
