@@ -273,8 +273,8 @@ def test_rows_are_written_as_tfds_does(rows, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tasks: [", "is not YAML: .*, line 1: "),
-        ("tasks: !!python/object/apply:os.system [ls]", "is not YAML: .*, line 1: "),
+        ("tasks: [", "is not YAML: .*, line [12]: "),
+        ("tasks: !!python/object/apply:os.system [ls]", "is not YAML: .*, line [12]: "),
         ("version: 1", "has no mapping `tasks`"),
         ("tasks: {t: {}}", "task_config.yaml, task 't': needs a cluster"),
         ("tasks: {t: {cluster: c, colour: red}}", "task 't': unknown key .'colour'."),
