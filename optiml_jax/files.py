@@ -158,7 +158,7 @@ def opened_seal(
 def checksum(path: str | os.PathLike) -> list[int]:
     """Size and CRC-32 of a file."""
     size = value = 0
-    with open(path, "rb") as f:
+    with regular_file(path).open("rb") as f:
         while block := f.read(1 << 22):
             size, value = size + len(block), zlib.crc32(block, value)
     return [size, value]
@@ -171,6 +171,8 @@ def damage(folder: str | os.PathLike, checksums: Mapping[str, list[int]]) -> str
             found = checksum(pathlib.Path(folder) / name)
         except OSError as e:
             return f"{name}: {e.strerror}"
+        except UserError as e:
+            return str(e)
         if found != expected:
             return f"{name} is not as it was written"
     return None

@@ -7,7 +7,6 @@ are written, is decided in `prepare.py`.
 import array
 import concurrent.futures
 import contextlib
-import errno
 import os
 import pathlib
 import shutil
@@ -28,7 +27,7 @@ from optiml_jax.data.store import (
     num_shards,
     shard_name,
 )
-from optiml_jax.files import checksum, disk_errors, write_sealed
+from optiml_jax.files import OF_THE_MACHINE, checksum, disk_errors, write_sealed
 
 _PARTIAL = ".partial"
 
@@ -207,7 +206,7 @@ def _array_record_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
-        for code in (errno.ENOSPC, errno.EDQUOT):
+        for code in sorted(OF_THE_MACHINE):
             if os.strerror(code) in str(e):
                 raise OSError(code, os.strerror(code)) from e
         raise

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from optiml_jax.errors import UserError
+from optiml_jax.files import regular_file
 
 _BLOCK_BYTES = 1 << 20
 
@@ -47,7 +48,7 @@ class CheckedArray:
         self._path, self._mend = path, mend
         header = _header(dtype, length)
         try:
-            with path.open("rb") as f:
+            with regular_file(path).open("rb") as f:
                 same = f.read(len(header)) == header
             size, start = path.stat().st_size, len(header)
             if not same or size != start + length * np.dtype(dtype).itemsize:

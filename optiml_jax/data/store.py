@@ -29,7 +29,7 @@ from array_record.python import array_record_module
 
 from optiml_jax.data.example import seqio_name
 from optiml_jax.errors import UserError
-from optiml_jax.files import opened_seal, read_json
+from optiml_jax.files import opened_seal, read_json, regular_file
 
 FORMAT_VERSION = 3  # of the files and of what they hold; another one is prepared again
 RECORDS_PER_FILE = 10_000  # a read costs about 2 us per 1,000 records of its file
@@ -193,7 +193,7 @@ class CachedTask:
             return np.zeros((0, 2), np.int32)
         try:
             # Not mapped: Python keeps a descriptor for every mapping. 8 bytes an example.
-            content = path.read_bytes()
+            content = regular_file(path).read_bytes()
         except OSError as e:
             raise UserError(f"task {self.name!r}: cannot read {path} ({e}); {_PREPARE}") from e
         if [len(content), zlib.crc32(content)] != self.info["checksums"][path.name]:

@@ -30,6 +30,7 @@ from optiml_jax.files import (
     fingerprint,
     read_json,
     read_sealed,
+    regular_file,
     write_json,
     write_sealed,
 )
@@ -368,7 +369,7 @@ class RunFolder:
         file = self._file(task, shots, "jsonl")
         try:
             # Not splitlines: an answer may hold U+2028 and its kin.
-            *lines, last = file.read_text("utf-8").removesuffix("\n").split("\n")
+            *lines, last = regular_file(file).read_text("utf-8").removesuffix("\n").split("\n")
             last = json.loads(last)
             summary, checksum = last.pop("summary"), last.pop("checksum")
             if last or checksum != _checksum(lines, summary):
@@ -384,7 +385,7 @@ class RunFolder:
         """The texts of the prompts of a finished task by their keys; {}: they were not stored."""
         file = self._file(task, shots, "prompts.jsonl.gz")
         try:
-            text = gzip.decompress(file.read_bytes()).decode("utf-8")
+            text = gzip.decompress(regular_file(file).read_bytes()).decode("utf-8")
             rows = [json.loads(line) for line in text.split("\n") if line]
             return {row["prompt"]: row["text"] for row in rows}
         except FileNotFoundError:
