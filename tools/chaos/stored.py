@@ -88,14 +88,14 @@ def _checkpoint(line: Line) -> dict[str, str]:
     return arrays(find_checkpoint(line.run))
 
 
-def _evaluation(line: Line) -> dict[str, float]:
+def _evaluation(line: Line) -> tuple[list, dict[str, float]]:
     from optiml_jax.evaluate.rollup import rollup
 
     (folder,) = (p.parent for p in (line.run / "evaluation").glob("*/tasks.json"))
     table = rollup(folder)
     for reason in table.failures.values():
         logging.getLogger("optiml_jax").warning("%s", reason)
-    return dict(sorted(table.scalars().items()))
+    return sorted(table.failures), dict(sorted(table.scalars().items()))
 
 
 _USES = {"cache": _rows, "plan": _rows, "checkpoint": _checkpoint, "evaluation": _evaluation}
