@@ -4,8 +4,7 @@ import collections
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-
-import seqio
+from typing import TYPE_CHECKING
 
 from optiml_jax.data.example import TaskSource
 from optiml_jax.data.mixture import (
@@ -20,6 +19,9 @@ from optiml_jax.data.mixture import (
 from optiml_jax.errors import UserError
 from tasks.registry import registered_name
 from tasks.splits import Manifest, category, check_roles
+
+if TYPE_CHECKING:
+    import seqio
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ def _warn_if_fewer(mixture: Mixture, found: int, asked: int, what: str) -> None:
 
 def register_mixture(
     mixture: Mixture, counts: Mapping[str, int], mean_lengths: Mapping[str, float] | None = None
-) -> seqio.Mixture:
+) -> "seqio.Mixture":
     """Registers the mixture with SeqIO, over registered training tasks, at the plan's own rates.
 
     A sub-mixture `<name>.<benchmark>` for every benchmark, its tasks at the rates of
@@ -135,6 +137,8 @@ def register_mixture(
     return _register(mixture.name, [(f"{mixture.name}.{b}", totals[b]) for b in members])
 
 
-def _register(name: str, members: Sequence[tuple[str, float]]) -> seqio.Mixture:
+def _register(name: str, members: Sequence[tuple[str, float]]) -> "seqio.Mixture":
+    import seqio  # here, since it brings TensorFlow: seconds, and most of a gigabyte
+
     seqio.MixtureRegistry.remove(name)
     return seqio.MixtureRegistry.add(name, members)

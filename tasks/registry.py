@@ -13,12 +13,11 @@ import pathlib
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-
-import seqio
+from typing import TYPE_CHECKING
 
 from optiml_jax.data.example import TaskSource, check_unique_names, seqio_name
-from optiml_jax.data.preprocessors import seqio_task
 from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.metrics import METRICS
 from tasks.crossfit import reader as crossfit
@@ -35,6 +34,9 @@ from tasks.superni import reader as superni
 from tasks.t5 import reader as t5
 from tasks.text import dialogue, pretraining
 from tasks.unifiedskg import reader as unifiedskg
+
+if TYPE_CHECKING:
+    import seqio
 
 # Packages offer collections of their own here: name -> a module with `find_tasks`, or the function.
 ENTRY_POINTS = "optiml_jax.collections"
@@ -159,14 +161,20 @@ def registered_name(task: str, shots: int | None = None) -> str:
     return seqio_name(task) if shots is None else f"{seqio_name(task)}.{shots}shot"
 
 
+def metric_functions(source: TaskSource) -> list[Callable]:
+    """The SeqIO metric functions of a task; those that a registered task has."""
+    metric = METRICS.get(source.metric)
+    return [] if metric is None else [metric.fn]
+
+
 def register(
     source: TaskSource,
-    vocabulary: seqio.Vocabulary,
+    vocabulary: "TextVocabulary | seqio.Vocabulary",
     prompt_config: PromptConfig,
     sequence_length: int = 2048,
     metric_fns: Sequence[Callable] | None = None,
     shots: int | None = None,
-) -> seqio.Task:
+) -> "seqio.Task":
     """Registers a task with SeqIO under `registered_name`, in the place of one of that name.
 
     Args:
@@ -179,11 +187,15 @@ def register(
         evaluation variant with so many demonstrations. Where candidates are ranked, the variant has
         a record for each candidate, and so has the split "test" of the training task.
     """
+    import seqio  # here, since it brings TensorFlow: seconds, and most of a gigabyte
+
+    from optiml_jax.data.preprocessors import seqio_task
+
     name = registered_name(source.name, shots)
     metric = METRICS.get(source.metric)
     ranked = metric is not None and metric.ranked and metric_fns is None
     if metric_fns is None:
-        metric_fns = [] if metric is None else [metric.fn]
+        metric_fns = metric_functions(source)
     seqio.TaskRegistry.remove(name)
     task = seqio_task(
         name,

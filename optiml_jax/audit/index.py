@@ -26,16 +26,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from optiml_jax.audit.texts import batches
+from optiml_jax.audit.prompt_words import PromptWords
+from optiml_jax.audit.texts import Batch, batches
 from optiml_jax.audit.words import AuditWords
 from optiml_jax.data.example import Example
 from optiml_jax.errors import UserError
 from optiml_jax.files import disk_errors, read_json, write_json
 
+FORMAT = 2  # raise it when the same texts give another index
 CONTENT = np.uint32(1 << 31)
 _PLACE = np.uint32((1 << 31) - 1)
 _BUCKETS = 64  # the table is sorted in so many parts, one in memory at a time
-_LEAST_OF_PROMPT = 4  # examples of a prompt, below which nothing is known of what they share
 _ROW = np.dtype([("hash", "<u8"), ("example", "<u4"), ("place", "<u4")])
 _SCHEMA = pa.schema(
     [
@@ -83,34 +84,44 @@ class IndexWriter:
     def add(self, task: str, examples: Iterable[Example]) -> int:
         """Adds the examples of one task; returns how many there were."""
         first = self._count
-        parts, prompts = [], []
+        grams, wholes, prompts = [], [], []
+        words = PromptWords(self._rules.n)
+        numbers: dict[str, int] = {}
         with disk_errors(self._folder, "the index of the audit"):
             for batch in batches(examples, self._rules):
-                parts.append(self._rows_of(batch, len(prompts)))
-                prompts += [e.prompt_id for e in batch.examples]
+                grams.append(self._grams(batch, words, len(prompts)))
+                wholes.append(self._wholes(batch, len(prompts)))
+                prompts += [numbers.setdefault(e.prompt_id, len(numbers)) for e in batch.examples]
                 self._write_examples(batch)
-            if parts:
-                self._write_rows(_with_content(np.concatenate(parts), prompts), first)
+            if grams:
+                rows = np.concatenate(grams)
+                rows["place"][words.of_prompts(np.array(prompts, np.int64))] &= _PLACE
+                self._write_rows(_once(np.concatenate([rows, *wholes])), first)
         self._tasks[task] = [first, self._count - first]
         return self._count - first
 
-    def _rows_of(self, batch: Any, before: int) -> np.ndarray:
-        """The rows of a batch, their examples numbered within the task."""
-        words, n = batch.words, self._rules.n
-        begins, hashes = words.ngrams(n)
+    def _grams(self, batch: Batch, prompt_words: PromptWords, before: int) -> np.ndarray:
+        """The rows of a batch's n-grams, their examples numbered within the task."""
+        words = batch.words
+        begins, hashes = words.ngrams(self._rules.n)
+        prompt_words.add(words, begins, before)
         owners = words.text_of(begins)
-        short = batch.short(n)
-        rows = np.zeros(len(begins) + len(short), _ROW)
-        rows["hash"] = np.concatenate([hashes, batch.whole(short)])
-        rows["example"] = np.concatenate([owners, short]) + before
-        place = words.places()
-        is_content = begins >= batch.content[owners]
-        grams = place[begins].astype(np.uint32) | np.where(is_content, CONTENT, 0).astype(np.uint32)
-        whole = place[batch.content[short]].astype(np.uint32) | CONTENT
-        rows["place"] = np.concatenate([grams, whole])
+        rows = np.zeros(len(begins), _ROW)
+        rows["hash"], rows["example"] = hashes, owners + before
+        mark = np.where(begins >= batch.content[owners], CONTENT, 0).astype(np.uint32)
+        rows["place"] = words.places()[begins].astype(np.uint32) | mark
         return rows
 
-    def _write_examples(self, batch: Any) -> None:
+    def _wholes(self, batch: Batch, before: int) -> np.ndarray:
+        """The rows of short contents."""
+        short = batch.short(self._rules.n)
+        rows = np.zeros(len(short), _ROW)
+        rows["hash"], rows["example"] = batch.whole(short), short + before
+        place = batch.words.places()[batch.content[short]]
+        rows["place"] = place.astype(np.uint32) | CONTENT
+        return rows
+
+    def _write_examples(self, batch: Batch) -> None:
         words = batch.words
         columns: dict[str, list] = {field.name: [] for field in _SCHEMA}
         starts = np.zeros(len(batch.examples), np.uint64)
@@ -175,41 +186,14 @@ class IndexWriter:
             write_json(self._folder / "index.json", meta | dict(about))
 
 
-def _with_content(rows: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-    """One row for each (n-gram, example), none of those that a prompt's examples share marked.
-
-    Prompt text is an n-gram that more than half of the examples of a prompt have, if there are at
-    least four; content alone keeps its mark.
-    """
-    order = np.lexsort((rows["place"] & _PLACE, rows["example"], rows["hash"]))
-    rows = rows[order]
+def _once(rows: np.ndarray) -> np.ndarray:
+    """One row for each (n-gram, example), the first in the example."""
+    rows = rows[np.lexsort((rows["place"] & _PLACE, rows["example"], rows["hash"]))]
     new = np.ones(len(rows), bool)
     new[1:] = (rows["hash"][1:] != rows["hash"][:-1]) | (
         rows["example"][1:] != rows["example"][:-1]
     )
-    rows = rows[new]
-    _, numbers = np.unique(np.array(prompts, object), return_inverse=True)
-    shared = shared_by_prompt(rows["hash"], numbers[rows["example"]], np.bincount(numbers))
-    rows["place"][shared] &= _PLACE
-    return rows
-
-
-def shared_by_prompt(hashes: np.ndarray, prompts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """bool[R]: whether more than half of the examples of the row's prompt have its hash.
-
-    Args:
-      hashes, prompts: of each (n-gram, example), none twice.
-      sizes: number of examples of each prompt.
-    """
-    order = np.lexsort((hashes, prompts))
-    h, p = hashes[order], prompts[order]
-    new = np.ones(len(h), bool)
-    new[1:] = (h[1:] != h[:-1]) | (p[1:] != p[:-1])
-    group = np.cumsum(new) - 1
-    counts = np.bincount(group)[group] if len(group) else np.zeros(0, np.int64)
-    shared = np.zeros(len(h), bool)
-    shared[order] = (2 * counts > sizes[p]) & (sizes[p] >= _LEAST_OF_PROMPT)
-    return shared
+    return rows[new]
 
 
 class Index:

@@ -161,6 +161,11 @@ def scanned_tasks(folder: str | os.PathLike) -> set[str]:
     return {row["train_task"] for row in read_rows(folder, "train_tasks")}
 
 
+def indexed_tasks(folder: str | os.PathLike) -> set[str]:
+    """The evaluation tasks that an audit saw."""
+    return {row["eval_task"] for row in read_rows(folder, "eval_tasks")}
+
+
 def read_rows(folder: str | os.PathLike, name: str) -> list[dict[str, Any]]:
     """The rows of one of an audit's tables; errors as of `read_pairs`."""
     path = pathlib.Path(folder) / f"{name}.parquet"

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import tqdm
 
 from optiml_jax.audit import pairs
-from optiml_jax.audit.index import Index, IndexWriter
+from optiml_jax.audit.index import FORMAT, Index, IndexWriter
 from optiml_jax.audit.scan import ScanOutcome, is_scanned, scan_file, scan_task, source_stamp
 from optiml_jax.audit.words import AuditWords
 from optiml_jax.data import pool
@@ -119,7 +119,11 @@ def audit(
 def _index(evaluation: Sequence[EvaluationTask], folder: pathlib.Path, rules: AuditWords) -> Index:
     """The index, made anew where it is not that of these tasks and rules."""
     wanted = fingerprint(
-        [dataclasses.asdict(rules), [[*source_stamp(t.source), t.limit] for t in evaluation]]
+        [
+            FORMAT,
+            dataclasses.asdict(rules),
+            [[*source_stamp(t.source), t.limit] for t in evaluation],
+        ]
     )
     path = folder / "index"
     if (path / "index.json").exists():

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from optiml_jax.audit.index import Index, shared_by_prompt
+from optiml_jax.audit.index import Index
+from optiml_jax.audit.prompt_words import shared_by_prompt
 from optiml_jax.audit.texts import Batch, batches, content_text
 from optiml_jax.data.example import Drops, Example, TaskSource, seqio_name
 from optiml_jax.data.pool import Stopped

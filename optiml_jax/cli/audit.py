@@ -1,5 +1,6 @@
 """`optiml audit`: which evaluation examples the training data holds, and what to do about it."""
 
+import collections
 import dataclasses
 import functools
 import pathlib
@@ -16,7 +17,7 @@ from optiml_jax.audit.words import AuditWords
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Audit, Run, configured
 from optiml_jax.data.example import Drops, TaskSource
-from optiml_jax.data.mixture import Mixture
+from optiml_jax.data.mixture import Mixture, benchmark_of
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.records import RunFolder
 from optiml_jax.report.audit_report import Example, Section, marked, write_report
@@ -64,11 +65,12 @@ def main() -> int:
         manifest = Manifest.load()
         overlaps = pairs.read_pairs(folder)
         judged = judge(overlaps, by_name, manifest, settings.threshold, mixture.roles)
-    tables = [pair_table(judged, settings.threshold), task_table(folder)]
+    tables = [pair_table(judged, settings.threshold), benchmark_table(folder), task_table(folder)]
     head = head_lines(judged, folder, settings.threshold)
     paths = write_report(folder, head, tables, sections(judged, folder))
     print("\n".join(head))
-    print(render(shortened(tables[0]), "terminal"))
+    for table in tables[:2]:
+        print(render(shortened(table), "terminal"))
     print("report: " + ", ".join(map(str, paths)))
     return 0
 
@@ -171,6 +173,26 @@ def task_table(folder: pathlib.Path) -> Table:
     columns = ("evaluation task", "examples", "short", "whole sequence", "content", "%", "tasks")
     notes = ("tasks: training tasks with any overlap of content",)
     return Table("Evaluation tasks against all training tasks", columns, rows, notes=notes)
+
+
+def benchmark_table(folder: pathlib.Path) -> Table:
+    """Evaluation benchmarks by training benchmarks: examples that overlap, each counted once."""
+    rows = pairs.read_rows(folder, "eval_tasks")
+    found = collections.defaultdict(set)
+    for row in pairs.read_rows(folder, "instances"):
+        key = benchmark_of(row["eval_task"]), benchmark_of(row["train_task"])
+        found[key].add((row["eval_task"], row["example_id"], row["prompt_id"]))
+    training = sorted({benchmark_of(name) for name in pairs.scanned_tasks(folder)})
+    lines = []
+    for benchmark in sorted({benchmark_of(row["eval_task"]) for row in rows}):
+        own = [row for row in rows if benchmark_of(row["eval_task"]) == benchmark]
+        examples, overlap = (sum(row[n] for row in own) for n in ("examples", "overlap"))
+        share = percent(overlap / examples) if examples else ""
+        counts = (f"{n:,}" if (n := len(found[benchmark, t])) else "" for t in training)
+        lines.append((benchmark, f"{len(own):,}", f"{examples:,}", f"{overlap:,}", share, *counts))
+    columns = ("evaluation benchmark", "tasks", "examples", "overlap", "%")
+    notes = ("further columns: how many of them overlap with the benchmark's training tasks",)
+    return Table("By benchmark", (*columns, *training), tuple(lines), notes=notes)
 
 
 def shortened(table: Table) -> Table:

@@ -1,13 +1,22 @@
-"""Paper mode: no plan and no evaluation while a pair of tasks with common examples is undecided."""
+"""Paper mode: nothing is planned, trained or evaluated while a pair of tasks is undecided.
 
-from collections.abc import Iterable
+A pair is undecided if the two have examples in common and nobody said what to do about it
+(tasks/audit.py). `optiml plan` looks at the audit and writes down what it saw beside the plan;
+`optiml train`, which may run where no data is, goes by that.
+"""
+
+import pathlib
+from collections.abc import Collection, Iterable, Sequence
 
 from optiml_jax.audit import pairs
 from optiml_jax.cli.settings import Audit, Run
 from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
-from tasks.audit import judge
+from optiml_jax.files import fingerprint, read_json, write_json
+from tasks.audit import Judged, judge
 from tasks.splits import Manifest
+
+_WAY_OUT = "decide with optiml audit --review, or say --allow-undecided"
 
 
 def check_decided(
@@ -15,41 +24,106 @@ def check_decided(
     sources: Iterable[TaskSource],
     manifest: Manifest,
     roles: Iterable[str],
-    trained: Iterable[str],
-) -> None:
+    trained: Collection[str] = (),
+    evaluated: Collection[str] = (),
+) -> list[str]:
     """Does nothing outside of paper mode (`Audit.paper_mode`).
 
     Args:
       trained: the tasks that the mixture trains on.
+      evaluated: the tasks that are evaluated.
+
+    Returns:
+      The undecided pairs in words, with `Audit.allow_undecided`; they were printed.
 
     Raises:
-      UserError: there was no audit, it did not see a training task, or a pair is undecided and
+      UserError: there was no audit, it did not see one of these tasks, or a pair is undecided and
         `Audit.allow_undecided` does not hold.
     """
     settings = Audit()
     if not settings.paper_mode:
-        return
+        return []
     folder = settings.folder_of(run)
     overlaps = pairs.read_pairs(folder)
-    unseen = sorted({*trained} - pairs.scanned_tasks(folder))
-    if unseen:
-        raise UserError(
-            f"paper mode: the audit in {folder} did not see {len(unseen)} training tasks "
-            f"({unseen[0]}{', ...' if unseen[1:] else ''}); run optiml audit"
-        )
+    for what, asked, seen in (
+        ("training", trained, pairs.scanned_tasks(folder)),
+        ("evaluation", evaluated, pairs.indexed_tasks(folder)),
+    ):
+        if unseen := sorted({*asked} - seen):
+            raise UserError(
+                f"paper mode: the audit in {folder} did not see {len(unseen)} {what} tasks "
+                f"({unseen[0]}{', ...' if unseen[1:] else ''}); run optiml audit"
+            )
     by_name = {s.name: s for s in sources}
     known = [o for o in overlaps if o.train_task in by_name and o.eval_task in by_name]
     judged = judge(known, by_name, manifest, settings.threshold, roles)
-    undecided = [j for j in judged if j.state == "undecided"]
+    undecided = [_in_words(j) for j in judged if j.state == "undecided"]
+    _refuse(undecided, settings)
+    return undecided
+
+
+def write_seen(run: Run, undecided: Sequence[str]) -> None:
+    """Notes beside the plan that it was made in paper mode, or removes the note of an older one."""
+    path, settings = _note(run), Audit()
+    if settings.paper_mode:
+        state = {"audit": _audit_state(run), "undecided": list(undecided)}
+        write_json(path, state)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_plan_decided(run: Run) -> None:
+    """What `check_decided` does, for the plan of a run, by what `write_seen` noted.
+
+    Raises:
+      UserError: the plan was not made in paper mode, the audit is another one by now, or a pair is
+        undecided and `Audit.allow_undecided` does not hold.
+    """
+    settings = Audit()
+    if not settings.paper_mode:
+        return
+    path = _note(run)
+    if not path.exists():
+        raise UserError(
+            f"paper mode: the plan in {path.parent} was made without it; run optiml plan with "
+            "Audit.paper_mode = True"
+        )
+    seen = read_json(path, "what the plan saw of the audit")
+    if settings.folder_of(run).exists() and seen["audit"] != _audit_state(run):
+        raise UserError(
+            f"paper mode: the audit in {settings.folder_of(run)} or the decisions changed since "
+            f"the plan in {path.parent} was made; run optiml plan again"
+        )
+    _refuse(seen["undecided"], settings)
+
+
+def _note(run: Run) -> pathlib.Path:
+    return run.plan_dir("train").parent / "audit.json"
+
+
+def _audit_state(run: Run) -> str:
+    """Another one after an audit that found something else, and after other decisions."""
+    decisions = Manifest.load().decisions
+    rows = [[*d.train, "", *d.eval, "", d.decision] for d in decisions.rows]
+    found = pairs.read_rows(Audit().folder_of(run), "pairs")
+    return fingerprint([found, rows])
+
+
+def _in_words(judged: Judged) -> str:
+    overlap = judged.overlap
+    names = f"{overlap.train_task} and {overlap.eval_task}"
+    return f"{names}: {100 * overlap.share:.1f} % of the evaluation examples"
+
+
+def _refuse(undecided: Sequence[str], settings: Audit) -> None:
     if not undecided:
         return
-    names = [f"{j.overlap.train_task} and {j.overlap.eval_task}" for j in undecided]
     if not settings.allow_undecided:
+        first = undecided[0].partition(": ")[0]
         raise UserError(
-            f"paper mode: {len(names)} pairs of tasks share examples and are undecided ({names[0]}"
-            f"{', ...' if names[1:] else ''}); decide with optiml audit --review, or say "
-            "--allow-undecided"
+            f"paper mode: {len(undecided)} pairs of tasks share examples and are undecided "
+            f"({first}{', ...' if undecided[1:] else ''}); {_WAY_OUT}"
         )
-    print(f"{len(names)} pairs of tasks share examples and are undecided:")
-    for j, name in zip(undecided, names, strict=True):
-        print(f"  {name}: {100 * j.overlap.share:.1f} % of the evaluation examples")
+    print(f"{len(undecided)} pairs of tasks share examples and are undecided:")
+    for pair in undecided:
+        print(f"  {pair}")

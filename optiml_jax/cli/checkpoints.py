@@ -1,20 +1,19 @@
 """The checkpoints that `optiml evaluate` is asked for, and their weights."""
 
-import contextlib
 import dataclasses
 import glob
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import gin
 import jax
-import seqio
 
 from optiml_jax.checkpoint.manager import find_checkpoint, load_metadata, load_params
 from optiml_jax.cli.settings import Evaluate, Run, configured, expand
-from optiml_jax.data.vocabulary import load_vocabulary, padded_size, vocabulary_fingerprint
+from optiml_jax.cli.vocabularies import load_run_vocabulary
+from optiml_jax.data.vocabulary import padded_size, vocabulary_fingerprint
 from optiml_jax.errors import UserError
 from optiml_jax.frozen import changes, refuse_changes
 from optiml_jax.model.architectures import config_from_dict, model_config
@@ -78,23 +77,6 @@ def _places(run: Run, one: str) -> list[str]:
 
 def _by_step(folder: pathlib.Path) -> tuple[str, int, str]:
     return str(folder.parent), int(folder.name) if folder.name.isdigit() else 0, folder.name
-
-
-def load_run_vocabulary(run: Run, places: Sequence[str] = ()) -> seqio.Vocabulary:
-    """The vocabulary of a run; where its files are gone, that of one of its checkpoints.
-
-    Args:
-      places: further checkpoints that may hold it.
-    """
-    try:
-        return load_vocabulary(run.vocabulary)
-    except UserError as e:
-        for place in (*places, run.run_dir):
-            with contextlib.suppress(UserError):
-                vocabulary = load_vocabulary(f"checkpoint:{place}")
-                logging.warning("%s; taking the vocabulary of the checkpoint %s", e, place)
-                return vocabulary
-        raise
 
 
 def load_model(

@@ -16,11 +16,11 @@ from optiml_jax.cli.checkpoints import (
     checkpoints_dir,
     find_places,
     load_model,
-    load_run_vocabulary,
     params_dtype,
 )
 from optiml_jax.cli.evaluation_tasks import evaluation_tasks, request_tokens, warn_of_trained
 from optiml_jax.cli.settings import Evaluate, Export, Run, configured, expand
+from optiml_jax.cli.vocabularies import load_run_vocabulary
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
@@ -86,7 +86,7 @@ def of_answers(run: Run, settings: Evaluate) -> list[str]:
     vocabulary, config = load_run_vocabulary(run), EvalConfig()
     files = read_answers([expand(place, "Evaluate.answers") for place in settings.answers])
     answers = StoredAnswers(files, request_tokens(vocabulary, Export()), settings.missing_answers)
-    tasks = evaluation_tasks(run, settings, vocabulary)
+    tasks = evaluation_tasks(run, settings)
     name = settings.name.replace("{checkpoint}", settings.model or model_name(files))
     folder = RunFolder(run.evaluation_dir / name)
     with one_writer(folder.path, "optiml evaluate"):
@@ -124,7 +124,7 @@ class Evaluation:
     def __init__(self, run: Run, settings: Evaluate):
         self._run, self._settings, self._config = run, settings, EvalConfig()
         self._vocabulary = load_run_vocabulary(run, find_places(run, settings))
-        self._tasks = evaluation_tasks(run, settings, self._vocabulary)
+        self._tasks = evaluation_tasks(run, settings)
         self._mesh_config = MeshConfig()
         self._mesh = make_mesh(self._mesh_config)
 

@@ -5,17 +5,14 @@ import fnmatch
 import functools
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
-
-import seqio
 
 from optiml_jax.audit.flags import read_flags
 from optiml_jax.cli.audit_gate import check_decided
 from optiml_jax.cli.settings import Audit, Evaluate, Export, Run, configured
-from optiml_jax.data.cache_task import reader_settings
 from optiml_jax.data.example import Drops, TaskSource
+from optiml_jax.data.made_of import reader_settings
 from optiml_jax.data.mixture import Mixture
-from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary import decode, encode_batch, padded_size
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
@@ -26,7 +23,7 @@ from optiml_jax.evaluate.records import TaskInfo
 from optiml_jax.exchange.requests import Tokens
 from optiml_jax.files import fingerprint
 from optiml_jax.model.architectures import model_config
-from tasks.registry import find_sources, register
+from tasks.registry import find_sources, metric_functions
 from tasks.splits import Manifest, Row, category
 
 _log = logging.getLogger(__name__)
@@ -34,7 +31,7 @@ MOST_NAMES = 6  # of tasks, in a warning
 NUM_DEV = 250  # (example, prompt) pairs of a task that is for validation only; paper, section 4.1
 
 
-def evaluation_tasks(run: Run, settings: Evaluate, vocabulary: Any) -> list[EvalTask]:
+def evaluation_tasks(run: Run, settings: Evaluate) -> list[EvalTask]:
     """The evaluation tasks of a run.
 
     Raises:
@@ -42,11 +39,12 @@ def evaluation_tasks(run: Run, settings: Evaluate, vocabulary: Any) -> list[Eval
     """
     manifest = Manifest.load()
     sources = find_sources(run.data, manifest)
-    check_decided(run, sources, manifest, configured(Mixture, name="").roles, ())
     asked = [(s, manifest.row(s)) for s in sources if is_asked_for(s, manifest, settings)]
     warn_of_globs([s.name for s, _ in asked], settings.tasks)
+    roles = configured(Mixture, name="").roles
+    check_decided(run, sources, manifest, roles, evaluated=[s.name for s, _ in asked])
     warn_of_shots({s.name: row.shots for s, row in asked}, settings.shots)
-    found = [evaluation_task(s, row, settings, vocabulary) for s, row in asked]
+    found = [evaluation_task(s, row, settings) for s, row in asked]
     flags = read_flags(Audit().folder_of(run)) or {}
     tasks = [dataclasses.replace(t, overlaps=flags.get(t.info.task)) for t in found if t.info.shots]
     if not tasks:
@@ -58,7 +56,7 @@ def evaluation_tasks(run: Run, settings: Evaluate, vocabulary: Any) -> list[Eval
     return tasks
 
 
-def request_tokens(vocabulary: seqio.Vocabulary, settings: Export) -> Tokens:
+def request_tokens(vocabulary: TextVocabulary, settings: Export) -> Tokens:
     """How the prompts of requests are fitted: as the run's own model would have them."""
     if settings.max_tokens == 0:
         return Tokens.unlimited()
@@ -119,8 +117,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
 
 
-def evaluation_task(source: TaskSource, row: Row, settings: Evaluate, vocabulary: Any) -> EvalTask:
-    """The task as the evaluator wants it, its metrics taken from SeqIO."""
+def evaluation_task(source: TaskSource, row: Row, settings: Evaluate) -> EvalTask:
+    """The task as the evaluator wants it, with the metric functions of its SeqIO task."""
     tested = any(role.startswith("test") for role in row.role)
     info = TaskInfo(
         task=source.name,
@@ -133,12 +131,11 @@ def evaluation_task(source: TaskSource, row: Row, settings: Evaluate, vocabulary
         shots=tuple(k for k in settings.shots if k in row.shots),
         prompts="crossed" if tested else "pooled",
     )
-    registered = register(source, vocabulary, PromptConfig(), shots=0)
     return EvalTask(
         info=info,
         examples=functools.partial(read_test_split, source, None if tested else NUM_DEV),
         demonstrations=source.demonstrations,
-        metric_fns=registered.metric_fns,
+        metric_fns=metric_functions(source),
         instruction_level=source.instruction_level,
         origin=Origin(fingerprint(reader_settings(source)), source.files),
     )

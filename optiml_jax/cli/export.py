@@ -4,29 +4,24 @@ import pathlib
 import sys
 from collections.abc import Iterable
 
-import seqio
-
 from optiml_jax.cli import main as command_line
+from optiml_jax.cli.audit_gate import check_decided, check_plan_decided
 from optiml_jax.cli.evaluation_tasks import evaluation_tasks, request_tokens
 from optiml_jax.cli.gin_files import REPOSITORY
 from optiml_jax.cli.settings import Evaluate, Export, Fetch, Run, configured, expand
+from optiml_jax.cli.vocabularies import load_run_vocabulary
 from optiml_jax.data.example import seqio_name
 from optiml_jax.data.mixture import Mixture, mixing_rates
 from optiml_jax.data.plan import Plan
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.store import Store
-from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
+from optiml_jax.data.text_vocabulary import TextVocabulary
+from optiml_jax.data.vocabulary import vocabulary_fingerprint
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.exchange.data_card import DataCard
 from optiml_jax.exchange.harness import Harness
 from optiml_jax.exchange.request_files import JsonLines, OpenAIBatches, export_requests
-from optiml_jax.exchange.training_files import (
-    TrainingRows,
-    cached_counts,
-    planned_counts,
-    write_rows,
-)
 from optiml_jax.fetch.sources import read_sources
 from tasks import mixtures
 from tasks.registry import find_sources
@@ -46,8 +41,8 @@ def main() -> int:
 
 def requests(run: Run, settings: Export, folder: pathlib.Path) -> int:
     """Writes the requests of the evaluation; 1 if some tasks failed."""
-    vocabulary = load_vocabulary(run.vocabulary)
-    tasks = evaluation_tasks(run, Evaluate(), vocabulary)
+    vocabulary = load_run_vocabulary(run)
+    tasks = evaluation_tasks(run, Evaluate())
     writers = {
         "jsonl": lambda: JsonLines(folder),
         "openai": lambda: OpenAIBatches(folder, settings.model),
@@ -72,16 +67,27 @@ def requests(run: Run, settings: Export, folder: pathlib.Path) -> int:
 
 def training(run: Run, settings: Export, folder: pathlib.Path) -> int:
     """Writes the training data of the mixture, and a card that says what it is."""
-    vocabulary = load_vocabulary(run.vocabulary)
+    # Here, since it brings TensorFlow: requests are exported without it, in a third of the memory.
+    from optiml_jax.exchange.training_files import (
+        TrainingRows,
+        cached_counts,
+        planned_counts,
+        write_rows,
+    )
+
+    vocabulary = load_run_vocabulary(run)
     split, form, layout = settings.split, settings.form, settings.rows
     if settings.order == "plan":
+        check_plan_decided(run)
         plan = Plan.load(run.plan_dir(split))
         cache_dir, counts = plan.meta["cache_dir"], planned_counts(plan)
         rates = {t["task"]: t["rate"] for t in plan.meta["tasks"]}
     else:
         cache_dir, mixture, manifest = run.cache_dir, configured(Mixture), Manifest.load()
-        sources = mixtures.select(find_sources(run.data, manifest), mixture, manifest)
-        counts = cached_counts(cache_dir, [s.name for s in sources], split)
+        found = find_sources(run.data, manifest)
+        names = [s.name for s in mixtures.select(found, mixture, manifest)]
+        check_decided(run, found, manifest, mixture.roles, trained=names)
+        counts = cached_counts(cache_dir, names, split)
         rates = mixing_rates(counts, mixture)
     check_vocabulary(cache_dir, counts, vocabulary)
     rows, store = TrainingRows(cache_dir, vocabulary, layout), Store(cache_dir)
@@ -99,7 +105,7 @@ def training(run: Run, settings: Export, folder: pathlib.Path) -> int:
     return 0
 
 
-def check_vocabulary(cache_dir: str, tasks: Iterable[str], vocabulary: seqio.Vocabulary) -> None:
+def check_vocabulary(cache_dir: str, tasks: Iterable[str], vocabulary: TextVocabulary) -> None:
     """UserError if the cache was made with another vocabulary: its tokens would spell nonsense."""
     name = next(iter(tasks), None)
     if name is None:

@@ -7,7 +7,7 @@ import sys
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.checkpoints import load_model
 from optiml_jax.cli.settings import Evaluate, Generate, Run, configured, expand
-from optiml_jax.data.vocabulary import load_vocabulary
+from optiml_jax.cli.vocabularies import load_run_vocabulary
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.decoding import Sampling
@@ -34,12 +34,13 @@ def main() -> None:
 
 def make_generator(run: Run, settings: Generate) -> Generator:
     """The model of the run, on the mesh that is configured."""
-    vocabulary, config = load_vocabulary(run.vocabulary), MeshConfig()
-    place = str(settings.checkpoint)
+    config, place = MeshConfig(), str(settings.checkpoint)
     if place.isdigit():
         place = f"{run.run_dir}/checkpoints/{place}"
+    place = expand(place, "Generate.checkpoint")
+    vocabulary = load_run_vocabulary(run, (place,))
     mesh = make_mesh(config)
-    model = load_model(run, Evaluate(), expand(place, "Generate.checkpoint"), mesh, config.preset)
+    model = load_model(run, Evaluate(), place, mesh, config.preset)
     check_vocabulary(vocabulary, model.config, model.metadata)
     engine = Engine(
         model.graphdef,

@@ -15,13 +15,14 @@ import yaml
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Evaluate, Inspect, Run, configured
+from optiml_jax.cli.vocabularies import load_run_vocabulary
 from optiml_jax.data.cache_records import RecordIds
 from optiml_jax.data.example import TaskSource
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import PLAN_FILE, Plan, PlanConfig
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.store import Store
-from optiml_jax.data.vocabulary import EOS_ID, decode, encode_batch, load_vocabulary
+from optiml_jax.data.vocabulary import EOS_ID, decode, encode_batch
 from optiml_jax.errors import UserError
 from optiml_jax.report import composition, page, table1
 from optiml_jax.report import inspect_terminal as terminal
@@ -122,7 +123,7 @@ def shown_shots(
 
 def renderer(run: Run) -> Renderer:
     """Renders prompts as `optiml prepare` does."""
-    vocabulary = load_vocabulary(run.vocabulary)
+    vocabulary = load_run_vocabulary(run)
     return Renderer(
         config=PromptConfig(),
         encode=lambda text: encode_batch(vocabulary, [text])[0],
@@ -168,7 +169,7 @@ def show_rows(run: Run, settings: Inspect) -> None:
             f"{asked} is outside of the plan in {plan.folder}, which has rows 0 to "
             f"{plan.num_rows - 1}; plan more with TrainConfig.num_steps"
         )
-    vocabulary = load_vocabulary(run.vocabulary)
+    vocabulary = load_run_vocabulary(run)
     cached = {task.name: task for task in plan.cached_tasks if task}
     colour = terminal.colours_wanted(sys.stdout)
     print(f"{terminal.LEGEND}\n")
@@ -222,7 +223,7 @@ def count(
     run: Run, sources: Sequence[TaskSource], facts: dict[str, TaskFacts], settings: Inspect
 ) -> Table:
     """Table 1 of the tasks, counted by the cache where they are in it."""
-    config, vocabulary = PromptConfig(), load_vocabulary(run.vocabulary)
+    config, vocabulary = PromptConfig(), load_run_vocabulary(run)
     # A cached training prompt may hold demonstrations: then its length says nothing.
     use_cache = not settings.recount and len(config.shots) == 1 and os.path.isdir(run.cache_dir)
     counts, notes = table1.count_tasks(

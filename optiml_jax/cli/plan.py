@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optiml_jax.cli import main as command_line
-from optiml_jax.cli.audit_gate import check_decided
+from optiml_jax.cli.audit_gate import check_decided, write_seen
 from optiml_jax.cli.settings import Run, configured, is_bound
-from optiml_jax.data.cache_task import reader_settings
+from optiml_jax.cli.vocabularies import load_run_vocabulary
 from optiml_jax.data.example import TaskSource
-from optiml_jax.data.made_of import change
+from optiml_jax.data.made_of import change, reader_settings
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import Plan, PlanConfig, plan_mixture
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.store import CachedTask, Store
-from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
+from optiml_jax.data.vocabulary import vocabulary_fingerprint
 from optiml_jax.errors import UserError
 from optiml_jax.frozen import by_name, refuse_changes
 from optiml_jax.model.architectures import model_config
@@ -39,7 +39,8 @@ def main() -> None:
     manifest, store = Manifest.load(), Store(run.cache_dir)
     found = find_sources(run.data, manifest)
     sources = mixtures.select(found, mixture, manifest)
-    check_decided(run, found, manifest, mixture.roles, [s.name for s in sources])
+    names = [s.name for s in sources]
+    undecided = check_decided(run, found, manifest, mixture.roles, trained=names)
     check_cache(store, sources, run)
     check_caps(store, sources, mixture)
     check_training_parts(store, sources, mixture, manifest)
@@ -51,6 +52,7 @@ def main() -> None:
     if train.validate_every:
         rows["validation"] = train.validation_batches * train.global_batch_size
     with one_writer(run.plan_dir("train").parent, "optiml plan"):
+        write_seen(run, undecided)
         write_plans(run, mixture, store, sources, rows)
 
 
@@ -89,7 +91,7 @@ def check_cache(store: Store, sources: Sequence[TaskSource], run: Run) -> None:
     """Raises a UserError if a task was cached with other settings than those of this run."""
     asked = by_name(PromptConfig())
     asked["PlanConfig.sequence_length"] = PlanConfig(num_rows=1).sequence_length
-    vocabulary = vocabulary_fingerprint(load_vocabulary(run.vocabulary))
+    vocabulary = vocabulary_fingerprint(load_run_vocabulary(run))
     for source in sources:
         task = store.task(source.name)
         what, stored = f"the cache of task {source.name!r} in {store.cache_dir}", task.settings

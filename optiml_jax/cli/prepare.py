@@ -7,6 +7,7 @@ import sys
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.settings import Evaluate, Prepare, Run, configured
+from optiml_jax.cli.vocabularies import run_vocabulary
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import PlanConfig
 from optiml_jax.data.prepare import PrepareError, PrepareSummary, prepare
@@ -37,7 +38,7 @@ def main() -> None:
     try:
         summary = prepare(
             wanted,
-            run.vocabulary,
+            run_vocabulary(run),
             PromptConfig(),
             run.cache_dir,
             sequence_length=PlanConfig(num_rows=1).sequence_length,

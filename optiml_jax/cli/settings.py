@@ -113,8 +113,9 @@ class Audit:
     roles: of the evaluation tasks.
     threshold: a pair of tasks with a larger share of overlapping evaluation examples is to be
       decided (paper, section 2.3: 1 %).
-    paper_mode: `plan` and `evaluate` stop while a pair of the mixture is undecided.
-    allow_undecided: they print the list and go on.
+    paper_mode: `plan`, `train`, `evaluate` and `export` stop while a pair is undecided or a task
+      was not audited.
+    allow_undecided: they print the undecided pairs and go on.
     review: walks the undecided pairs in the terminal.
     reviewer: who answers.
     folder: None means <run_dir>/audit.

@@ -11,7 +11,9 @@ from typing import Any
 import gin
 
 from optiml_jax.cli import main as command_line
+from optiml_jax.cli.audit_gate import check_plan_decided
 from optiml_jax.cli.settings import Evaluate, Run, configured
+from optiml_jax.cli.vocabularies import load_run_vocabulary
 from optiml_jax.data.made_of import change
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import Plan, PlanConfig
@@ -46,6 +48,7 @@ def _train(run: Run) -> int:
     check_settings(plan, run)
     if processes.is_first():
         warn_of_changed_files(plan)
+    check_plan_decided(run)
     validation = run.plan_dir("validation")
     config = configured(
         TrainConfig,
@@ -81,11 +84,9 @@ def check_settings(plan: Plan, run: Run) -> None:
     what, way_out = f"the plan in {plan.folder}", "put them back, or prepare and plan with these"
     stored = dict(plan.meta["settings"])
     planned = plan.meta["vocabulary"]
-    if planned["spec"] != run.vocabulary:  # perhaps the same one at another place
-        from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
-
-        if vocabulary_fingerprint(load_vocabulary(run.vocabulary)) != planned["fingerprint"]:
-            asked["Run.vocabulary"], stored["Run.vocabulary"] = run.vocabulary, planned["spec"]
+    is_named_so = planned["spec"] == run.vocabulary  # else perhaps the same one at another place
+    if not is_named_so and load_run_vocabulary(run).fingerprint != planned["fingerprint"]:
+        asked["Run.vocabulary"], stored["Run.vocabulary"] = run.vocabulary, planned["spec"]
     refuse_changes(what, stored, asked, way_out)
 
 

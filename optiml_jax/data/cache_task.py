@@ -24,12 +24,13 @@ from optiml_jax.data.cache_writer import (
     write_info,
 )
 from optiml_jax.data.example import Drops, Example, TaskSource, seqio_name
-from optiml_jax.data.made_of import digest, known_digests, stat_key
+from optiml_jax.data.made_of import digest, known_digests, reader_settings, stat_key
 from optiml_jax.data.pool import Stopped
 from optiml_jax.data.preprocessors import ENCODED_FEATURES, encode_examples, training_pool
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.sampling import RowSample, keep_random
 from optiml_jax.data.store import COMPLETED_FILE, FORMAT_VERSION, INFO_FILE, num_shards
+from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size
 from optiml_jax.errors import UserError
 from optiml_jax.fetch.provenance import sources_of
@@ -279,7 +280,7 @@ def _read(
 class _SplitFiles:
     """All files of one split: ours, and SeqIO's three (seqio/beam_utils.py writes the same)."""
 
-    def __init__(self, folder: pathlib.Path, split: str, dtype: str, vocabulary: seqio.Vocabulary):
+    def __init__(self, folder: pathlib.Path, split: str, dtype: str, vocabulary: TextVocabulary):
         self._folder, self._split = folder, split
         self._tokens = SplitWriter(folder, split, dtype)
         self._records = TFRecordSplitWriter(folder, split)
@@ -335,7 +336,7 @@ def _serialised(encoded: dict[str, Any]) -> bytes:
 
 
 @functools.cache
-def _vocabulary(spec: str) -> seqio.Vocabulary:
+def _vocabulary(spec: str) -> TextVocabulary:
     return load_vocabulary(spec)
 
 
@@ -423,12 +424,3 @@ def _changed_settings(
         asked["Mixture.seed"] = settings.subset_seed
     reader = changes(info["reader"]["settings"], source.settings)
     return changes(stored, asked) or reader or ["its files, splits or level changed"]
-
-
-def reader_settings(source: TaskSource) -> dict[str, Any]:
-    """What decides, beside its files, what is read from a task."""
-    return {
-        "splits": source.splits,
-        "level": source.instruction_level,
-        "settings": source.settings,
-    }

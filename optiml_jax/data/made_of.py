@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
 from optiml_jax.files import regular_file
 
@@ -75,3 +76,12 @@ def change(files: Sequence[str], stored: Sequence[Mapping[str, Any]]) -> str | N
         if digest(file, {})["sha256"] != old["sha256"]:
             return f"{file} has another content"
     return None
+
+
+def reader_settings(source: TaskSource) -> dict[str, Any]:
+    """What decides, beside its files, what is read from a task."""
+    return {
+        "splits": source.splits,
+        "level": source.instruction_level,
+        "settings": source.settings,
+    }

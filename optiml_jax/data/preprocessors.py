@@ -26,7 +26,9 @@ from optiml_jax.data.prompts import (
     sample_pool,
     select_demonstrations,
 )
+from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary import encode_batch
+from optiml_jax.data.vocabulary_tf import as_seqio
 from optiml_jax.errors import UserError
 
 # TensorFlow would take the whole memory of a GPU that JAX wants.
@@ -64,7 +66,7 @@ def training_pool(source: TaskSource, config: PromptConfig) -> Sequence[Example]
 def encode_examples(
     examples: Iterable[Example],
     source: TaskSource,
-    vocabulary: seqio.Vocabulary,
+    vocabulary: TextVocabulary,
     config: PromptConfig,
     sequence_length: int,
     drops: Drops,
@@ -102,8 +104,9 @@ def encode_examples(
             yield {"inputs": pair[0], "targets": pair[1], **passthrough_features(example)}
 
 
-def output_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
+def output_features(vocabulary: TextVocabulary | seqio.Vocabulary) -> dict[str, seqio.Feature]:
     """SeqIO features of every task: source ids, and target ids with the final `</s>`."""
+    vocabulary = as_seqio(vocabulary)
     return {
         "inputs": seqio.Feature(vocabulary, add_eos=False, required=False),
         "targets": seqio.Feature(vocabulary, add_eos=True),
@@ -188,7 +191,7 @@ def _by_candidate(item: int, example: Example) -> Iterator[tuple[list[Any], Exam
 
 
 def tokenize_and_fit(
-    dataset: tf.data.Dataset, vocabulary: seqio.Vocabulary, max_tokens: int
+    dataset: tf.data.Dataset, vocabulary: TextVocabulary | seqio.Vocabulary, max_tokens: int
 ) -> tf.data.Dataset:
     """Encodes records of `prompt_source`, drops demonstrations and cuts the source on the left.
 
@@ -226,7 +229,7 @@ def tokenize_and_fit(
 def seqio_task(
     name: str,
     source: TaskSource,
-    vocabulary: seqio.Vocabulary,
+    vocabulary: TextVocabulary | seqio.Vocabulary,
     config: PromptConfig,
     sequence_length: int,
     metric_fns: Sequence[Callable] = (),

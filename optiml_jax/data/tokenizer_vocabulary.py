@@ -1,4 +1,4 @@
-"""Any tokenizer.json of Hugging Face's as a SeqIO vocabulary (byte-level BPE, SentencePiece-style).
+"""Any tokenizer.json of Hugging Face's as a vocabulary (byte-level BPE, SentencePiece-style).
 
 The special tokens are those that the files name. As in the project's other vocabularies, none is
 added, none is read in data text - `</s>` in a text is spelled out - and decoding leaves them out.
@@ -11,12 +11,10 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import seqio
-import tensorflow as tf
 import tokenizers
 
+from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary_files import BPE_FILES, TOKENIZER, special_tokens
-from optiml_jax.data.vocabulary_tf import decode_tf, encode_tf
 from optiml_jax.errors import UserError
 from optiml_jax.files import fingerprint, read_json
 
@@ -54,7 +52,7 @@ def _added_token(content: str, number: int, special: bool) -> dict[str, Any]:
     return {"id": number, "content": content, **flags, "special": special}
 
 
-class TokenizerVocabulary(seqio.Vocabulary):
+class TokenizerVocabulary(TextVocabulary):
     """The vocabulary of a folder in Hugging Face's form. Picklable.
 
     Raises:
@@ -62,7 +60,6 @@ class TokenizerVocabulary(seqio.Vocabulary):
     """
 
     def __init__(self, folder: str):
-        super().__init__()
         self._folder = str(folder)
         self._load()
 
@@ -93,7 +90,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
         self._fingerprint = fingerprint({**values, **plain, "special": sorted(self._special_ids)})
 
     def __getstate__(self) -> dict:
-        return {"_folder": self._folder, "_extra_ids": self._extra_ids}
+        return {"_folder": self._folder}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -140,11 +137,12 @@ class TokenizerVocabulary(seqio.Vocabulary):
         return self._named.get("unk_token")
 
     @property
-    def _base_vocab_size(self) -> int:
+    def vocab_size(self) -> int:
         return self._size
 
-    def _encode(self, s: str) -> list[int]:
-        return self._tokenizer.encode(s, add_special_tokens=False).ids
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; no special token is added or recognised."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of every text, on all cores."""
@@ -154,9 +152,3 @@ class TokenizerVocabulary(seqio.Vocabulary):
     def _decode(self, ids: Iterable[int]) -> str:
         kept = [int(i) for i in ids if int(i) not in self._special_ids]
         return self._tokenizer.decode(kept, skip_special_tokens=False)
-
-    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
-        return encode_tf(self.encode_batch, s)
-
-    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        return decode_tf(self._decode, ids)

@@ -1,8 +1,9 @@
 """Text to token ids and back: OPT's byte-level BPE, and SentencePiece for small models.
 
-Both are `seqio.Vocabulary` objects in which the special ids mean the same: `<s>` 0, `<pad>` 1,
-`</s>` 2, `<unk>` 3. Neither adds special tokens nor reads them in data text. What a prompt looks
-like and where the leading and final `</s>` go is decided elsewhere (`prompts.py`, `plan.py`).
+In both the special ids mean the same: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3. Neither adds special
+tokens nor reads them in data text. What a prompt looks like and where the leading and final `</s>`
+go is decided elsewhere (`prompts.py`, `plan.py`); SeqIO's form of a vocabulary is made in
+`vocabulary_tf.py`, so that TensorFlow is loaded only where SeqIO is used.
 """
 
 import functools
@@ -13,12 +14,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import sentencepiece
-import seqio
-import tensorflow as tf
 import tokenizers
-from absl import logging as absl_logging
 from sentencepiece import sentencepiece_model_pb2
 
+from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.tokenizer_vocabulary import TokenizerVocabulary, tokenizer_values
 from optiml_jax.data.vocabulary_files import (
     BPE_FILES,
@@ -27,7 +26,6 @@ from optiml_jax.data.vocabulary_files import (
     vocabulary_files,
     vocabulary_folder,
 )
-from optiml_jax.data.vocabulary_tf import decode_tf, encode_tf
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors, fingerprint, read_json
 
@@ -42,7 +40,7 @@ _KNOWN_FINGERPRINT = "8407632808a68650"  # of OPT's entries and merges
 _NO_PIECE = re.compile(r"<[^<>]+>|madeupword\d+")
 
 
-class OPTVocabulary(seqio.Vocabulary):
+class OPTVocabulary(TextVocabulary):
     """OPT's byte-level BPE with exactly OPT's ids (facebookresearch/metaseq, projects/OPT/assets).
 
     Its tables lie in two files, a vocabulary and its merges, or both in one tokenizer.json.
@@ -55,7 +53,6 @@ class OPTVocabulary(seqio.Vocabulary):
     """
 
     def __init__(self, vocab_file: str, merges_file: str | None = None):
-        super().__init__()
         self._files = (str(vocab_file), None if merges_file is None else str(merges_file))
         self._load_tables()
 
@@ -88,7 +85,7 @@ class OPTVocabulary(seqio.Vocabulary):
             )
 
     def __getstate__(self) -> dict:
-        return {"_files": self._files, "_extra_ids": self._extra_ids}
+        return {"_files": self._files}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -125,11 +122,17 @@ class OPTVocabulary(seqio.Vocabulary):
         return UNK_ID
 
     @property
-    def _base_vocab_size(self) -> int:
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text."""
+        return _SPECIAL_IDS
+
+    @property
+    def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size()
 
-    def _encode(self, s: str) -> list[int]:
-        return self._tokenizer.encode(s, add_special_tokens=False).ids
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; no special token is added or recognised."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of every text, on all cores."""
@@ -141,25 +144,83 @@ class OPTVocabulary(seqio.Vocabulary):
         kept = [int(i) for i in ids if int(i) not in _SPECIAL_IDS]
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
-    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
-        return encode_tf(self.encode_batch, s)
 
-    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        return decode_tf(self._decode, ids)
+class SentencePieceVocabulary(TextVocabulary):
+    """A SentencePiece model whose special ids are OPT's; see `train_sentencepiece`. Picklable.
 
+    Attributes:
+      model_file: its path.
+      sp_model: the bytes of the model.
+    """
 
-class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
-    """A SentencePiece model whose special ids are OPT's; see `train_sentencepiece`."""
+    def __init__(self, model_file: str):
+        self.model_file = str(model_file)
+        self._load()
 
-    @property
-    def pad_id(self) -> int:
-        return PAD_ID
+    def _load(self) -> None:
+        self.sp_model = pathlib.Path(self.model_file).read_bytes()
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.LoadFromSerializedProto(self.sp_model)
+
+    def __getstate__(self) -> dict:
+        return {"model_file": self.model_file}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._load()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SentencePieceVocabulary) and self.sp_model == other.sp_model
 
     def __hash__(self) -> int:
         return hash(self.sp_model)
 
+    def __repr__(self) -> str:
+        return f"SentencePieceVocabulary({self.model_file!r})"
 
-def load_vocabulary(spec: str) -> seqio.Vocabulary:
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the model, wherever it lies."""
+        return fingerprint({"sentencepiece": self.sp_model.hex()})
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text."""
+        return _SPECIAL_IDS
+
+    @property
+    def bos_id(self) -> int:
+        return self._processor.bos_id()
+
+    @property
+    def pad_id(self) -> int:
+        return self._processor.pad_id()
+
+    @property
+    def eos_id(self) -> int:
+        return self._processor.eos_id()
+
+    @property
+    def unk_id(self) -> int:
+        return self._processor.unk_id()
+
+    @property
+    def vocab_size(self) -> int:
+        return self._processor.GetPieceSize()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; no special token is added or recognised."""
+        return self._processor.EncodeAsIds(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of every text, on all cores."""
+        return self._processor.Encode(list(texts), out_type=int, num_threads=-1)
+
+    def _decode(self, ids: Iterable[int]) -> str:
+        return self._processor.DecodeIds([int(i) for i in ids])
+
+
+def load_vocabulary(spec: str) -> TextVocabulary:
     """The vocabulary of a specification.
 
     Args:
@@ -188,26 +249,22 @@ def load_vocabulary(spec: str) -> seqio.Vocabulary:
     )
 
 
-def vocabulary_fingerprint(vocabulary: seqio.Vocabulary) -> str:
+def vocabulary_fingerprint(vocabulary: TextVocabulary) -> str:
     """A hash of what the vocabulary does; equal for copies under other names."""
-    if isinstance(vocabulary, OPTVocabulary | TokenizerVocabulary):
-        return vocabulary.fingerprint
-    return fingerprint({"sentencepiece": vocabulary.sp_model.hex()})
+    return vocabulary.fingerprint
 
 
-def padded_size(vocabulary: seqio.Vocabulary) -> int:
+def padded_size(vocabulary: TextVocabulary) -> int:
     """Rows of the embedding: the vocabulary size rounded up to a multiple of 8 (OPT: 50,272)."""
     return -(-vocabulary.vocab_size // 8) * 8
 
 
-def encode_batch(vocabulary: seqio.Vocabulary, texts: Sequence[str]) -> list[list[int]]:
+def encode_batch(vocabulary: TextVocabulary, texts: Sequence[str]) -> list[list[int]]:
     """Ids of every text on all cores; no special token is added or recognised."""
-    if isinstance(vocabulary, OPTVocabulary | TokenizerVocabulary):
-        return vocabulary.encode_batch(texts)
-    return vocabulary.tokenizer.Encode(list(texts), out_type=int, num_threads=-1)
+    return vocabulary.encode_batch(texts)
 
 
-def decode(vocabulary: seqio.Vocabulary, ids: Iterable[int]) -> str:
+def decode(vocabulary: TextVocabulary, ids: Iterable[int]) -> str:
     """Text of ids up to the end-of-text token.
 
     A leading beginning- or end-of-text token, padding and ids of the embedding's padded rows are
@@ -221,11 +278,9 @@ def decode(vocabulary: seqio.Vocabulary, ids: Iterable[int]) -> str:
     return vocabulary.decode([i for i in ids[start:end] if i not in special and i < size])
 
 
-def special_ids(vocabulary: seqio.Vocabulary) -> frozenset[int]:
+def special_ids(vocabulary: TextVocabulary) -> frozenset[int]:
     """Ids that stand for no text."""
-    if isinstance(vocabulary, TokenizerVocabulary):
-        return vocabulary.special_ids
-    return _SPECIAL_IDS
+    return vocabulary.special_ids
 
 
 def train_sentencepiece(
@@ -331,7 +386,7 @@ def _tables_of_tokenizer(values: object, path: str) -> tuple[dict, list[tuple[st
     return model["vocab"], [(left, right) for left, right in merges]
 
 
-def _load_opt(folder: pathlib.Path, place: str) -> seqio.Vocabulary:
+def _load_opt(folder: pathlib.Path, place: str) -> TextVocabulary:
     """OPT's own vocabulary, or OPT's with words added to it."""
     whole = (folder / TOKENIZER).is_file()
     pairs = [names for names in BPE_FILES if (folder / names[0]).is_file()]
@@ -360,19 +415,14 @@ def _load_sentencepiece(path: str) -> SentencePieceVocabulary:
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"SentencePiece model not found: {path}; Run.vocabulary names it")
-    vocabulary = SentencePieceVocabulary(str(file))
-    # SeqIO warns that pad is not 0; here it must not be.
-    verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)
     try:
-        model = vocabulary.tokenizer
+        vocabulary = SentencePieceVocabulary(str(file))
+        is_whole = _is_whole(file)
     except Exception as e:  # a protobuf error or sentencepiece's RuntimeError
         raise UserError(f"{path} is not a SentencePiece model") from e
-    finally:
-        absl_logging.set_verbosity(verbosity)
-    if not _is_whole(file):
+    if not is_whole:
         raise UserError(f"{path} is cut off: it ends before its normaliser; copy it again")
-    ids = (model.bos_id(), model.pad_id(), model.eos_id(), model.unk_id())
+    ids = (vocabulary.bos_id, vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id)
     if ids != (BOS_ID, PAD_ID, EOS_ID, UNK_ID):
         raise UserError(
             f"{path} has bos, pad, eos, unk ids {ids}, not (0, 1, 2, 3); "

@@ -1,12 +1,71 @@
-"""Encoding and decoding of texts inside tf.data, for vocabularies that are written in Python."""
+"""A vocabulary in SeqIO's form: texts are encoded and decoded inside tf.data, too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import seqio
 import tensorflow as tf
 
+from optiml_jax.data.text_vocabulary import TextVocabulary
 
-def encode_tf(
+
+def as_seqio(vocabulary: TextVocabulary | seqio.Vocabulary) -> seqio.Vocabulary:
+    """The vocabulary for SeqIO's features; one that is SeqIO's already is returned as it is."""
+    if isinstance(vocabulary, seqio.Vocabulary):
+        return vocabulary
+    return SeqioVocabulary(vocabulary)
+
+
+class SeqioVocabulary(seqio.Vocabulary):
+    """What SeqIO asks of a vocabulary, answered by one of the project's. Picklable."""
+
+    def __init__(self, vocabulary: TextVocabulary):
+        super().__init__()
+        self.vocabulary = vocabulary
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SeqioVocabulary) and self.vocabulary == other.vocabulary
+
+    def __hash__(self) -> int:
+        return hash(self.vocabulary)
+
+    def __repr__(self) -> str:
+        return repr(self.vocabulary)
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.vocabulary.bos_id
+
+    @property
+    def pad_id(self) -> int:
+        return self.vocabulary.pad_id
+
+    @property
+    def eos_id(self) -> int:
+        return self.vocabulary.eos_id
+
+    @property
+    def unk_id(self) -> int | None:
+        return self.vocabulary.unk_id
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.vocabulary.vocab_size
+
+    def _encode(self, s: str) -> list[int]:
+        return self.vocabulary.encode(s)
+
+    def _decode(self, ids: Iterable[int]) -> str:
+        return self.vocabulary.decode(ids)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
+        return _encode_tf(self.vocabulary.encode_batch, s)
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        return _decode_tf(self.vocabulary.decode, ids)
+
+
+def _encode_tf(
     encode_batch: Callable[[Sequence[str]], list[list[int]]], s: tf.Tensor
 ) -> tf.Tensor | tf.RaggedTensor:
     """Ids of a string tensor of rank 0 (int32[n]) or rank 1 (ragged int32[batch, None])."""
@@ -25,7 +84,7 @@ def encode_tf(
     return tf.RaggedTensor.from_row_lengths(flat, lengths)
 
 
-def decode_tf(decode: Callable[[np.ndarray], str], ids: tf.Tensor) -> tf.Tensor:
+def _decode_tf(decode: Callable[[np.ndarray], str], ids: tf.Tensor) -> tf.Tensor:
     """Text of ids int32[n] (a scalar) or int32[batch, n] (a string[batch])."""
 
     def decode_rows(rows: np.ndarray) -> np.ndarray:

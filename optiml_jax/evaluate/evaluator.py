@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import seqio
 
 from optiml_jax.data.example import Example, InstructionLevel
 from optiml_jax.data.identity import unless_common
 from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary import vocabulary_fingerprint
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate import answers, metrics
@@ -124,7 +124,7 @@ def evaluate(
     graphdef: Any,
     params: Any,
     model_config: DecoderConfig,
-    vocabulary: seqio.Vocabulary,
+    vocabulary: TextVocabulary,
     config: EvalConfig,
     out_dir: str,
     *,

@@ -9,9 +9,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-import seqio
-
 from optiml_jax.data.example import Example
+from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary import decode, encode_batch, vocabulary_fingerprint
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate import decoding, scoring
@@ -84,7 +83,7 @@ class Answerer(Protocol):
 
 
 def check_vocabulary(
-    vocabulary: seqio.Vocabulary, model_config: DecoderConfig, metadata: Mapping[str, Any] | None
+    vocabulary: TextVocabulary, model_config: DecoderConfig, metadata: Mapping[str, Any] | None
 ) -> None:
     """Raises a UserError if the checkpoint was trained with another vocabulary.
 
@@ -111,7 +110,7 @@ def check_vocabulary(
 class Runner:
     """A model and its vocabulary; remembers the scores of candidates without their prompt."""
 
-    def __init__(self, engine: Engine, vocabulary: seqio.Vocabulary, seed: int):
+    def __init__(self, engine: Engine, vocabulary: TextVocabulary, seed: int):
         self.engine, self.vocabulary, self.seed = engine, vocabulary, seed
         self.unconditional: dict[tuple[int, ...], float] = {}
         (self.context,) = self.encode([UNCONDITIONAL_CONTEXT])
@@ -215,7 +214,7 @@ class Runner:
 
 
 def stopper(
-    vocabulary: seqio.Vocabulary, stop: Sequence[str]
+    vocabulary: TextVocabulary, stop: Sequence[str]
 ) -> Callable[[Sequence[int]], bool] | None:
     """Whether an answer holds one of the strings; in its text, not among its tokens."""
     if not stop:

@@ -6,8 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import seqio
-
+from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary import decode, encode_batch
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate import decoding
@@ -54,7 +53,7 @@ class Generator:
       sampling: the same for all prompts.
     """
 
-    def __init__(self, engine: Engine, vocabulary: seqio.Vocabulary, sampling: decoding.Sampling):
+    def __init__(self, engine: Engine, vocabulary: TextVocabulary, sampling: decoding.Sampling):
         self._engine, self._vocabulary, self._sampling = engine, vocabulary, sampling
 
     def answers(

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import seqio
 
 from optiml_jax.data.cache_records import RecordIds
 from optiml_jax.data.plan import Plan
 from optiml_jax.data.store import CachedTask, Store
+from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary import decode
 from optiml_jax.exchange.request_files import json_line
 from optiml_jax.files import atomic_path, disk_errors
@@ -44,7 +44,7 @@ class TrainingRows:
         completion begins with its space); "chat": messages of user and assistant.
     """
 
-    def __init__(self, cache_dir: str, vocabulary: seqio.Vocabulary, layout: Layout):
+    def __init__(self, cache_dir: str, vocabulary: TextVocabulary, layout: Layout):
         self._ids = RecordIds(cache_dir)
         self._vocabulary, self._layout = vocabulary, layout
 

@@ -121,12 +121,14 @@ _PAGE = """<!doctype html>
 table {{ border-collapse: collapse; margin: 10px 0 18px; font-size: 13px; }}
 th, td {{ border-bottom: 1px solid var(--line); padding: 4px 10px; text-align: left; }}
 .number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-.pair {{ display: grid; grid-template-columns: 1fr 1fr; gap: 14px; margin: 8px 0; }}
+p, h1 {{ overflow-wrap: anywhere; }}
+.pair {{ display: grid; gap: 14px; margin: 8px 0;
+  grid-template-columns: repeat(2, minmax(0, 1fr)); }}
 .pair > div {{ background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 10px 12px; white-space: pre-wrap; overflow-wrap: anywhere; }}
 .wide {{ overflow-x: auto; }}
 mark {{ background: #ffe08a; color: #1c2230; }}
-@media (max-width: 800px) {{ .pair {{ grid-template-columns: 1fr; }} }}
+@media (max-width: 800px) {{ .pair {{ grid-template-columns: minmax(0, 1fr); }} }}
 </style>
 <header><div><h1>Overlap of training and evaluation tasks</h1></div></header>
 <main>

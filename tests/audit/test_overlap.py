@@ -154,6 +154,25 @@ def test_a_template_inside_the_input_is_told_by_its_prompt(tmp_path):
     assert {i for i, r in rows.items() if r["content"]} == {3, 13}
 
 
+def test_pieces_of_a_template_between_texts_make_no_pair_of_content(tmp_path):
+    """A template of 12 words stands in every example; with one word more it is an n-gram."""
+    template = "using only the description above is the following claim correct or incorrect"
+    assert len(template.split()) == 12
+
+    def text(task: str, i: int) -> str:
+        return f"{task}{i} met {task}{i + 1} {template} the {task}{i % 3} was late {task}{i} times"
+
+    train = [example("b/t", i, text("t", i)) for i in range(50)]
+    evaluated = [example("b/e", i, text("e", i)) for i in range(20)]
+    # A true copy of eight words, the claim, behind the template.
+    own = f"{template} nobody saw who opened the gate last night"
+    evaluated[5] = example("b/e", 5, f"e5 met e6 {own}")
+    train[9] = example("b/t", 9, f"t9 met t10 {own}")
+    rows = overlapping(tmp_path, train, evaluated)
+    assert {i for i, r in rows.items() if r["instantiated"]} == {*range(20)}
+    assert {i for i, r in rows.items() if r["content"]} == {5}
+
+
 def test_an_example_shorter_than_an_ngram_is_compared_as_a_whole(tmp_path):
     train = [example("b/t", 0, "Who wrote Emma?", "Jane Austen"), example("b/t", 1, "Who", "wrote")]
     evaluated = [

@@ -1,12 +1,15 @@
 """`optiml audit`, its review and paper mode, on a bench of three tasks with the same inputs."""
 
 import json
+import re
+import shutil
 
 import gin
+import pyarrow.parquet as pq
 import pytest
 from tiny_bench import write_tiny_bench
 
-from optiml_jax.audit.pairs import read_pairs
+from optiml_jax.audit.pairs import read_pairs, read_rows
 from optiml_jax.cli.main import main
 from tasks.decisions import Decisions
 
@@ -77,6 +80,14 @@ def test_it_finds_the_copies_and_writes_a_report(run):
         assert THIRD in text
         assert "w2 w3 w4 w5 w6" in text
     assert "<mark>" in (folder / "report.html").read_text("utf-8")
+    # By benchmark: those three tasks hold every overlapping example once, whatever trained on it.
+    rows = read_rows(folder, "instances")
+    distinct = {(r["eval_task"], r["example_id"], r["prompt_id"]) for r in rows}
+    (line,) = (x for x in out.out.splitlines() if re.match(r"demo_superni +3 ", x))
+    examples = sum(r["examples"] for r in read_rows(folder, "eval_tasks"))
+    share = f"{100 * len(distinct) / examples:.1f}"
+    number = str(len(distinct))
+    assert line.split() == ["demo_superni", "3", str(examples), number, share, number]
     again = run("audit")[1].out
     assert "0 tasks scanned, 2 unchanged" in again
 
@@ -97,9 +108,48 @@ def test_paper_mode_waits_for_decisions(run):
     assert code == 0
     rows = Decisions.load(run.decisions).rows
     assert [(r.decision, r.reviewer) for r in rows] == [("keep", "me"), ("remove_train", "me")]
+    code, out = run("train", mode, "--allow-undecided")
+    assert code == 2  # the plan goes by the decisions of its time
+    assert "changed since the plan" in out.err
     code, out = run("plan", mode)
     assert code == 0
     assert "1 tasks" in out.out or "1 task" in out.out
+
+
+def test_paper_mode_stops_training_evaluation_and_export_too(run):
+    run("audit")
+    run("prepare")
+    mode, name = "--gin.Audit.paper_mode=True", "--gin.Evaluate.name=paper"
+    every = "--gin.Evaluate.checkpoint=init"
+    assert run("plan")[0] == 0
+    code, out = run("train", mode)
+    assert code == 2
+    assert "was made without it; run optiml plan with Audit.paper_mode = True" in out.err
+    assert run("plan", mode, "--allow-undecided")[0] == 0
+    by_task = ("--gin.Export.what=training", "--gin.Export.order=task")
+    for number, words in enumerate(
+        [("train",), ("evaluate", every, name), ("export",), ("export", *by_task)]
+    ):
+        where = [f"--gin.Export.output={run.decisions.parent}/{number}"] * (words[0] == "export")
+        code, out = run(*words, *where, mode)
+        assert code == 2, words
+        assert "2 pairs of tasks share examples and are undecided" in out.err
+        assert "say --allow-undecided" in out.err
+    code, out = run("train", mode, "--allow-undecided")
+    assert code == 0
+    assert out.out.count(f" and {THIRD}: ") == 2
+    other = run.decisions.parent / "other"
+    shutil.copytree(run.root / "run" / "audit", other)
+    table = pq.read_table(other / "eval_tasks.parquet")
+    pq.write_table(table.slice(0, len(table) - 1), other / "eval_tasks.parquet")
+    code, out = run("evaluate", every, name, mode, f"--gin.Audit.folder={other}")
+    assert code == 2
+    assert "did not see 1 evaluation tasks" in out.err
+    answers = ["k", "the words are the same", "k", "the same"]
+    assert run("audit", "--review", "--gin.Audit.reviewer=me", answers=answers)[0] == 0
+    assert run("plan", mode)[0] == 0
+    assert run("train", mode)[0] == 0
+    assert run("evaluate", every, name, mode)[0] == 0
 
 
 def test_a_review_that_ends_early_keeps_its_answers(run, monkeypatch):

@@ -1,7 +1,6 @@
 import dataclasses
 
 import pytest
-import seqio
 
 from optiml_jax.cli.evaluation_tasks import evaluation_task
 from optiml_jax.cli.settings import Evaluate
@@ -32,7 +31,7 @@ def test_validation_tasks_are_scored_on_250_pairs_and_tests_on_all(role, scored)
     source = dataclasses.replace(source, settings={"category": "Misc."})
     row = Manifest.load().lookup("crossfit/t", None)
     row = dataclasses.replace(row, role=role, level="fully_supervised", metric="em")
-    task = evaluation_task(source, row, Evaluate(roles=role), seqio.ByteVocabulary())
+    task = evaluation_task(source, row, Evaluate(roles=role))
     examples = task.examples()
     assert len(examples) == len({e.example_id for e in examples}) == scored
     assert examples == task.examples()

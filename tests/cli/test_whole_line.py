@@ -110,3 +110,25 @@ def test_training_starts_from_a_converted_checkpoint(line, tmp_path, caplog):
     folders = (line / "run", tmp_path / "run")
     before, after = (load_params(path, abstract_params(config)) for path in folders)
     jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_where_the_vocabulary_is_gone_every_verb_takes_that_of_a_named_checkpoint(
+    line, tmp_path, caplog
+):
+    gone = "--gin.Run.vocabulary=sentencepiece:/nowhere/vocabulary.model"
+    own = [f"--gin.Run.{name}={tmp_path}/{name}" for name in ("run_dir", "cache_dir")]
+    for verb, *more in (
+        ["prepare"],
+        ["plan"],
+        ["inspect", "--gin.Inspect.row=0"],
+        ["export"],
+        ["export", "--gin.Export.what=training"],
+        ["train"],
+    ):
+        gin.clear_config()
+        named = f"--gin.TrainConfig.init_from={line}/run"
+        assert main([verb, f"--gin_file={line}/tiny.gin", gone, *own, named, *more]) == 0, verb
+        assert f"taking the vocabulary of the checkpoint {line}/run" in caplog.text
+        caplog.clear()
+    rows = (tmp_path / "run_dir/export/requests_jsonl/requests.jsonl").read_text("utf-8")
+    assert rows.count("\n") == 3 * 2 * 3

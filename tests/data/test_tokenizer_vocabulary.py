@@ -25,6 +25,7 @@ from optiml_jax.data.vocabulary_files import (
     spec_in_checkpoint,
     vocabulary_files,
 )
+from optiml_jax.data.vocabulary_tf import as_seqio
 from optiml_jax.errors import UserError
 
 AWKWARD = [
@@ -39,7 +40,7 @@ AWKWARD = [
 ]
 
 
-def _opt_folder(folder, added=(), special=()):
+def opt_folder(folder, added=(), special=()):
     """A small OPT tokenizer as transformers 5 saves it: tokenizer.json and its configuration."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     merges = [("y", "e"), ("ye", "s"), ("Ġ", "yes"), ("n", "o"), ("Ġ", "no"), ("a", "b")]
@@ -69,7 +70,7 @@ def _assert_same_ids(vocabulary, theirs, texts=AWKWARD):
 
 
 def test_a_folder_with_tokenizer_json_only_is_opts_vocabulary(tmp_path):
-    theirs = _opt_folder(tmp_path / "new")
+    theirs = opt_folder(tmp_path / "new")
     vocabulary = load_vocabulary(f"opt:{tmp_path / 'new'}")
     assert isinstance(vocabulary, OPTVocabulary)
     _assert_same_ids(vocabulary, theirs)
@@ -88,7 +89,7 @@ def test_a_folder_with_tokenizer_json_only_is_opts_vocabulary(tmp_path):
 
 
 def test_added_words_are_kept_and_special_tokens_in_texts_are_spelled_out(tmp_path):
-    theirs = _opt_folder(tmp_path, added=["<|user|>", "foo bar"], special=["<|end|>"])
+    theirs = opt_folder(tmp_path, added=["<|user|>", "foo bar"], special=["<|end|>"])
     vocabulary = load_vocabulary(f"opt:{tmp_path}")
     assert isinstance(vocabulary, TokenizerVocabulary)
     _assert_same_ids(vocabulary, theirs)
@@ -102,7 +103,7 @@ def test_added_words_are_kept_and_special_tokens_in_texts_are_spelled_out(tmp_pa
     again = pickle.loads(pickle.dumps(vocabulary))
     assert again == vocabulary
     assert again.encode("foo bar") == [vocabulary.token_id("foo bar")]
-    ids = vocabulary.encode_tf(tf.constant(["yes", "no no"])).to_list()
+    ids = as_seqio(vocabulary).encode_tf(tf.constant(["yes", "no no"])).to_list()
     assert ids == encode_batch(vocabulary, ["yes", "no no"])
 
 
@@ -150,7 +151,7 @@ def test_sentencepiece_models_are_exported_with_equal_ids(tmp_path):
 
 
 def test_what_a_checkpoint_keeps_is_the_same_vocabulary(tmp_path):
-    _opt_folder(tmp_path / "source", added=["foo bar"])
+    opt_folder(tmp_path / "source", added=["foo bar"])
     train_sentencepiece([*AWKWARD, "yes no"] * 5, tmp_path / "small.model", 330)
     for step, spec in enumerate(
         (f"opt:{tmp_path / 'source'}", f"sentencepiece:{tmp_path / 'small.model'}")
@@ -170,7 +171,7 @@ def test_what_a_checkpoint_keeps_is_the_same_vocabulary(tmp_path):
 def test_folders_without_a_tokenizer_or_an_end_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no vocabulary in .* it must hold tokenizer\.json"):
         vocabulary_files(f"huggingface:{tmp_path}")
-    _opt_folder(tmp_path)
+    opt_folder(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match="names no end-of-text token"):
         load_vocabulary(f"huggingface:{tmp_path}")

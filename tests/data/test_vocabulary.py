@@ -8,6 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from optiml_jax.data import vocabulary as vocabulary_lib
 from optiml_jax.data.prompts import target_text
+from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary import (
     OPTVocabulary,
     decode,
@@ -17,6 +18,7 @@ from optiml_jax.data.vocabulary import (
     train_sentencepiece,
     vocabulary_fingerprint,
 )
+from optiml_jax.data.vocabulary_tf import as_seqio
 from optiml_jax.errors import UserError
 
 MERGES = [("y", "e"), ("ye", "s"), ("Ġ", "yes"), ("A", ":"), ("n", "o"), ("Ġ", "no")]
@@ -50,7 +52,7 @@ def small_sentencepiece(tmp_path_factory):
 
 
 @pytest.fixture(params=["opt", "sentencepiece"])
-def small(request, small_opt, small_sentencepiece) -> seqio.Vocabulary:
+def small(request, small_opt, small_sentencepiece) -> TextVocabulary:
     return {"opt": small_opt, "sentencepiece": small_sentencepiece}[request.param]
 
 
@@ -118,14 +120,15 @@ def test_an_id_of_the_padded_rows_decodes_to_nothing(small):
 
 def test_tensorflow_encodes_and_decodes_like_python(small):
     ids = small.encode(TEXT)
-    assert small.encode_tf(tf.constant(TEXT)).numpy().tolist() == ids
-    ragged = small.encode_tf(tf.constant(["yes", "no no"]))
+    in_seqio = as_seqio(small)
+    assert in_seqio.encode_tf(tf.constant(TEXT)).numpy().tolist() == ids
+    ragged = in_seqio.encode_tf(tf.constant(["yes", "no no"]))
     assert ragged.to_list() == [small.encode("yes"), small.encode("no no")]
-    assert small.decode_tf(tf.constant([*ids, 2, 5, 6])).numpy().decode() == TEXT
+    assert in_seqio.decode_tf(tf.constant([*ids, 2, 5, 6])).numpy().decode() == TEXT
 
 
 def test_seqio_tokenises_a_dataset_with_it(small):
-    feature = seqio.Feature(small, add_eos=True)
+    feature = seqio.Feature(as_seqio(small), add_eos=True)
     data = tf.data.Dataset.from_tensor_slices({"targets": ["yes", " no no"]})
     data = seqio.preprocessors.tokenize_and_append_eos(data, {"targets": feature})
     rows = [row["targets"].tolist() for row in data.as_numpy_iterator()]
@@ -237,7 +240,7 @@ def test_a_hub_name_is_downloaded_and_a_dead_network_is_one_line(tmp_path, monke
 
 
 def test_a_vocabulary_is_loaded_once_per_process_for_sentencepiece(small_sentencepiece):
-    path = small_sentencepiece.sentencepiece_model_file
+    path = small_sentencepiece.model_file
     assert vocabulary_lib.load_vocabulary(f"sentencepiece:{path}") is small_sentencepiece
 
 

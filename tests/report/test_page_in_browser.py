@@ -1,18 +1,7 @@
 """The page of `optiml inspect` in a real browser: it loads, filters, renders and draws."""
 
 import pytest
-from browser import Browser, find_browser
 from inspect_bench import HOSTILE, write_page
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = find_browser()
-    if path is None:
-        pytest.skip("no Chromium or Chrome in PATH; name one in OPTIML_BROWSER")
-    browser = Browser(path)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 
 import paper_run
 import pytest
-from browser import Browser, find_browser
 
 from optiml_jax.evaluate.records import Candidate, Record, RunFolder, TaskInfo, prompt_key
 from optiml_jax.evaluate.rollup import MEAN, Key
@@ -19,16 +18,6 @@ TASKS = [
     TaskInfo("b/odd", "b", HOSTILE, "fully_held_out", "rougeL", shots=(0, 5)),
     TaskInfo("b/taught", "b", "Arithmetic", "fully_supervised", "rougeL", shots=(0, 5)),
 ]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = find_browser()
-    if path is None:
-        pytest.skip("no Chromium or Chrome in PATH; name one in OPTIML_BROWSER")
-    browser = Browser(path)
-    yield browser
-    browser.close()
 
 
 def write_answers(folder, said):

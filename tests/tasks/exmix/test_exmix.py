@@ -86,6 +86,15 @@ def test_a_split_that_lacks_one_of_the_answers_is_left_out(gpt2):
     assert only(gpt2).splits == ("train", "test")
 
 
+def test_a_file_of_tasks_without_its_key_is_named(tmp_path):
+    path = tmp_path / "tasks.yaml"
+    path.write_text('parity:\n  input: "{number}"\n  target: "{answer}"\n', "utf-8")
+    write(tmp_path, "parity/train.jsonl", {"number": 14, "answer": "even"})
+    with pytest.raises(UserError, match="has no key `tasks`: put the descriptions") as error:
+        find_tasks(tmp_path, MANIFEST)
+    assert str(path) in str(error.value)
+
+
 def test_a_task_of_the_users_own_is_a_few_lines(tmp_path, caplog):
     (tmp_path / "tasks.yaml").write_text(
         "tasks:\n"

@@ -68,6 +68,26 @@ def test_english_is_not_in_the_mean(folder):
     assert sorted(map(str, groups)) == ["None"] + ["tydiqa_goldp"] * 8
 
 
+def test_a_language_without_training_questions_is_still_asked(folder):
+    """It has no demonstrations, and no other language lends it any; so it is without the file."""
+    path = folder / "tydiqa-goldp-v1.1-train.json"
+    content = json.loads(path.read_text("utf-8"))
+    kept = [a for a in content["data"] if "telugu" not in a["paragraphs"][0]["qas"][0]["id"]]
+    assert len(kept) == 6
+    path.write_text(json.dumps({**content, "data": kept}, ensure_ascii=False), "utf-8")
+    for there in (True, False):
+        if not there:
+            path.unlink()
+        sources = {s.name: s for s in find_tasks(folder, MANIFEST)}
+        telugu, bengali = (sources[f"tydiqa_goldp/{name}"] for name in ("telugu", "bengali"))
+        assert len(list(telugu.read("test", Drops()))) == 2
+        assert telugu.demonstrations() == []
+        assert len(bengali.demonstrations()) == (3 if there else 0)
+        if there:
+            assert list(telugu.read("train", Drops())) == []
+        assert ("train" in telugu.splits) == there
+
+
 def test_bad_data(folder):
     sources = {s.name: s for s in find_tasks(folder, MANIFEST)}
     with pytest.raises(UserError, match=r"no usable question of arabic in .*dev.json"):
