@@ -194,9 +194,12 @@ def test_paper_mode_without_an_audit_says_what_to_do(run, tmp_path):
             "--gin.Audit.training=some",
             "Audit.training = 'some' (text) must be one of 'mixture', 'all'",
         ),
-        ("--gin.Audit.threshold=1", "Audit.threshold must be at least 0 and below 1"),
-        ("--gin.Audit.roles=('nobody',)", "nothing to audit against: no task has the role nobody"),
-        ("--gin.AuditWords.n=1", "AuditWords.n must be at least 2"),
+        (
+            "--gin.Audit.threshold=1",
+            "Audit.threshold = 1 (int) must be a number of at least 0 and below 1",
+        ),
+        ("--gin.Audit.roles=('nobody',)", "Audit.roles: there is no role 'nobody'"),
+        ("--gin.AuditWords.n=1", "AuditWords.n = 1 (int) must be a whole number of at least 2"),
     ],
 )
 def test_mistakes_are_one_line(run, binding, message):
