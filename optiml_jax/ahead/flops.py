@@ -1,6 +1,11 @@
-"""Floating-point operations of matrix products in a traced program, scans counted by length."""
+"""Floating-point operations of matrix products in a traced program, scans counted by length.
+
+A loop whose number of turns depends on the data says how many they are where nothing is skipped
+(`optiml_jax.model.kernels.tiles.loop`); another one counts once.
+"""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,22 +13,30 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 
-def matmul_flops(jaxpr: core.ClosedJaxpr) -> int:
+def matmul_flops(jaxpr: core.ClosedJaxpr) -> float:
     """FLOPs of all matrix products whose results are used (2 per multiply and add)."""
     used, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
     return _count(used, 1)
 
 
-def _count(jaxpr: Any, times: int) -> int:
+def _count(jaxpr: Any, times: float, turns: float = 1) -> float:
     total = 0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        name, inside = equation.primitive.name, times
+        if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             size = math.prod(equation.outvars[0].aval.shape)
             total += 2 * times * size * math.prod(left[i] for i in contracted)
-        inside = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
-        total += sum(_count(inner, inside) for inner in _inner(equation))
+        elif name == "scan":
+            inside *= equation.params["length"]
+        elif name == "while":
+            inside *= turns
+        elif name == "shard_map":
+            inside *= equation.params["mesh"].size
+        said = re.fullmatch(r"turns_([\d.]+)", str(equation.params.get("name", "")))
+        inner_turns = float(said[1]) if said else turns
+        total += sum(_count(inner, inside, inner_turns) for inner in _inner(equation))
     return total
 
 

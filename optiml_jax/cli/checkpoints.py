@@ -20,12 +20,12 @@ from optiml_jax.model.architectures import config_from_dict, model_config
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import abstract_model, init_params
 from optiml_jax.sharding.rules import abstract_params, param_shardings
-from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.config import FINE_TUNING_FIELDS, TrainConfig
 from optiml_jax.train.start import run_model
 
 logger = logging.getLogger(__name__)
 # Of the model: what changes neither its parameters nor its answers beyond rounding.
-FREE_FIELDS = {"remat", "dtype", "dropout", "attention_dropout", "init_std", "vocab_size"}
+FREE_FIELDS = FINE_TUNING_FIELDS | {"vocab_size"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Attention over documents: who may look at whom (`DocumentMask`), and the reference computation.
+"""Attention over documents: who may look at whom (`DocumentMask`).
 
-Masks are values. Each kernel lowers a mask to what it understands; the XLA path below is the
-reference for all of them. The cache of keys and values lives in kv_cache.py.
+Masks are values. Each kernel of `optiml_jax.model.kernels` lowers a mask to what it understands.
+The cache of keys and values lives in kv_cache.py.
 """
 
 import jax
@@ -65,56 +65,6 @@ class DocumentMask:
         if window is not None:
             sees &= self.positions[:, :, None] - keys.positions[:, None, :] < window
         return sees & keys.valid[:, None, :]
-
-
-def attend(
-    query: jax.Array,
-    parts: list[tuple[jax.Array, jax.Array, jax.Array]],
-    dropout: float = 0.0,
-    dropout_key: jax.Array | None = None,
-) -> jax.Array:
-    """Softmax attention over keys that lie in several arrays; the reference path.
-
-    The parts are one sequence of keys for the softmax. They are kept apart so that a cache is read
-    where it lies and never copied together with the new keys.
-
-    Args:
-      query: [B, H, L, Dh], already divided by sqrt(Dh).
-      parts: (key [A, Hkv, S, Dh], value [A, Hkv, S, Dh], allowed bool[B, L, S]); S may differ, and
-        so may A: each row of keys serves B // A consecutive rows, and each of its heads H // Hkv
-        consecutive heads of queries.
-      dropout: probability of dropping an attention weight; needs `dropout_key`.
-      dropout_key: key of the dropout; None turns it off.
-
-    Returns:
-      [B, H, L, Dh] in the type of `query`. The softmax is computed in float32.
-    """
-    scores = jnp.concatenate([_scores(query, key, allowed) for key, _, allowed in parts], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    if dropout_key is not None and dropout > 0:
-        weights = drop(weights, dropout, dropout_key)
-    out, start = 0.0, 0
-    for _, value, _ in parts:
-        size = value.shape[2]
-        part = _grouped(weights[..., start : start + size], value)
-        out += jnp.einsum("aghils,ahsk->aghilk", part, value).reshape(query.shape)
-        start += size
-    return out
-
-
-def _scores(query: jax.Array, key: jax.Array, allowed: jax.Array) -> jax.Array:
-    scores = jnp.einsum(
-        "aghilk,ahsk->aghils", _grouped(query, key), key, preferred_element_type=jnp.float32
-    )
-    scores = scores.reshape(*query.shape[:3], key.shape[2])
-    return jnp.where(allowed[:, None], scores, MASKED_SCORE)
-
-
-def _grouped(rows: jax.Array, keys: jax.Array) -> jax.Array:
-    """[B, H, ...] as [A, B // A, Hkv, H // Hkv, ...]: rows and heads by the keys [A, Hkv, ...]."""
-    num_rows, num_heads = keys.shape[:2]
-    shape = (num_rows, len(rows) // num_rows, num_heads, rows.shape[1] // num_heads)
-    return rows.reshape(*shape, *rows.shape[2:])
 
 
 def drop(x: jax.Array, probability: float, key: jax.Array | None) -> jax.Array:

@@ -6,21 +6,36 @@ time of a `with` block, which mesh axes they lie on. Outside such a block nothin
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 
-Constraint = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+Axes = tuple[str | None, ...]
 
-_constraint: contextvars.ContextVar[Constraint | None] = contextvars.ContextVar(
-    "activation constraint", default=None
-)
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh, and where it takes an array.
+
+    Attributes:
+      sharding: (shape, one logical name per dimension) -> sharding over the mesh.
+    """
+
+    mesh: jax.sharding.Mesh
+    sharding: Callable[[tuple[int, ...], Axes], jax.sharding.NamedSharding]
+
+
+_layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x` itself, laid out over the mesh as its logical `axes` ask for, one name per dimension."""
-    constraint = _constraint.get()
-    return x if constraint is None else constraint(x, axes)
+    layout = _layout.get()
+    if layout is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, layout.sharding(x.shape, axes))
 
 
 def everywhere(x: jax.Array) -> jax.Array:
@@ -28,11 +43,54 @@ def everywhere(x: jax.Array) -> jax.Array:
     return constrain(x, *(None,) * x.ndim)
 
 
+def parts(size: int, axis: str) -> int:
+    """Into how many pieces the mesh cuts a dimension of this size and name; 1 where it does not."""
+    layout = _layout.get()
+    if layout is None:
+        return 1
+    return size // layout.sharding((size,), (axis,)).shard_shape((size,))[0]
+
+
+def device() -> jax.Device:
+    """One of the devices that what is traced now will run on; it may be a described one."""
+    layout = _layout.get()
+    return jax.devices()[0] if layout is None else layout.mesh.devices.flat[0]
+
+
+def per_device(
+    function: Callable[..., Any], arguments: Sequence[Any], axes: Sequence[Any], out: Sequence[Axes]
+) -> Any:
+    """function(*arguments), run by every device on its own pieces without any exchange.
+
+    Args:
+      function: takes the pieces, returns a tuple of arrays.
+      arguments: pytrees of arrays.
+      axes: for each of them a tree of the same form with the logical names of the dimensions
+        (tuples) in the place of arrays.
+      out: logical names of the results, which are as large as the function makes them of whole
+        arguments.
+    """
+    layout = _layout.get()
+    if layout is None:
+        return function(*arguments)
+
+    def spec(x: Any, names: Axes) -> jax.sharding.PartitionSpec:
+        return layout.sharding(x.shape, names).spec
+
+    in_specs = tuple(jax.tree.map(spec, a, n) for a, n in zip(arguments, axes, strict=True))
+    results = jax.eval_shape(function, *arguments)
+    out_specs = tuple(spec(x, names) for x, names in zip(results, out, strict=True))
+    mapped = jax.shard_map(
+        function, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+    return mapped(*arguments)
+
+
 @contextlib.contextmanager
-def activation_constraint(constraint: Constraint) -> Iterator[None]:
-    """Applies `constraint` to every activation that is named inside the block."""
-    token = _constraint.set(constraint)
+def use_layout(layout: Layout) -> Iterator[None]:
+    """Applies `layout` to every activation that is named inside the block."""
+    token = _layout.set(layout)
     try:
         yield
     finally:
-        _constraint.reset(token)
+        _layout.reset(token)

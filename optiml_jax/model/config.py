@@ -20,7 +20,7 @@ from optiml_jax.settings import (
 )
 
 DTYPES = ("float32", "bfloat16", "float16")
-REMAT_POLICIES = ("none", "dots", "full")
+REMAT_POLICIES = ("none", "dots", "attention", "full")  # from much memory to little
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,9 @@ class DecoderConfig:
       dtype: type of the computation; parameters are float32, and norms, softmax and logits are
         computed in float32 whatever it says.
       remat: what the backward pass computes again: nothing ("none"), everything but matrix products
-        ("dots"), whole blocks ("full").
+        ("dots"), everything but what attention gives ("attention"), whole blocks ("full").
+      attention: the kernel that computes attention, see `model/kernels`; "auto": the first one that
+        is meant for the platform and can compute the shape.
     """
 
     architecture: ClassVar[str]
@@ -66,7 +68,8 @@ class DecoderConfig:
     more_eos_ids: tuple[TokenId, ...] = ()
     init_std: NotNegativeFloat = 0.02
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "dots", "attention", "full"] = "none"
+    attention: Literal["auto", "reference", "chunked", "splash", "triton"] = "auto"
 
     def __post_init__(self):
         convert_fields(self, "model_config")

@@ -4,6 +4,7 @@ Parameters are float32 and carry logical axis names (`logical_axes`), which
 `optiml_jax.sharding.rules` lays over the mesh.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,9 +14,14 @@ from flax import nnx
 from optiml_jax.model.attention import MASKED_SCORE, DocumentMask
 from optiml_jax.model.axes import constrain
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.kernels.choice import attend
+from optiml_jax.model.kernels.contract import SAVED, Keys
 from optiml_jax.model.kv_cache import KVCache
 
 RESIDUAL = ("batch", "length", None)  # logical axes of the residual stream
+# (query [B, H, L, Dh] divided by sqrt(Dh), key and value [B, Hkv, L, Dh], key of the dropout) ->
+# what the queries take from the values of all tokens they see, [B, H, L, Dh].
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 def parameter(value: jax.Array, *axes: str) -> nnx.Param:
@@ -146,8 +152,8 @@ def run_stack(
     """Runs the stack of `make_stack` as one scan over its layers.
 
     Args:
-      blocks: called as block(x, allowed, earlier, dropout_key, *extra) -> (x, (key, value));
-        `earlier` as the parts of `attention.attend`, key and value [B, Hkv, L, Dh].
+      blocks: called as block(x, attend, dropout_key, *extra) -> (x, (key, value)), `attend` an
+        `Attend`, key and value [B, Hkv, L, Dh].
       x: [B, L, D].
       mask: of the tokens of `x`, with their positions if the model has a sliding window.
       cache: what came before; None: nothing did, and nothing is kept.
@@ -159,18 +165,27 @@ def run_stack(
       [B, L, D], and the cache with these tokens when one was given.
     """
     graphdef, layers = nnx.split(blocks)
-    window = config.sliding_window
-    allowed = mask.lower(window)
     caches = [c for c in (prefix, cache) if c is not None and not c.fresh]
-    allowed_earlier = [mask.lower_earlier(c.mask, window) for c in caches]
     keys = None
     if dropout_key is not None:
         keys = jax.random.split(dropout_key, config.num_layers)
 
     def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
-        params, earlier, key = layer
-        earlier = [(*kv, a) for kv, a in zip(earlier, allowed_earlier, strict=True)]
-        x, key_value = nnx.merge(graphdef, params)(x, allowed, earlier, key, *extra)
+        params, earlier, dropout_key = layer
+        parts = [Keys(*kv, c.mask, own=False) for kv, c in zip(earlier, caches, strict=True)]
+
+        def look(query, key, value, dropout_key):
+            return attend(
+                query,
+                mask,
+                [*parts, Keys(key, value, mask, own=True)],
+                kernel=config.attention,
+                window=config.sliding_window,
+                dropout=config.attention_dropout,
+                dropout_key=dropout_key,
+            )
+
+        x, key_value = nnx.merge(graphdef, params)(x, look, dropout_key, *extra)
         return x, None if cache is None else key_value
 
     body = _rematerialised(body, config.remat)
@@ -181,5 +196,12 @@ def run_stack(
 def _rematerialised(body: Any, remat: str) -> Any:
     if remat == "none":
         return body
-    policy = None if remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    policies = jax.checkpoint_policies
+    attention = policies.save_only_these_names(SAVED)
+    dots = policies.dots_with_no_batch_dims_saveable
+    policy = {
+        "dots": policies.save_from_both_policies(dots, attention),
+        "attention": attention,
+        "full": None,
+    }[remat]
     return jax.checkpoint(body, policy=policy, prevent_cse=False)

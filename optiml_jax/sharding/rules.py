@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optiml_jax.errors import UserError
-from optiml_jax.model.axes import activation_constraint
+from optiml_jax.model.axes import Layout, use_layout
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import abstract_model
 
@@ -154,11 +154,10 @@ def use_mesh(mesh: jax.sharding.Mesh, preset: str = "standard") -> Iterator[None
     """
     _rules(preset)
 
-    def constraint(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        sharding = activation_sharding(x.shape, axes, mesh, preset)
-        return jax.lax.with_sharding_constraint(x, sharding)
+    def sharding(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
+        return activation_sharding(shape, axes, mesh, preset)
 
-    with jax.set_mesh(mesh), activation_constraint(constraint):
+    with jax.set_mesh(mesh), use_layout(Layout(mesh, sharding)):
         yield
 
 

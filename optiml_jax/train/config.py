@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 # Of the plan.
 _IN_THE_FINGERPRINT = {"plan_configuration", "plan_seed", "plan_settings", "trained_tasks"}
 # Fields of the model that may change between two starts of a run: they trade memory for time.
-_FREE_FIELDS = {"remat"}
+_FREE_FIELDS = {"remat", "attention"}
 # ... and between a run and the checkpoint it starts from: what is computed from the same weights.
-_FINE_TUNING_FIELDS = {"remat", "dtype", "dropout", "attention_dropout", "init_std"}
+FINE_TUNING_FIELDS = _FREE_FIELDS | {"dtype", "dropout", "attention_dropout", "init_std"}
 
 
 @configurable
@@ -160,7 +160,7 @@ def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str
 
 def check_initial_checkpoint(path: str, stored: Mapping[str, Any], current: Mapping[str, Any]):
     """UserError when the weights in `path` mean something else to this run's model or plan."""
-    fields = [name for name in current["model"] if name not in _FINE_TUNING_FIELDS]
+    fields = [name for name in current["model"] if name not in FINE_TUNING_FIELDS]
     differences = _differences(_model_of(stored), current["model"], fields)
     names = {kind: values["vocabulary"] for kind, values in (("old", stored), ("new", current))}
     if names["old"]["fingerprint"] != names["new"]["fingerprint"]:

@@ -147,7 +147,7 @@ def test_rematerialisation_changes_no_gradient(config):
         return jax.tree.leaves(jax.grad(loss)(params))
 
     plain = gradient("none")
-    for remat in ("dots", "full"):
+    for remat in ("dots", "attention", "full"):
         for a, b in zip(plain, gradient(remat), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

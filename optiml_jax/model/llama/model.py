@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from optiml_jax.model.attention import DocumentMask, attend, drop
+from optiml_jax.model.attention import DocumentMask, drop
 from optiml_jax.model.axes import constrain
 from optiml_jax.model.kv_cache import KVCache
 from optiml_jax.model.layers import (
     RESIDUAL,
+    Attend,
     Linear,
     LogitsOfHidden,
     embed,
@@ -63,17 +64,15 @@ class Attention(nnx.Module):
         std = config.init_std / math.sqrt(2 * config.num_layers)
         shape, axes = (config.num_heads, k, d), ("heads", "head_dim", "embed")
         self.out = Linear("blhk,hkd->bld", shape, axes, None, std, rngs)
-        self.dropout = config.attention_dropout
 
     def __call__(
         self,
         x: jax.Array,
-        allowed: jax.Array,
-        earlier: list[tuple[jax.Array, jax.Array, jax.Array]],
+        attend: Attend,
         dropout_key: jax.Array | None,
         angles: Turns,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Returns [B, L, D], keys and values [B, Hkv, L, Dh] of `x`; `earlier`: see attend."""
+        """Returns [B, L, D], keys and values [B, Hkv, L, Dh] of `x`."""
         x = whole_length(x)
         query, key, value = self.query(x), self.key(x), self.value(x)
         if self.query_norm is not None:
@@ -84,7 +83,7 @@ class Attention(nnx.Module):
         )
         query = turn(query, *angles) * (query.shape[-1] ** -0.5)
         key = turn(key, *angles)
-        y = attend(query, [*earlier, (key, value, allowed)], self.dropout, dropout_key)
+        y = attend(query, key, value, dropout_key)
         y = constrain(y, "batch", "heads", None, None)
         return self.out(jnp.swapaxes(y, 1, 2)), (key, value)
 
@@ -106,14 +105,13 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        allowed: jax.Array,
-        earlier: list[tuple[jax.Array, jax.Array, jax.Array]],
+        attend: Attend,
         dropout_key: jax.Array | None,
         angles: Turns,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         y = self.attention_norm(x)
-        y, key_value = self.attention(y, allowed, earlier, keys[0], angles)
+        y, key_value = self.attention(y, attend, keys[0], angles)
         x = constrain(x + drop(constrain(y, *RESIDUAL), self.dropout, keys[1]), *RESIDUAL)
         y = whole_length(self.mlp_norm(x))
         y = constrain(jax.nn.silu(self.gate(y)) * self.wi(y), "batch", None, "mlp")

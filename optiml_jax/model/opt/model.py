@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from optiml_jax.model.attention import DocumentMask, attend, drop
+from optiml_jax.model.attention import DocumentMask, drop
 from optiml_jax.model.axes import constrain
 from optiml_jax.model.kv_cache import KVCache
 from optiml_jax.model.layers import (
     RESIDUAL,
+    Attend,
     Linear,
     LogitsOfHidden,
     embed,
@@ -63,23 +64,21 @@ class Attention(nnx.Module):
         std = config.init_std / math.sqrt(2 * config.num_layers)
         out_axes = ("heads", "head_dim", "embed")
         self.out = Linear("blhk,hkd->bld", (h, k, d), out_axes, ("norm",), std, rngs)
-        self.dropout = config.attention_dropout
 
     def __call__(
         self,
         x: jax.Array,
-        allowed: jax.Array,
-        earlier: list[tuple[jax.Array, jax.Array, jax.Array]],
+        attend: Attend,
         dropout_key: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Returns [B, L, D] and the keys and values [B, H, L, Dh] of `x`; `earlier`: see attend."""
+        """Returns [B, L, D] and the keys and values [B, H, L, Dh] of `x`."""
         x = whole_length(x)
         query, key, value = (
             constrain(jnp.swapaxes(project(x), 1, 2), "batch", "heads", None, None)
             for project in (self.query, self.key, self.value)
         )
         query = query * (query.shape[-1] ** -0.5)
-        y = attend(query, [*earlier, (key, value, allowed)], self.dropout, dropout_key)
+        y = attend(query, key, value, dropout_key)
         y = constrain(y, "batch", "heads", None, None)
         return self.out(jnp.swapaxes(y, 1, 2)), (key, value)
 
@@ -102,15 +101,14 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        allowed: jax.Array,
-        earlier: list[tuple[jax.Array, jax.Array, jax.Array]],
+        attend: Attend,
         dropout_key: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         pre = self.pre_layer_norm
 
         y = self.attention_norm(x) if pre else x
-        y, key_value = self.attention(y, allowed, earlier, keys[0])
+        y, key_value = self.attention(y, attend, keys[0])
         x = constrain(x + drop(constrain(y, *RESIDUAL), self.dropout, keys[1]), *RESIDUAL)
         x = x if pre else self.attention_norm(x)
 
