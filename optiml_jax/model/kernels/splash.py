@@ -4,10 +4,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel,
-    splash_attention_mask,
-)
 
 from optiml_jax.model import axes
 from optiml_jax.model.attention import DocumentMask
@@ -55,11 +51,13 @@ class Splash:
         dropout_key: jax.Array | None,
     ) -> jax.Array:
         """See `Kernel`."""
+        from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
         key, value = cut_alike(query, parts[-1])
 
         def pieces(query, key, value, segment_ids):
             kernel = _kernel(query.shape[1], query.shape[2], window, self.interpret)
-            ids = splash_attention_kernel.SegmentIds(segment_ids, segment_ids)
+            ids = SegmentIds(segment_ids, segment_ids)
             width = query.shape[3]
             query, key, value = (_wide(x) for x in (query, key, value))
             return (jax.vmap(kernel)(query, key, value, ids)[..., :width],)
@@ -71,16 +69,18 @@ class Splash:
 
 def _kernel(heads: int, length: int, window: int | None, interpret: bool):
     """Splash attention of one row [H, L, Dh]; its mask is a table of blocks, made while tracing."""
+    # Imported late: no other platform should wait for it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     if window is None:
-        mask = splash_attention_mask.CausalMask((length, length))
+        mask = splash.CausalMask((length, length))
     else:
-        mask = splash_attention_mask.LocalMask((length, length), (window - 1, 0), offset=0)
+        mask = splash.LocalMask((length, length), (window - 1, 0), offset=0)
     block = next(b for b in (_BLOCK, 256, _LANES) if length % b == 0)
-    sizes = splash_attention_kernel.BlockSizes(*(block,) * 8)
     with jax.ensure_compile_time_eval():
-        return splash_attention_kernel.make_splash_mha(
-            splash_attention_mask.MultiHeadMask([mask] * heads),
-            block_sizes=sizes,
+        return splash.make_splash_mha(
+            splash.MultiHeadMask([mask] * heads),
+            block_sizes=splash.BlockSizes(*(block,) * 8),
             head_shards=1,
             q_seq_shards=1,
             residual_checkpoint_name=SAVED,
