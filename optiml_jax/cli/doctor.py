@@ -15,7 +15,10 @@ import psutil
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.compilation_cache import CompilationCache
 from optiml_jax.cli.settings import Run, configured
+from optiml_jax.data.plan import PlanConfig
 from optiml_jax.errors import UserError
+from optiml_jax.model.architectures import model_config
+from optiml_jax.model.kernels import choice
 from tasks.registry import BENCHMARKS
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "t5")
@@ -25,7 +28,7 @@ GIB = 2**30
 
 
 def main() -> int:
-    findings = [*versions(), *machine(), *run_folders()]
+    findings = [*versions(), *machine(), *attention(), *run_folders()]
     width = max(len(name) for name, _, _ in findings)
     for name, value, missing in findings:
         print(f"{'!' if missing else ' '} {name:{width}}  {value}")
@@ -71,6 +74,16 @@ def machine() -> list[Finding]:
             not shutil.which("git"),
         ),
     ]
+
+
+def attention() -> list[Finding]:
+    """The kernel that training would take for the gin file's model, and what the others say."""
+    model, length = model_config(), PlanConfig(num_rows=1).sequence_length
+    case = choice.training_case(model, length, jax.local_devices()[0])
+    chosen = choice.choose(case, model.attention).name
+    heads = f"{model.num_heads} heads of {model.head_dim}, {length} tokens in {model.dtype}"
+    others = "; ".join(f"{name}: {said}" for name, said in choice.explain(case) if name != chosen)
+    return [("attention", f"{chosen} for {heads} ({others})", False)]
 
 
 def run_folders() -> list[Finding]:

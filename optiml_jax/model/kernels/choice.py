@@ -7,6 +7,7 @@ import jax
 
 from optiml_jax.model import axes
 from optiml_jax.model.attention import DocumentMask
+from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.kernels.chunked import Chunked
 from optiml_jax.model.kernels.contract import Case, Kernel, Keys
 from optiml_jax.model.kernels.reference import Reference
@@ -91,7 +92,7 @@ def case_of(
     kv_heads = parts[-1].key.shape[1]
     device = axes.device()
     return Case(
-        platform="gpu" if device.platform in ("cuda", "rocm") else device.platform,
+        platform=platform(device),
         capability=capability(device),
         dtype=str(query.dtype),
         rows=rows,
@@ -104,6 +105,27 @@ def case_of(
         branches=mask.branch_ids is not None,
         dropout=dropout > 0,
     )
+
+
+def training_case(config: DecoderConfig, length: int, device: jax.Device) -> Case:
+    """Attention in training, on one device, of a row of `length` tokens."""
+    return Case(
+        platform=platform(device),
+        capability=capability(device),
+        dtype=config.dtype,
+        rows=1,
+        length=length,
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        window=config.sliding_window,
+        dropout=config.attention_dropout > 0,
+    )
+
+
+def platform(device: jax.Device) -> str:
+    """What JAX calls it, and "gpu" for GPUs of any maker."""
+    return "gpu" if device.platform in ("cuda", "rocm") else device.platform
 
 
 def capability(device: jax.Device) -> tuple[int, int] | None:
