@@ -138,7 +138,7 @@ _plain = model_config.__wrapped__
         ),
         (lambda: OPTConfig(eos_id=[2, 3]), r"eos_id = \[2, 3\] \(list\) must be a whole number"),
         (lambda: OPTConfig(dtype="float8"), "dtype = 'float8' .* must be one of 'float32'"),
-        (lambda: OPTConfig(remat="some"), "remat = 'some' .* one of 'none', 'dots', 'full'"),
+        (lambda: OPTConfig(remat="some"), "remat = 'some' .* one of 'none', 'dots', .* 'full'"),
         (lambda: _plain("llama-3.1-8b", "opt"), "'llama-3.1-8b' is of 'llama', not of 'opt'"),
         (lambda: LlamaConfig(num_kv_heads=5), "num_kv_heads 5 does not divide num_heads 12"),
         (lambda: LlamaConfig(head_dim=5), "head_dim 5 is odd"),
