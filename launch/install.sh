@@ -2,6 +2,7 @@
 #   PYTHON                the interpreter to use (default: the first of python3.11, python3.12, python3.13, python3, python)
 #   OPTIML_VENV           where the environment goes (default: .venv in the project)
 #   OPTIML_FLAVOUR        cpu (default), cuda12, cuda13 or tpu: also requirements-FLAVOUR.lock, JAX for it
+#   OPTIML_DOCS           1 also installs requirements-docs.lock (mkdocs)
 #   OPTIML_TEST_ORACLES   1 also installs requirements-oracles.lock (torch, lm-evaluation-harness)
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -19,6 +20,12 @@ find_python() {
   fail "Python 3.11 or newer is needed, found: $found; install it, or name it: PYTHON=/path/to/python3.11 $0"
 }
 
+# Where a package has nothing ready-made for this Python (editdistance on 3.13), it is compiled.
+compiler_missing() {
+  command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null ||
+    echo " No C++ compiler was found, which editdistance needs on Python 3.13: apt-get install g++ python3-dev"
+}
+
 # install_pins STAMP FILES...: installs the files' pins unless STAMP says that these very files are in.
 install_pins() {
   local stamp="$VENV/$1" wanted file
@@ -29,7 +36,7 @@ install_pins() {
   for file in "$@"; do
     case "$file" in
       *.lock) "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$file" ||
-        fail "pip could not install the pins of $file; is there a network?" ;;
+        fail "pip could not install the pins of $file; is there a network?$(compiler_missing)" ;;
       pyproject.toml) "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
         --no-deps --no-build-isolation --editable . || fail "pip could not install the project itself" ;;
     esac
@@ -50,6 +57,9 @@ flavour=${OPTIML_FLAVOUR:-cpu}
 if [ "$flavour" != cpu ]; then
   [ -f "requirements-$flavour.lock" ] || fail "OPTIML_FLAVOUR=$flavour: choose cpu, cuda12, cuda13 or tpu"
   install_pins ".optiml-$flavour" "requirements-$flavour.lock"
+fi
+if [ "${OPTIML_DOCS:-0}" = 1 ]; then
+  install_pins .optiml-docs requirements-docs.lock
 fi
 if [ "${OPTIML_TEST_ORACLES:-0}" = 1 ]; then
   install_pins .optiml-oracles requirements-oracles.lock

@@ -6,6 +6,6 @@
 #   OPTIML_TEST_ORACLES=1   also installs torch and runs the live comparisons with Hugging Face's OPT
 #   OPTIML_REAL_DATA=DIR    folder with real upstream data (default ../shared/data if it exists)
 set -euo pipefail
-. "$(dirname "$0")/install.sh"
+OPTIML_DOCS=1 . "$(dirname "$0")/install.sh"
 ruff check --quiet . && ruff format --quiet --check .
 exec python -m pytest -n auto --dist loadfile --durations=10 "$@"

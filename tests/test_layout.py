@@ -192,3 +192,9 @@ def test_no_file_is_longer_than_500_lines():
 
 def test_gin_folder_holds_no_python():
     assert not list((REPOSITORY / "gin").rglob("*.py"))
+
+
+def test_the_list_of_slow_tests_names_files_that_exist():
+    names = (REPOSITORY / "tests" / "slow.txt").read_text("utf-8").split()
+    assert names == sorted({*names})
+    assert all((REPOSITORY / name).is_file() for name in names)

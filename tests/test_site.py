@@ -1,0 +1,90 @@
+"""The documents: their site builds without warnings, their commands are understood or run."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import gin
+import pytest
+
+from optiml_jax.cli.main import VERBS, parse_gin
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
+DOCUMENTS += sorted((REPOSITORY / "docs").rglob("*.md"))
+BLOCK = re.compile(r"(<!-- runs -->\n)?```sh\n(.*?)```", re.DOTALL)
+
+
+def blocks(document, marked=False):
+    found = BLOCK.findall(document.read_text("utf-8"))
+    return [text for mark, text in found if mark or not marked]
+
+
+def commands(text):
+    """The `optiml` commands of a shell block, as lists of words."""
+    text = re.sub(r"<<'(\w+)'.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+    for line in text.replace("\\\n", " ").splitlines():
+        for part in re.split(r"&&|;|\bdo\b", line):
+            words = shlex.split(part.replace("...", "gin/runs/quickstart.gin"), comments=True)
+            if words and words[0] == "optiml":
+                yield words[1:]
+
+
+def test_the_site_builds_without_warnings(tmp_path):
+    pytest.importorskip("mkdocs", reason="requirements-docs.lock is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.html")}
+    assert {"index.html", "CONTRIBUTING.html", "reference/optiml_jax.train.html"} <= pages
+    # From a docstring, and from an f-string: both reach the reader.
+    assert "TrainConfig" in (tmp_path / "reference/optiml_jax.train.html").read_text("utf-8")
+    assert "is longer than the model" in (tmp_path / "messages.html").read_text("utf-8")
+    index = json.loads((tmp_path / "search/search_index.json").read_text("utf-8"))
+    assert len(index["docs"]) > 500
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_names_verbs_files_and_settings_that_exist(document, monkeypatch):
+    """Each is parsed as the program does: gin refuses files and settings that are not there."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("OPTIML_DATA", "/nowhere")
+    for text in blocks(document):
+        for verb, *arguments in commands(text):
+            for name in VERBS if verb == "$verb" else [verb]:
+                gin.clear_config()
+                known = [a for a in arguments if a not in ("--dry_run", "--review")]
+                known = [os.path.expandvars(a) for a in known if not a.startswith("--runner")]
+                parse_gin(name, known)
+
+
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if blocks(d, marked=True)], ids=lambda path: path.name
+)
+def test_blocks_that_need_no_outside_data_run(document, tmp_path):
+    """One after the other in a folder that has what a clone has; `<!-- runs -->` marks them."""
+    for name in ("gin", "tasks"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, what in {"python": "", "optiml": "-m optiml_jax.cli.main"}.items():
+        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {what} "$@"')
+        (programs / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "XLA_FLAGS": "",
+    }
+    script = "set -e\n" + "\n".join(blocks(document, marked=True))
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
