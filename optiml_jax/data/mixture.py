@@ -34,7 +34,9 @@ class Mixture:
       tasks: globs over task names (`superni/*`); a task that matches any of them is in.
       roles: a task is in that has one of these roles in the split manifest. OPT-IML trains on
         "train", OPT-IML-Max on the tasks of other roles too (paper, section 6.1).
+      without: globs over task names that are left out of `tasks`.
       eps: cap on the number of examples that counts for a task's rate; caps no data.
+      benchmark_eps: benchmark -> its own `eps`.
       max_examples: a task with more examples keeps a seeded random subset of this size.
       benchmark_max_examples: benchmark -> its own `max_examples`.
       proportions: benchmark -> weight (any positive scale); None: a benchmark weighs as much as the
@@ -54,7 +56,9 @@ class Mixture:
     name: str
     tasks: tuple[str, ...] = ("*",)
     roles: tuple[str, ...] = ("train",)
+    without: tuple[str, ...] | None = None
     eps: Positive = 4096
+    benchmark_eps: Mapping[str, Positive] | None = None
     max_examples: Positive | None = 100_000
     benchmark_max_examples: Mapping[str, Positive] = dataclasses.field(default_factory=dict)
     proportions: Mapping[str, NotNegativeFloat] | None = None
@@ -90,7 +94,8 @@ class Mixture:
 
     def capped_count(self, task: str, count: int) -> int:
         """The number of a task's examples that counts for its rate: SeqIO's `maximum`."""
-        return min(count, self.eps, self.max_examples_of(task) or count)
+        eps = (self.benchmark_eps or {}).get(benchmark_of(task), self.eps)
+        return min(count, eps, self.max_examples_of(task) or count)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -126,6 +131,7 @@ def matching_tasks(mixture: Mixture, names: Iterable[str]) -> list[str]:
         else:
             hint = f"did you mean {close[0]!r}?" if close else f"there are {len(names)} tasks"
         raise UserError(f"mixture {mixture.name!r}: no task matches {pattern!r}; {hint}")
+    matched -= {name for glob in mixture.without or () for name in fnmatch.filter(matched, glob)}
     if not matched:
         raise UserError(f"mixture {mixture.name!r}: no task matches any of {mixture.tasks}")
     return sorted(matched)

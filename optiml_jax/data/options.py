@@ -30,7 +30,8 @@ def relist(example: Example, option_format: str, order: Sequence[int]) -> str:
 
     Args:
       example: its `options_text` lists its `options`, all of them and in their order.
-      option_format: one of `OPTION_FORMATS`, or "given" for that of the input.
+      option_format: one of `OPTION_FORMATS`, "given" for that of the input, or "none": the list is
+        left out.
       order: `order[i]` is the option listed in place i.
 
     Raises:
@@ -50,6 +51,8 @@ def relist(example: Example, option_format: str, order: Sequence[int]) -> str:
     if option_format == "given":
         block = gaps[0] + "".join(o + gap for o, gap in zip(listed, gaps[1:], strict=True))
         return before + block + after
+    if option_format == "none":
+        return _without(before, after)
     opening, item, joiner = OPTION_FORMATS[option_format]
     block = opening + joiner.join(
         item.format(text=text, letter=_letter(i), number=i + 1) for i, text in enumerate(listed)
@@ -59,6 +62,13 @@ def relist(example: Example, option_format: str, order: Sequence[int]) -> str:
         before += "\n" if before and before[-1] != "\n" else ""
         after = "\n" + after if after and after[0] != "\n" else after
     return before + block + after
+
+
+def _without(before: str, after: str) -> str:
+    """What is left of an input without its list, with no gap where it stood."""
+    if not before.strip() or not after.strip():
+        return (before + after).strip()
+    return before.rstrip() + ("\n" if "\n" in before[-1:] + after[:1] else " ") + after.lstrip()
 
 
 def _gaps(block: str, options: Sequence[str]) -> tuple[str, ...] | None:

@@ -10,7 +10,7 @@ import hashlib
 import heapq
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from optiml_jax.data.example import Example, InstructionLevel
@@ -65,6 +65,7 @@ class PromptConfig:
       option_order: "shuffled" lists the options of each example in an order of its own.
       option_format: how options are listed: as the reader has them, one of `OPTION_FORMATS`, or
         "random", which draws one of these per prompt. See `options.relist`.
+      without_options: benchmark -> the part of its training prompts that list no options.
     """
 
     seed: Seed = 1234
@@ -75,6 +76,7 @@ class PromptConfig:
     loss: Literal["label", "suffix"] = "label"
     option_order: Literal["given", "shuffled"] = "given"
     option_format: str = "given"
+    without_options: Mapping[str, Probability] | None = None
 
     def __post_init__(self):
         if self.option_format not in _OPTION_FORMATS:
@@ -94,7 +96,9 @@ class PromptConfig:
         """Without what only training prompts have."""
         pool = "fixed" if self.demonstrations == "train" else self.demonstrations
         separator = self.separator if isinstance(self.separator, str) else self.separator[0]
-        return dataclasses.replace(self, loss="label", demonstrations=pool, separator=separator)
+        return dataclasses.replace(
+            self, loss="label", demonstrations=pool, separator=separator, without_options=None
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,6 +387,9 @@ def _separator(example: Example, config: PromptConfig) -> str:
 
 
 def _option_format(example: Example, config: PromptConfig) -> str:
+    part = (config.without_options or {}).get(example.benchmark, 0.0)
+    if part and _draw(f"{config.seed}\0without options\0{_key(example)}") / 2**64 < part:
+        return "none"
     if config.option_format != "random":
         return config.option_format
     return _choice(tuple(OPTION_FORMATS), f"{config.seed}\0option format\0{_key(example)}")

@@ -50,6 +50,7 @@ CROSSFIT = example("It rained. ", "(A) sun (B) mud", ("sun", "mud"), " context: 
         ("inline", "All cats sleep.\nSo?\n\n(A) no (B) it depends (C) yes"),
         ("commas", "All cats sleep.\nSo?\n\nOptions: no, it depends, yes"),
         ("given", "All cats sleep.\nSo?\n\nOPTIONS:\n- no\n- it depends\n- yes"),
+        ("none", "All cats sleep.\nSo?"),
     ],
 )
 def test_options_are_listed_in_an_order_and_a_format(option_format, expected):
@@ -168,3 +169,15 @@ def test_demonstrations_have_the_format_of_the_prompt_and_orders_of_their_own():
     assert len(seen) == 2
     randoms = [rendered(e, shown[:1], option_format="random") for e in copies(40)]
     assert all(r.count("Choose from:\n") in (0, 2) for r in randoms)
+
+
+def test_a_part_of_the_training_prompts_lists_no_options():
+    config = PromptConfig(delimiter="", without_options={"b": 0.5, "other": 1.0})
+    examples = [dataclasses.replace(FLAN, example_id=str(i)) for i in range(400)]
+    listed = ["OPTIONS:" in render(e, (), "instance", config).query for e in examples]
+    assert 170 < sum(listed) < 230  # three standard deviations of a fair coin
+    evaluated = config.for_evaluation()
+    assert all("OPTIONS:" in render(e, (), "instance", evaluated).query for e in examples)
+    assert render(CROSSFIT, (), "instance", PromptConfig(delimiter="", option_format="given")).query
+    none = dataclasses.replace(config, without_options={"b": 1.0})
+    assert render(CROSSFIT, (), "instance", none).query == "It rained. context: z"
