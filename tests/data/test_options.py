@@ -71,7 +71,7 @@ def test_a_list_of_lines_stands_on_lines_of_its_own(option_format, expected):
 
 def test_every_format_is_tested_here():
     tested = test_options_are_listed_in_an_order_and_a_format.pytestmark[0].args[1]
-    assert {name for name, _ in tested} == {*OPTION_FORMATS, "given"}
+    assert {name for name, _ in tested} == {*OPTION_FORMATS, "given", "none"}
 
 
 # Options that look like the text around them.
