@@ -15,15 +15,16 @@ from typing import Any
 import jax
 import tqdm
 
+from optiml_jax.checkpoint.adapters import stored_model_params
 from optiml_jax.checkpoint.gguf_files import open_gguf
 from optiml_jax.checkpoint.huggingface import open_huggingface, write_huggingface
-from optiml_jax.checkpoint.manager import CheckpointManager, find_checkpoint
+from optiml_jax.checkpoint.manager import CheckpointManager
 from optiml_jax.checkpoint.metaseq import is_metaseq, open_metaseq
 from optiml_jax.checkpoint.tensors import Padded
 from optiml_jax.checkpoint.weights import (
     Weights,
     checked,
-    stored_params,
+    dtype_of,
     streamed_params,
 )
 from optiml_jax.errors import UserError
@@ -95,9 +96,20 @@ def into_checkpoint(
     """
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"cannot store tensors as {dtype!r}; choose one of {', '.join(DTYPES)}")
-    with _whole(destination) as temporary, _bar("reading", 0) as bar:
+    with _bar("reading", 0) as bar:
         params = streamed_params(weights, dtype, bar.update)
         bar.total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        save_params(params, destination, metadata, files)
+
+
+def save_params(
+    params: Mapping[str, Any],
+    destination: pathlib.Path,
+    metadata: dict[str, Any],
+    files: Mapping[str, bytes] | None,
+) -> None:
+    """Writes the checkpoint <destination>/checkpoints/0 of parameters; whole or not at all."""
+    with whole_folder(destination) as temporary:
         manager = CheckpointManager(temporary / "checkpoints", async_save=False, files=files)
         manager.save(0, {"params": params}, metadata)
         manager.close()
@@ -119,10 +131,9 @@ def out_of_checkpoint(
       dtype: of the tensors; None: as they are stored.
       **more: of `write_huggingface`.
     """
-    params = stored_params(find_checkpoint(source, ("params",)) / "params", config)
+    params = stored_model_params(source, config, dtype)
     total = sum(
-        math.prod(array.shape) * array.dtype.numpy_dtype.itemsize
-        for array in jax.tree.leaves(params)
+        math.prod(array.shape) * dtype_of(array).itemsize for array in jax.tree.leaves(params)
     )
     with _bar("writing", total) as bar:
         write_huggingface(destination, config, params, dtype=dtype, progress=bar.update, **more)
@@ -133,7 +144,7 @@ def _bar(what: str, total: int) -> tqdm.tqdm:
 
 
 @contextlib.contextmanager
-def _whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def whole_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary folder that takes the place of `folder` when the block succeeds."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; choose a new folder or remove it")

@@ -301,6 +301,12 @@ def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
     return _read_manifest(find_checkpoint(path, ("params",)))["metadata"]
 
 
+def load_fingerprint(path: str | os.PathLike) -> str:
+    """The fingerprint of the checkpoint that `load_params` would take: of metadata and files."""
+    body = _read_manifest(find_checkpoint(path, ("params",)))
+    return fingerprint(body)
+
+
 def find_checkpoint(path: str | os.PathLike, items: Sequence[str] | None = None) -> pathlib.Path:
     """The step folder meant by a run folder, a `checkpoints` folder or a step folder itself.
 

@@ -259,7 +259,7 @@ def write_weights(
     """
     layouts = huggingface_tensors(config)
     leaves = {layout.path: _leaf(params, layout.path) for layout in layouts}
-    types = {path: np.dtype(dtype or _dtype(leaf)) for path, leaf in leaves.items()}
+    types = {path: np.dtype(dtype or dtype_of(leaf)) for path, leaf in leaves.items()}
     for kind in set(types.values()):
         if kind.name not in DTYPES:
             raise UserError(
@@ -312,7 +312,8 @@ def _is_stored(leaf: Any) -> bool:
     return isinstance(leaf, ts.TensorStore)
 
 
-def _dtype(leaf: Any) -> np.dtype:
+def dtype_of(leaf: Any) -> np.dtype:
+    """The type of an array or TensorStore."""
     return leaf.dtype.numpy_dtype if _is_stored(leaf) else leaf.dtype
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import gin
 import jax
 
-from optiml_jax.checkpoint.manager import find_checkpoint, load_metadata, load_params
+from optiml_jax.checkpoint.adapters import load_model_params
+from optiml_jax.checkpoint.manager import find_checkpoint, load_metadata
 from optiml_jax.cli.settings import Evaluate, Run, configured, expand
 from optiml_jax.cli.vocabularies import load_run_vocabulary
 from optiml_jax.data.vocabulary import padded_size, vocabulary_fingerprint
@@ -88,10 +89,10 @@ def load_model(
     place = str(checkpoints_dir(run)) if place == "latest" else place
     step_folder = find_checkpoint(place, ("params",))
     metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
-    config = _computed(config_from_dict(metadata["model"]))
+    config = _computed(config_from_dict(metadata["model"]).without_lora())
     check_model(run, step_folder, metadata["model"])
     dtype = params_dtype(settings, config)
-    params = load_params(step_folder, abstract_params(config, mesh, preset, dtype))
+    params = load_model_params(step_folder, abstract_params(config, mesh, preset, dtype))
     return Model(_name(run, step_folder), config, abstract_model(config)[0], params, metadata)
 
 
@@ -151,11 +152,11 @@ def _untrained(run: Run, settings: Evaluate, mesh: jax.sharding.Mesh, preset: st
     """The weights that `optiml train` of this run starts from, before its first step."""
     vocabulary = load_run_vocabulary(run)
     train = configured(TrainConfig, plan_dir="", run_dir="")
-    config = run_model(padded_size(vocabulary), train.init_from)
+    config = run_model(padded_size(vocabulary), train.init_from).without_lora()
     if train.init_from:
         step_folder = find_checkpoint(train.init_from, ("params",))
         dtype = params_dtype(settings, config)
-        params = load_params(step_folder, abstract_params(config, mesh, preset, dtype))
+        params = load_model_params(step_folder, abstract_params(config, mesh, preset, dtype))
         metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
         return Model("init", config, abstract_model(config)[0], params, metadata)
     shardings = param_shardings(abstract_model(config)[1], mesh, preset)

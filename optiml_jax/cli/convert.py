@@ -8,7 +8,10 @@ import sys
 import tempfile
 from typing import Any
 
+import jax
+
 from optiml_jax.checkpoint import conversion, huggingface
+from optiml_jax.checkpoint.adapters import describe_base, is_peft, read_peft, write_peft
 from optiml_jax.checkpoint.manager import find_checkpoint, load_metadata
 from optiml_jax.checkpoint.metaseq import is_metaseq
 from optiml_jax.checkpoint.weights import Weights
@@ -36,7 +39,8 @@ def main() -> None:
     source = expand(settings.source, "Convert.source")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} exists already; choose a new folder or remove it")
-    directions = {"optiml": into_checkpoint, "huggingface": to_huggingface}
+    into = adapters_into_checkpoint if is_peft(source) else into_checkpoint
+    directions = {"optiml": into, "huggingface": to_huggingface, "peft": to_peft}
     if settings.to not in directions:
         raise UserError(f"Convert.to={settings.to!r}; choose one of {', '.join(directions)}")
     directions[settings.to](source, destination, settings)
@@ -77,6 +81,34 @@ def into_checkpoint(source: str, destination: pathlib.Path, settings: Convert) -
     print(f"with its vocabulary: --gin.Run.vocabulary=checkpoint:{destination}")
 
 
+def adapters_into_checkpoint(source: str, destination: pathlib.Path, settings: Convert) -> None:
+    """Writes a checkpoint of the adapters in a PEFT folder, beside `Convert.base`."""
+    if settings.base is None:
+        raise UserError(f"{source} holds adapters; set Convert.base to the checkpoint they adapt")
+    step_folder = find_checkpoint(expand(settings.base, "Convert.base"), ("params",))
+    base = load_metadata(step_folder)
+    config, adapters = read_peft(pathlib.Path(source), config_from_dict(base["model"]))
+    metadata = {
+        **{name: base[name] for name in ("vocabulary", "bos_id") if name in base},
+        "model": config.to_dict(),
+        "base": describe_base(step_folder),
+        "step": 0,
+        "source": source,
+    }
+    files = content_for_checkpoint(spec_of_step(step_folder) or base["vocabulary"]["spec"])
+    conversion.save_params(jax.tree.map(jax.numpy.asarray, adapters), destination, metadata, files)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(adapters))
+    print(f"{numbers:,} parameters of adapters of rank {config.lora_rank}: {destination}")
+
+
+def to_peft(source: str, destination: pathlib.Path, settings: Convert) -> None:
+    """Writes the adapters of a checkpoint as a folder that PEFT loads."""
+    name = settings.base or load_metadata(source).get("base", {}).get("checkpoint", "")
+    with conversion.whole_folder(destination) as temporary:
+        write_peft(source, temporary, name)
+    print(f"adapters: {destination}")
+
+
 def _vocabulary_spec(source: str, weights: Weights, settings: Convert) -> str:
     kind = "opt" if weights.config.architecture == "opt" else "huggingface"
     return expand(settings.vocabulary or f"{kind}:{_folder_of(source)}", "Convert.vocabulary")
@@ -86,7 +118,7 @@ def to_huggingface(source: str, destination: pathlib.Path, settings: Convert) ->
     """Writes a folder that `transformers` loads, with tokenizer and model card."""
     step_folder = find_checkpoint(source)
     metadata = load_metadata(step_folder)
-    config = config_from_dict(metadata["model"])
+    config = config_from_dict(metadata["model"]).without_lora()
     tokens = config.vocab_size - config.vocab_padding
     config = dataclasses.replace(config, vocab_size=tokens, vocab_padding=0)
     spec = _vocabulary_of(step_folder, metadata, settings)

@@ -31,6 +31,8 @@ from optiml_jax.exchange.answer_files import model_name, read_answers
 from optiml_jax.exchange.answers import StoredAnswers
 from optiml_jax.files import write_json
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.decoder import abstract_model
+from optiml_jax.model.lora import merge_params
 from optiml_jax.one_writer import one_writer
 from optiml_jax.sharding import processes
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
@@ -175,11 +177,15 @@ def evaluation_hook(config: DecoderConfig, metadata: Mapping[str, Any]) -> Evalu
     check_name(settings)
     evaluation = Evaluation(run, settings)
 
+    plain = config.without_lora()
+
     def hook(step: int, graphdef: Any, params: Any) -> None:
+        if config.lora_rank:  # as `optiml evaluate` loads them
+            graphdef, params = abstract_model(plain)[0], merge_params(params, config.lora_scale)
         own = {**metadata, "step": step, "checkpoint": str(checkpoints_dir(run) / str(step))}
         params = cast_params(params, params_dtype(settings, config))
         try:
-            evaluation.of_model(Model(f"step_{step}", config, graphdef, params, own))
+            evaluation.of_model(Model(f"step_{step}", plain, graphdef, params, own))
             processes.on_first(lambda: write_scalars(run, since=step))
         except UserError as e:
             _log.warning("evaluation after step %d failed, training goes on: %s", step, e)

@@ -383,17 +383,19 @@ class Compile:
 @dataclasses.dataclass(frozen=True)
 class Convert:
     """Attributes:
-    source: a Hugging Face folder or Hub name or metaseq's files (read), or a checkpoint of ours
-      (written).
+    source: a Hugging Face folder or Hub name, metaseq's files, a .gguf file or a PEFT folder (they
+      are read), or a checkpoint of ours (it is written in another form).
     destination: the folder to make.
-    to: "optiml" or "huggingface".
+    to: "optiml"; "huggingface": the whole model, adapters merged; "peft": the adapters alone.
+    base: the checkpoint that a PEFT folder adapts.
     vocabulary: spec stored with a checkpoint that is made; None: the source's own.
     dtype: of the tensors that are written: float32, bfloat16 or float16; None: that of the source.
     """
 
     source: str
     destination: str
-    to: Literal["optiml", "huggingface"] = "optiml"
+    to: Literal["optiml", "huggingface", "peft"] = "optiml"
+    base: str | None = None
     vocabulary: str | None = None
     dtype: str | None = None
 

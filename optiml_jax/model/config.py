@@ -13,6 +13,7 @@ from optiml_jax.settings import (
     Layers,
     NotNegative,
     NotNegativeFloat,
+    PositiveFloat,
     Share,
     TokenId,
     Width,
@@ -44,6 +45,11 @@ class DecoderConfig:
       eos_id: token id that ends a text, in training and in scoring.
       more_eos_ids: further ids that end a generated text (those of an instruct model's turns).
       init_std: standard deviation of the initial weights.
+      lora_rank: of the adapters beside matrices, which are then trained alone (model/lora.py); 0:
+        there are none, and all parameters are trained.
+      lora_alpha: an adapter's result is multiplied with lora_alpha / lora_rank.
+      lora_targets: names of the matrices of a block that have an adapter: "query", "key", "value",
+        "out", "wi", "wo" and, of Llama's kind, "gate"; empty: all of them.
       dtype: type of the computation; parameters are float32, and norms, softmax and logits are
         computed in float32 whatever it says.
       remat: what the backward pass computes again: nothing ("none"), everything but matrix products
@@ -67,6 +73,9 @@ class DecoderConfig:
     eos_id: TokenId = 2
     more_eos_ids: tuple[TokenId, ...] = ()
     init_std: NotNegativeFloat = 0.02
+    lora_rank: NotNegative = 0
+    lora_alpha: PositiveFloat = 16.0
+    lora_targets: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     remat: Literal["none", "dots", "attention", "full"] = "none"
     attention: Literal["auto", "reference", "chunked", "splash", "triton"] = "auto"
@@ -88,6 +97,16 @@ class DecoderConfig:
     def eos_ids(self) -> tuple[int, ...]:
         """Every token id that ends a generated text, `eos_id` first."""
         return (self.eos_id, *(i for i in self.more_eos_ids if i != self.eos_id))
+
+    @property
+    def lora_scale(self) -> float:
+        """What the result of an adapter is multiplied with."""
+        return self.lora_alpha / self.lora_rank
+
+    def without_lora(self) -> "DecoderConfig":
+        """The model whose matrices have taken in their adapters."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self) if "lora" in f.name}
+        return dataclasses.replace(self, **defaults)
 
     # The shape of the cache of keys and values: [num_layers, B, num_kv_heads, positions, head_dim].
     # Fields in architectures in which they are free; here what follows from the other fields.
@@ -123,13 +142,15 @@ class DecoderConfig:
         """FLOPs of one token in training: 6 * num_matmul_params + 12 * layers * width * length.
 
         Forward and backward, full attention, no recomputation (PaLM, appendix B); the width is that
-        of all heads together, the length at most the sliding window.
+        of all heads together, the length at most the sliding window. Under LoRA 4 in the place of
+        6: the gradient of the matrices is not computed.
         """
         length = min(sequence_length, self.sliding_window or sequence_length)
         attention = 12 * self.num_layers * self.num_heads * self.head_dim * length
-        return 6 * self.num_matmul_params + attention
+        return (4 if self.lora_rank else 6) * self.num_matmul_params + attention
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict that `architectures.config_from_dict` turns back into an equal one."""
         values = dataclasses.asdict(self)
-        return {"architecture": self.architecture, **values, "more_eos_ids": [*self.more_eos_ids]}
+        lists = {name: [*value] for name, value in values.items() if isinstance(value, tuple)}
+        return {"architecture": self.architecture, **values, **lists}

@@ -19,6 +19,7 @@ from optiml_jax.model.huggingface_form import HuggingFaceForm, TensorLayout
 from optiml_jax.model.kv_cache import KVCache
 from optiml_jax.model.llama import huggingface as llama_form
 from optiml_jax.model.llama.model import Llama
+from optiml_jax.model.lora import attach, split_params
 from optiml_jax.model.opt import huggingface as opt_form
 from optiml_jax.model.opt.model import OPT
 
@@ -112,6 +113,19 @@ def init_params(
     return graphdef, create(config, jax.random.key(seed))
 
 
+def init_adapters(config: DecoderConfig, seed: int, shardings: Any) -> dict[str, Any]:
+    """New adapters of a model with `lora_rank`, without anything else of it.
+
+    Args:
+      shardings: tree of `jax.sharding.Sharding` like them.
+    """
+
+    def create(key: jax.Array) -> dict[str, Any]:
+        return split_params(_create(config, key))[0]
+
+    return jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+
+
 def huggingface_form(config: DecoderConfig) -> HuggingFaceForm:
     """How the architecture of `config` lies in Hugging Face's folders."""
     return _ROOMS[config.architecture][1]
@@ -137,7 +151,10 @@ def huggingface_tensors(config: DecoderConfig) -> list[TensorLayout]:
 
 
 def _build(config: DecoderConfig, rngs: nnx.Rngs) -> Any:
-    return _ROOMS[config.architecture][0](config, rngs)
+    model = _ROOMS[config.architecture][0](config, rngs)
+    if config.lora_rank:
+        attach(model, config, rngs)
+    return model
 
 
 @functools.partial(jax.jit, static_argnums=0)

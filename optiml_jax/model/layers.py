@@ -71,6 +71,8 @@ class Linear(nnx.Module):
       train_bias: whether the bias gets a gradient.
     """
 
+    adapter: nnx.Module | None = None  # given by `lora.attach`
+
     def __init__(
         self,
         equation: str,
@@ -91,6 +93,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+        if self.adapter is not None:
+            y = y + self.adapter(x)
         if self.bias is None:
             return y
         bias = self.bias[...] if self.train_bias else jax.lax.stop_gradient(self.bias[...])

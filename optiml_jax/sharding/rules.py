@@ -34,6 +34,7 @@ _STANDARD: Rules = {
     "head_dim": (),
     "mlp": ("tensor",),
     "norm": (),
+    "rank": (),
     # activations; "vocab", "heads" and "mlp" as above
     "batch": ("data", "fsdp"),
     "length": (),

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from optiml_jax.checkpoint.adapters import describe_base
 from optiml_jax.data.plan import Plan
 from optiml_jax.errors import UserError
 from optiml_jax.frozen import changes
@@ -23,6 +24,7 @@ _IN_THE_FINGERPRINT = {"plan_configuration", "plan_seed", "plan_settings", "trai
 _FREE_FIELDS = {"remat", "attention"}
 # ... and between a run and the checkpoint it starts from: what is computed from the same weights.
 FINE_TUNING_FIELDS = _FREE_FIELDS | {"dtype", "dropout", "attention_dropout", "init_std"}
+FINE_TUNING_FIELDS |= {"lora_rank", "lora_alpha", "lora_targets"}
 
 
 @configurable
@@ -106,8 +108,21 @@ def check_plan(plan: Plan, model: DecoderConfig, more_rows: bool) -> None:
 def run_metadata(
     config: TrainConfig, model: DecoderConfig, optimizer: OptimizerConfig, plan: Plan
 ) -> dict[str, Any]:
-    """What a checkpoint says about its run: all that decides the parameters, but the step."""
+    """What a checkpoint says about its run: all that decides the parameters, but the step.
+
+    Raises:
+      UserError: adapters shall be trained, and nothing says of what.
+    """
+    base = {}
+    if model.lora_rank:
+        if config.init_from is None:
+            raise UserError(
+                "model_config.lora_rank trains adapters only; set TrainConfig.init_from to the "
+                "checkpoint they adapt"
+            )
+        base = {"base": describe_base(config.init_from)}
     return {
+        **base,
         "model": model.to_dict(),
         "vocabulary": plan.meta["vocabulary"],
         "bos_id": plan.config.bos_id,

@@ -71,7 +71,7 @@ class Validation:
             return
         self.reporter.flush()
         with self.reporter.paused():
-            total, weight = self.loss(state.params)
+            total, weight = self.loss(state.model_params)
             loss = total / max(weight, 1)
             self.reporter.scalars(
                 {"validation/loss": loss, "validation/perplexity": perplexity(loss)}
@@ -172,4 +172,4 @@ class Evaluation:
             check_state(step, state)  # nothing that is not finite is evaluated
         pause = contextlib.nullcontext() if self.reporter is None else self.reporter.paused()
         with pause, self.stop.at_once():
-            self.hook(step, self.graphdef, state.params)
+            self.hook(step, self.graphdef, state.model_params)

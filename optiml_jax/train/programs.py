@@ -13,7 +13,7 @@ import jax
 
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import abstract_model
-from optiml_jax.sharding.rules import abstract_params, batch_sharding, replicated, use_mesh
+from optiml_jax.sharding.rules import batch_sharding, replicated, use_mesh
 from optiml_jax.train.batches import abstract_batch
 from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.optimizer import OptimizerConfig
@@ -106,7 +106,7 @@ def trace_validation_step(
     function = make_validation_step(abstract_model(model)[0], config.loss_chunk)
     rows = config.global_batch_size // config.num_microbatches
     arguments = (
-        abstract_params(model, mesh, preset),
+        abstract_state(model, mesh, preset).model_params,
         abstract_batch(mesh, rows, sequence_length),
     )
     with use_mesh(mesh, preset):

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from optiml_jax.checkpoint.manager import CheckpointManager, load_metadata, load_params
+from optiml_jax.checkpoint.adapters import load_model_params
+from optiml_jax.checkpoint.manager import CheckpointManager, load_metadata
 from optiml_jax.data.plan import Plan
 from optiml_jax.data.vocabulary_files import content_for_checkpoint
 from optiml_jax.errors import UserError
@@ -19,6 +20,7 @@ from optiml_jax.train.config import (
 from optiml_jax.train.optimizer import OptimizerConfig
 from optiml_jax.train.state import (
     TrainState,
+    adapted_state,
     initial_state,
     state_from_items,
     state_from_params,
@@ -84,10 +86,13 @@ def start_state(
         checkpoints.set_aside_after(latest)
         logger.info("resuming %s at step %d", config.run_dir, latest)
         items = checkpoints.restore(latest, abstract.items())
-        return state_from_items(items, latest, abstract), latest
+        base = load_model_params(config.init_from, abstract.base) if abstract.base else {}
+        return state_from_items(items, latest, abstract, base), latest
     if config.init_from is not None:
         check_initial_checkpoint(config.init_from, load_metadata(config.init_from), metadata)
         logger.info("starting from the parameters of %s", config.init_from)
-        params = load_params(config.init_from, abstract.params)
+        params = load_model_params(config.init_from, abstract.base or abstract.params)
+        if abstract.base:
+            return adapted_state(params, model, optimizer, config.seed, abstract), 0
         return state_from_params(params, optimizer, abstract), 0
     return initial_state(model, optimizer, config.seed, abstract), 0

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from optiml_jax.model.config import DecoderConfig
-from optiml_jax.model.decoder import init_params
+from optiml_jax.model.decoder import init_adapters, init_params
+from optiml_jax.model.lora import join_params, split_params
 from optiml_jax.sharding.rules import abstract_params, replicated
 from optiml_jax.train.loss_scale import init_scale
 from optiml_jax.train.optimizer import OptimizerConfig, init_optimizer
@@ -17,14 +18,22 @@ from optiml_jax.train.optimizer import OptimizerConfig, init_optimizer
 class TrainState:
     """Attributes:
     step: int32[], updates made so far.
-    params: pure nested dict of float32 arrays, as made by `model.decoder.init_params`.
+    params: what is trained: a pure nested dict of float32 arrays, as made by
+      `model.decoder.init_params`; under LoRA the adapters alone.
     optimizer: pure dict of the moments, float32, shaped and sharded as `params`; in float16 also
       `loss_scale`, see `optiml_jax.train.loss_scale`.
+    base: what is not trained, under LoRA; else empty.
     """
 
     step: jax.Array
     params: dict[str, Any]
     optimizer: dict[str, Any]
+    base: dict[str, Any] = struct.field(default_factory=dict)
+
+    @property
+    def model_params(self) -> dict[str, Any]:
+        """All parameters of the model."""
+        return join_params(self.params, self.base) if self.base else self.params
 
     def items(self) -> dict[str, Any]:
         """The items of a checkpoint, by name. The step is the checkpoint's own."""
@@ -33,7 +42,10 @@ class TrainState:
 
 def abstract_state(model: DecoderConfig, mesh: jax.sharding.Mesh, preset: str) -> TrainState:
     """Shapes, dtypes and shardings of the whole state; no memory is used."""
-    params = abstract_params(model, mesh, preset)
+    params, base = abstract_params(model, mesh, preset), {}
+    if model.lora_rank:
+        params, base = split_params(params)
+        base = _in_type_of_use(base, model.dtype)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     optimizer = {"mu": params, "nu": params}
     if model.dtype == "float16":
@@ -41,7 +53,18 @@ def abstract_state(model: DecoderConfig, mesh: jax.sharding.Mesh, preset: str) -
         optimizer["loss_scale"] = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), scale
         )
-    return TrainState(step=step, params=params, optimizer=optimizer)
+    return TrainState(step=step, params=params, optimizer=optimizer, base=base)
+
+
+def _in_type_of_use(base: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """What is never updated needs no more digits than it is used with; norms are in float32."""
+
+    def typed(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        in_norm = any(str(getattr(key, "key", "")).endswith("_norm") for key in path)
+        kind = leaf.dtype if in_norm else jnp.dtype(dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(typed, base)
 
 
 def initial_state(
@@ -53,8 +76,24 @@ def initial_state(
     return state_from_params(params, optimizer, abstract)
 
 
+def adapted_state(
+    base: dict[str, Any],
+    model: DecoderConfig,
+    optimizer: OptimizerConfig,
+    seed: int,
+    abstract: TrainState,
+) -> TrainState:
+    """The state before the first update of new adapters beside `base`."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+    adapters = init_adapters(model, seed, shardings)
+    return state_from_params(adapters, optimizer, abstract, base)
+
+
 def state_from_params(
-    params: dict[str, Any], optimizer: OptimizerConfig, abstract: TrainState
+    params: dict[str, Any],
+    optimizer: OptimizerConfig,
+    abstract: TrainState,
+    base: dict[str, Any] | None = None,
 ) -> TrainState:
     """The state before the first update of `params`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
@@ -65,10 +104,12 @@ def state_from_params(
         return moments | ({"loss_scale": init_scale(optimizer)} if scaled else {})
 
     state = jax.jit(init, out_shardings=shardings)(params)
-    return state_from_items({"params": params, "optimizer": state}, 0, abstract)
+    return state_from_items({"params": params, "optimizer": state}, 0, abstract, base)
 
 
-def state_from_items(items: dict[str, Any], step: int, abstract: TrainState) -> TrainState:
-    """The state after `step` updates, from the items of its checkpoint."""
+def state_from_items(
+    items: dict[str, Any], step: int, abstract: TrainState, base: dict[str, Any] | None = None
+) -> TrainState:
+    """The state after `step` updates, from the items of its checkpoint and what is not trained."""
     number = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
-    return TrainState(step=number, **items)
+    return TrainState(step=number, **items, base=base or {})

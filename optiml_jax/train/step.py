@@ -10,6 +10,7 @@ from flax import nnx
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.axes import constrain
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.lora import join_params
 from optiml_jax.train.loss import label_loss
 from optiml_jax.train.loss_scale import chosen, next_scale
 from optiml_jax.train.optimizer import OptimizerConfig, apply_gradient
@@ -68,12 +69,13 @@ def make_train_step(
     scaled = model.dtype == "float16"
     has_dropout = bool(model.dropout or model.attention_dropout)
 
-    def loss_and_gradient(params, rows, key, scale):
+    def loss_and_gradient(state, rows, key, scale):
         def loss(params):
+            params = join_params(params, state.base) if state.base else params
             total, weight = batch_loss(graphdef, params, rows, key if has_dropout else None, chunk)
             return total * scale, (total, weight)
 
-        (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         return sums, gradient
 
     def train_step(state: TrainState, batch: Batch):
@@ -83,14 +85,14 @@ def make_train_step(
         def accumulate(carry, inputs):
             index, rows = inputs
             (total, weight), gradient = loss_and_gradient(
-                state.params, rows, jax.random.fold_in(key, index), scale
+                state, rows, jax.random.fold_in(key, index), scale
             )
             return jax.tree.map(jnp.add, carry, (gradient, total, weight)), None
 
         nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
         if num_microbatches == 1:  # no second tree to add the gradient to
             (total, weight), gradient = loss_and_gradient(
-                state.params, batch, jax.random.fold_in(key, 0), scale
+                state, batch, jax.random.fold_in(key, 0), scale
             )
         else:
             parts = {name: _microbatches(rows, num_microbatches) for name, rows in batch.items()}
@@ -115,7 +117,7 @@ def make_train_step(
             "loss_weight": weight,
             "tokens": jnp.sum(batch["segment_ids"] != 0).astype(jnp.float32),
         }
-        return TrainState(state.step + 1, params, moments), measured
+        return TrainState(state.step + 1, params, moments, state.base), measured
 
     return train_step
 

@@ -1,0 +1,293 @@
+"""Checkpoints that hold LoRA adapters alone: whole models of them, and PEFT's folders.
+
+Such a checkpoint says in its metadata which checkpoint it is based on (`base`: its folder, and the
+fingerprint that shows whether it is still the same).
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from optiml_jax.checkpoint.manager import (
+    find_checkpoint,
+    load_fingerprint,
+    load_metadata,
+    load_params,
+)
+from optiml_jax.checkpoint.streaming import Index
+from optiml_jax.checkpoint.weights import stored_params
+from optiml_jax.errors import UserError
+from optiml_jax.files import read_json
+from optiml_jax.model.architectures import config_from_dict
+from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.decoder import huggingface_form
+from optiml_jax.model.lora import ADAPTER, join_params, low_rank, merge_params, split_params
+from optiml_jax.sharding.rules import abstract_params
+
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PEFT_PREFIX = "base_model.model."
+# Fields of adapter_config.json that change what is computed, in the only form that is read.
+_PEFT_FIXED = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_dora": False,
+    "fan_in_fan_out": False,
+    "modules_to_save": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "layers_to_transform": None,
+    "lora_bias": False,
+}
+
+
+# ---- whole models ----------------------------------------------------------------------------
+
+
+def describe_base(path: str | os.PathLike) -> dict[str, str]:
+    """What the metadata of adapters say of the checkpoint they are based on."""
+    folder = find_checkpoint(path, ("params",))
+    return {"checkpoint": str(folder), "fingerprint": load_fingerprint(folder)}
+
+
+def load_model_params(path: str | os.PathLike, abstract: Any) -> Any:
+    """The parameters of a model, as `load_params`; adapters are merged into those of their base.
+
+    Raises:
+      UserError: see `load_params`; or the base is gone, or another one.
+    """
+    folder = find_checkpoint(path, ("params",))
+    metadata = load_metadata(folder)
+    if "base" not in metadata:
+        return load_params(folder, abstract)
+    params = load_model_params(_base_folder(folder, metadata), abstract)
+    config = config_from_dict(metadata["model"])
+    sharding = getattr(jax.tree.leaves(abstract)[0], "sharding", None)
+    mesh = getattr(sharding, "mesh", None)
+    adapters = load_params(folder, split_params(abstract_params(config, mesh))[0])
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+
+    def merge(params: Any, adapters: Any) -> Any:
+        return merge_params(join_params(adapters, params), config.lora_scale)
+
+    return jax.jit(merge, out_shardings=shardings, donate_argnums=0)(params, adapters)
+
+
+def stored_model_params(
+    path: str | os.PathLike, config: DecoderConfig, dtype: str | None = None
+) -> dict[str, Any]:
+    """The parameters of a model, whose pieces are read when they are asked for.
+
+    Args:
+      path: a checkpoint.
+      config: of the model, without adapters.
+      dtype: of merged matrices; None: that of the base.
+    """
+    folder = find_checkpoint(path, ("params",))
+    metadata = load_metadata(folder)
+    if "base" not in metadata:
+        return stored_params(folder / "params", config)
+    base = stored_model_params(_base_folder(folder, metadata), config)
+    adapters, scale = _load_adapters(folder, metadata)
+    return _merged(join_params(adapters, base), scale, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Merged:
+    """A stacked kernel and its adapter; reading a part merges that part."""
+
+    kernel: Any
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+    dtype: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.kernel.shape)
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        kernel = self.kernel[index]
+        kernel = kernel.read().result() if hasattr(kernel, "read") else kernel
+        layers = index[0]
+        whole = (len(range(*layers.indices(self.shape[0]))), *self.shape[1:])
+        update = low_rank(self.a[layers], self.b[layers], self.scale, whole)
+        update = update[(slice(None), *index[1:])]
+        return (kernel.astype(np.float32) + update).astype(self.dtype)
+
+
+def _merged(params: Mapping[str, Any], scale: float, dtype: str | None) -> dict[str, Any]:
+    out = {
+        name: _merged(value, scale, dtype) if isinstance(value, Mapping) else value
+        for name, value in params.items()
+        if name != ADAPTER
+    }
+    if ADAPTER in params:
+        kernel, adapter = params["kernel"], params[ADAPTER]
+        own = kernel.dtype.numpy_dtype if hasattr(kernel.dtype, "numpy_dtype") else kernel.dtype
+        kind = np.dtype(dtype) if dtype else own
+        out["kernel"] = _Merged(kernel, adapter["a"], adapter["b"], scale, kind)
+    return out
+
+
+def _base_folder(folder: pathlib.Path, metadata: Mapping[str, Any]) -> pathlib.Path:
+    """The step folder of the base, which is still the same."""
+    base = metadata["base"]
+    try:
+        found = find_checkpoint(base["checkpoint"], ("params",))
+    except UserError as e:
+        raise UserError(
+            f"the adapters in {folder} need the checkpoint they are based on: {e}"
+        ) from e
+    if load_fingerprint(found) != base["fingerprint"]:
+        raise UserError(
+            f"{found} is not the checkpoint that the adapters in {folder} were trained on; "
+            "put that one back"
+        )
+    return found
+
+
+def _load_adapters(
+    folder: pathlib.Path, metadata: Mapping[str, Any]
+) -> tuple[dict[str, Any], float]:
+    """The adapters as NumPy arrays, and their scale."""
+    config = config_from_dict(metadata["model"])
+    adapters = load_params(folder, split_params(abstract_params(config))[0])
+    return jax.tree.map(np.asarray, adapters), config.lora_scale
+
+
+# ---- PEFT ------------------------------------------------------------------------------------
+
+
+def is_peft(source: str | os.PathLike) -> bool:
+    """Whether a source is a PEFT folder."""
+    return (pathlib.Path(source) / PEFT_CONFIG).is_file()
+
+
+def write_peft(path: str | os.PathLike, folder: pathlib.Path, base_name: str) -> None:
+    """Writes the adapters of a checkpoint as a folder that PEFT loads.
+
+    Args:
+      path: the checkpoint.
+      folder: exists.
+      base_name: what PEFT shall call the base model.
+
+    Raises:
+      UserError: the checkpoint is a whole model.
+    """
+    step_folder = find_checkpoint(path, ("params",))
+    metadata = load_metadata(step_folder)
+    if "base" not in metadata:
+        raise UserError(f"{step_folder} holds a whole model, no adapters; Convert.to = huggingface")
+    config = config_from_dict(metadata["model"])
+    adapters, _ = _load_adapters(step_folder, metadata)
+    tensors, modules = {}, set()
+    for layer, name, part, value in _peft_tensors(config, adapters):
+        tensors[_key(name, layer, part)] = np.ascontiguousarray(value)
+        modules.add(name.rsplit(".", 1)[-1])
+    safetensors.numpy.save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+    values = {
+        **_PEFT_FIXED,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": config.lora_rank,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(modules),
+        "inference_mode": True,
+    }
+    (folder / PEFT_CONFIG).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+def read_peft(folder: pathlib.Path, base: DecoderConfig) -> tuple[DecoderConfig, dict[str, Any]]:
+    """The configuration with adapters and the adapters of a PEFT folder, float32.
+
+    Args:
+      folder: with adapter_config.json and adapter_model.safetensors.
+      base: of the model that they belong to.
+
+    Raises:
+      UserError: not LoRA in its plain form, or not of this model.
+    """
+    values = read_json(folder / PEFT_CONFIG, "the configuration of a PEFT adapter")
+    for name, fixed in _PEFT_FIXED.items():
+        if (values.get(name, fixed) or None) != (fixed or None):
+            raise UserError(
+                f"{folder / PEFT_CONFIG}: {name} is {values[name]!r}; only {fixed!r} can be read"
+            )
+    try:
+        tensors = safetensors.numpy.load_file(folder / PEFT_WEIGHTS)
+    except (OSError, safetensors.SafetensorError) as e:
+        raise UserError(f"{folder / PEFT_WEIGHTS} is missing or damaged: {e}") from e
+    rank, alpha = values["r"], float(values["lora_alpha"])
+    if values.get("use_rslora"):  # alpha / sqrt(r) in the place of alpha / r
+        alpha *= rank**0.5
+    everywhere = dataclasses.replace(base, lora_rank=rank, lora_alpha=alpha, lora_targets=())
+    targets = sorted(
+        {path[-1] for path, module in _modules(everywhere) if _key(module, 0, "A") in tensors}
+    )
+    if not targets:
+        raise UserError(
+            f"{folder / PEFT_WEIGHTS} has no adapter for a matrix of {base.architecture}"
+        )
+    config = dataclasses.replace(everywhere, lora_targets=tuple(targets))
+    abstract = split_params(abstract_params(config))[0]
+    adapters = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), abstract)
+    for layer, name, part, place in _peft_tensors(config, adapters):
+        key = _key(name, layer, part)
+        if key not in tensors:
+            raise UserError(f"{folder / PEFT_WEIGHTS}: {key} is missing")
+        value = tensors.pop(key)
+        if value.shape != place.shape:
+            raise UserError(
+                f"{folder / PEFT_WEIGHTS}: {key} has shape {list(value.shape)}; the model asks for "
+                f"{list(place.shape)}"
+            )
+        place[...] = value
+    if tensors:
+        raise UserError(
+            f"{folder / PEFT_WEIGHTS}: {min(tensors)} belongs to no matrix of the model"
+        )
+    return config, adapters
+
+
+def _key(name: str, layer: int, part: str) -> str:
+    return _PEFT_PREFIX + f"{name}.lora_{part}.weight".format(layer=layer)
+
+
+def _modules(config: DecoderConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(path of our matrix, Hugging Face's name of its module with `{layer}` in it)."""
+    form = huggingface_form(config)
+
+    def walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for name, value in tree.items():
+            if name == ADAPTER:
+                yield path
+            elif isinstance(value, Mapping):
+                yield from walk(value, (*path, name))
+
+    for path in walk(split_params(abstract_params(config))[0], ()):
+        yield path, form.tensor_name((*path, "kernel")).removesuffix(".weight")
+
+
+def _peft_tensors(
+    config: DecoderConfig, adapters: Mapping[str, Any]
+) -> Iterator[tuple[int, str, str, np.ndarray]]:
+    """(layer, module's name, "A" or "B", PEFT's matrix as a view of ours) of every adapter.
+
+    PEFT's A is [rank, inputs] and B is [outputs, rank].
+    """
+    for path, name in _modules(config):
+        node: Any = adapters
+        for key in path:
+            node = node[key]
+        a, b = node[ADAPTER]["a"], node[ADAPTER]["b"]
+        for layer in range(config.num_layers):
+            yield layer, name, "A", a[layer].reshape(-1, config.lora_rank).T
+            yield layer, name, "B", b[layer].reshape(config.lora_rank, -1).T
