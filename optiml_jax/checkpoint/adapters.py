@@ -142,9 +142,7 @@ def _base_folder(folder: pathlib.Path, metadata: Mapping[str, Any]) -> pathlib.P
     try:
         found = find_checkpoint(base["checkpoint"], ("params",))
     except UserError as e:
-        raise UserError(
-            f"the adapters in {folder} need the checkpoint they are based on: {e}"
-        ) from e
+        raise UserError(f"the adapters in {folder} lack the checkpoint they adapt: {e}") from e
     if load_fingerprint(found) != base["fingerprint"]:
         raise UserError(
             f"{found} is not the checkpoint that the adapters in {folder} were trained on; "

@@ -55,6 +55,7 @@ def _checkpoint(folder: pathlib.Path, destination: pathlib.Path) -> DecoderConfi
 
 def _save(adapters, config, base, destination) -> None:
     metadata = {"model": config.to_dict(), "base": describe_base(base)}
+    metadata |= {"vocabulary": {"spec": "none"}, "bos_id": 0, "step": 0}
     save_params(jax.tree.map(jnp.asarray, adapters), destination, metadata, None)
 
 
