@@ -29,8 +29,9 @@ def _logits(config, params):
     return model(jnp.asarray(TOKENS), positions, DocumentMask(jnp.ones_like(TOKENS)))
 
 
-@pytest.mark.parametrize("config", decoders.DECODERS.values(), ids=decoders.DECODERS)
-def test_merged_adapters_give_the_logits_of_separate_ones(config):
+@pytest.mark.parametrize("kind", ["opt", "opt_350m", "llama_3", "qwen_2"])
+def test_merged_adapters_give_the_logits_of_separate_ones(kind):
+    config = decoders.DECODERS[kind]
     adapted = _adapted(config)
     params = decoders.random_params(adapted)
     adapters, base = split_params(params)

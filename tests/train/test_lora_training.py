@@ -79,14 +79,14 @@ def test_a_resumed_run_ends_with_the_same_bits(runs, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, _adapters(tmp_path / "run"), _adapters(run_dir))
 
 
-@pytest.mark.parametrize("mesh", [{"data": 1, "fsdp": 4, "tensor": 2}])
-def test_another_mesh_trains_the_same_adapters(runs, mesh, tmp_path):
+def test_another_mesh_trains_the_same_adapters(runs, tmp_path):
     start, _, _, run_dir = runs
-    start(tmp_path, mesh=mesh)
+    start(tmp_path, mesh={"data": 1, "fsdp": 4, "tensor": 2})
     there, before = _adapters(run_dir), _adapters(run_dir, 4)
     tiny_run.assert_same_parameters(_adapters(tmp_path), there, before)
 
 
+@pytest.mark.parametrize("runs", ["opt"], indirect=True)
 def test_another_base_under_the_adapters_is_refused(runs, plan_dir, tmp_path):
     start, config, base, run_dir = runs
     shutil.copytree(base, tmp_path / "kept")
