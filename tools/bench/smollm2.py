@@ -69,7 +69,8 @@ class Both:
             for name, content in weights.tokenizer.items():
                 (pathlib.Path(folder) / name).write_bytes(content)
             self.vocabulary = load_vocabulary(f"huggingface:{folder}")
-        self.engine = Engine(abstract_model(self.config)[0], params, self.config)
+        graphdef, bos_id = abstract_model(self.config)[0], self.config.bos_id
+        self.engine = Engine(graphdef, params, self.config, bos_id=bos_id)
 
     def logit_difference(self, prompts: Sequence[str]) -> tuple[float, float]:
         """The largest difference of two logits, and the largest logit."""
