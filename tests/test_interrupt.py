@@ -3,17 +3,19 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 # A call of C code that runs for minutes and, as XLA's compiler, lets other threads run.
-LONG = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+LONG = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 PROGRAM = """
 import signal, sys
 from optiml_jax import interrupt
 interrupt._PATIENCE = 0.2
 signal.signal(signal.SIGTERM, lambda *_: None)
 with interrupt.watched():
+    import hashlib
     print("ready", flush=True)
     {body}
 """
@@ -26,6 +28,7 @@ def ended_by(number, body):
     with subprocess.Popen(command, **pipes) as process:
         try:
             assert process.stdout.readline() == "ready\n"
+            time.sleep(0.5)  # until it is inside the call: before, Python itself would answer
             process.send_signal(number)
             said = process.communicate(timeout=30)[1]
         finally:
@@ -44,5 +47,5 @@ def test_a_signal_ends_a_long_call(number, status):
 
 def test_a_call_whose_result_must_be_saved_is_waited_for():
     body = "with interrupt.patient(): hashlib.pbkdf2_hmac('sha256', b'', b'', 3 * 10**6)"
-    returned, said = ended_by(signal.SIGTERM, f"import hashlib\n    {body}")
+    returned, said = ended_by(signal.SIGTERM, body)
     assert (returned, said) == (0, "")

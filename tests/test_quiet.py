@@ -26,6 +26,12 @@ def test_a_verb_or_script_run_as_a_module_prints_no_notes(module):
     done = run("-X", "importtime", "-m", module, "--help")
     lines = [x for x in done.stderr.splitlines() if not x.startswith("import time:")]
     assert (done.returncode, lines) == (0, [])
+
+
+def test_tensorflow_is_imported_without_notes():
+    done = run("-X", "importtime", "-c", "import optiml_jax, tensorflow")
+    lines = [x for x in done.stderr.splitlines() if not x.startswith("import time:")]
+    assert (done.returncode, lines) == (0, [])
     assert "tensorflow.python" in done.stderr  # it was imported
 
 

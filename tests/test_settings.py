@@ -31,6 +31,7 @@ REQUIRED = {
     "Convert": {"source": "a", "destination": "b"},
     "Mixture": {"name": "m"},
     "PlanConfig": {"num_rows": 1},
+    "Study": {"name": "s", "base": "b.gin", "variants": {"a": ("X.y = 1",)}},
     "TrainConfig": {"plan_dir": "", "run_dir": "", "num_steps": 1, "global_batch_size": 1},
 }
 CLASSES = [

@@ -87,7 +87,7 @@ def labels_of_all() -> dict[str, list[str]]:
 
 def _settings(path: pathlib.Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     try:
-        lines = read_text(path, "the prompts of RAFT").strip().splitlines()
+        lines = read_text(path, f"the prompts of RAFT ({UPSTREAM})").strip().splitlines()
         orders, instructions = map(json.loads, lines)
     except ValueError as e:
         raise UserError(f"{path} is not two lines of JSON ({e}); get it from {UPSTREAM}") from e

@@ -110,7 +110,7 @@ def test_answers_of_another_file_do_not_mix(bench, tmp_path, capsys):
     assert optiml("evaluate", bench, answers) == 0
     write(tmp_path / "same.jsonl", right(rows)[::-1])
     assert optiml("evaluate", bench, answers) == 2
-    assert "choose another output folder" in capsys.readouterr().err
+    assert "choose another Evaluate.name" in capsys.readouterr().err
 
 
 def test_openai_batches_go_out_and_their_output_comes_back(bench, tmp_path):

@@ -16,6 +16,7 @@ from optiml_jax.cli.main import main
 from optiml_jax.data.plan import Plan
 from optiml_jax.data.vocabulary import train_sentencepiece
 from optiml_jax.evaluate.records import RunFolder
+from optiml_jax.files import write_sealed
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_a_mixture_in_which_a_task_lost_its_training_part_is_refused(line, capsy
     whole = info.read_text()
     content = json.loads(whole)
     content["splits"]["train"] |= {"examples": 0, "drops": {"empty target": 46}}
-    info.write_text(json.dumps(content))
+    write_sealed(info, content)
     try:
         error = error_of(capsys, "plan", line)
         assert "demo_superni/demo901_program_execution_first (46 empty target)" in error

@@ -106,7 +106,7 @@ def test_one_prompt_is_answered_on_the_terminal_on_a_mesh(bench, capsys):
         (("Generate.prompts=nowhere.jsonl",), "set Generate.output"),
         (("Generate.prompts=nowhere.jsonl", "Generate.output=x"), "cannot read the prompts"),
         (("Generate.prompt=a", "Generate.max_new_tokens=500"), "leave no room for a prompt"),
-        (("Generate.top_p=2.0",), "top_p above 0 and at most 1"),
+        (("Generate.top_p=2.0",), "top_p = 2.0 (float) must be a number above 0 and at most 1"),
     ],
 )
 def test_mistakes_are_said_in_a_line(bench, capsys, settings, said):

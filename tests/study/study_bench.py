@@ -21,6 +21,7 @@ LEVELS = ("fully_held_out", "fully_supervised")
 # Stands in the place of `optiml`; calls are noted in the folder STATE.
 VERBS = """
 import os, pathlib, sys, time
+from optiml_jax.files import write_sealed
 verb, gin = sys.argv[1], pathlib.Path(sys.argv[2].removeprefix("--gin_file="))
 state, folder = pathlib.Path(os.environ["STATE"]), gin.parent
 with (state / "calls").open("a") as calls:
@@ -38,7 +39,7 @@ if verb == "train":
     (folder / "checkpoints/4").mkdir(parents=True)
 if verb == "evaluate":
     (folder / "evaluation/step_4").mkdir(parents=True)
-    (folder / "evaluation/step_4/tasks.json").write_text('{"run": {}, "tasks": []}')
+    write_sealed(folder / "evaluation/step_4/tasks.json", {"run": {}, "tasks": []})
 """
 
 

@@ -15,6 +15,7 @@ import pytest
 from study_bench import VERBS, planned
 
 from optiml_jax.cli import study as verb
+from optiml_jax.files import write_sealed
 from optiml_jax.study import local
 from optiml_jax.study.spec import Launch
 from optiml_jax.study.state import STAGES, describe, log_of, run_state
@@ -84,7 +85,7 @@ def test_time_left_is_that_of_the_stages_that_others_are_through(stand_in):
             (run.folder / "plan/train/plan.json").write_text("{}")
     (first.folder / "checkpoints/4").mkdir(parents=True)
     first.evaluation.mkdir(parents=True)
-    (first.evaluation / "tasks.json").write_text('{"run": {}, "tasks": []}')
+    write_sealed(first.evaluation / "tasks.json", {"run": {}, "tasks": []})
     said = verb.summary([plan], Launch())
     assert said == "2 runs: 1 done, 1 waiting; about 2 min left"  # 140 s
     (second.folder / "logs/train.log").write_text("\n".join(lines) + "\n")  # stopped at step 1 of 4

@@ -48,7 +48,8 @@ def key_ranges(
     low_k, high_k = _segments(keys, block_k)
     meets = (low_q[:, :, None] <= high_k[:, None]) & (low_k[:, None] <= high_q[:, :, None])
     shared = _blocks(keys.segment_ids == SHARED_SEGMENT, block_k).any(-1)
-    seen = (meets | shared[:, None]) & (high_q > 0)[:, :, None]
+    # Shared tokens see each other too: what must be there is any token, not one of a segment.
+    seen = (meets | shared[:, None]) & _blocks(queries.valid, block_q).any(-1)[:, :, None]
     i, j = jnp.arange(seen.shape[1])[:, None], jnp.arange(seen.shape[2])[None]
     if own:
         seen &= j * block_k < (i + 1) * block_q
