@@ -185,7 +185,7 @@ class _Decoder:
         batches = self.batches(requests)
         waiting = next(batches, None)
         while waiting or any(self.requests):
-            free = [i for i, request in enumerate(self.requests) if request is None]
+            free = self.free()
             # Not for every single slot: running a few prompts costs nearly as much as many.
             while waiting and len(free) >= min(len(waiting[1]), self.num_slots // 4 + 1):
                 prefix, batch = waiting
@@ -218,15 +218,15 @@ class _Decoder:
         """Runs the prompts and puts them, each with its first new token, into free slots."""
         engine = self.engine
         start = 0 if prefix is None else int(np.asarray(prefix.index)[0])
-        rows = [request.row[start:] for request in batch]
-        num_rows = min(self.num_slots, round_up_power(len(rows), 4, engine.row_parts))
-        length = engine.bucket(max(map(len, rows)))
-        lengths = np.ones(num_rows, np.int32)
-        lengths[: len(rows)] = [len(row) for row in rows]
-        seeds = np.zeros(num_rows, np.uint32)
-        seeds[: len(rows)] = [request.prompt.seed % 2**32 for request in batch]
+        places, num_rows = self.places(free)
+        rows: list[list[int]] = [[]] * num_rows
+        lengths, seeds = np.ones(num_rows, np.int32), np.zeros(num_rows, np.uint32)
         into = np.full(num_rows, self.num_slots, np.int32)  # no such slot: not kept
-        into[: len(rows)] = free
+        for place, slot, request in zip(places, free, batch, strict=True):
+            rows[place] = request.row[start:]
+            lengths[place], seeds[place] = len(rows[place]), request.prompt.seed % 2**32
+            into[place] = slot
+        length = engine.bucket(max(map(len, rows)))
         tokens = pad_rows(rows, num_rows, length, engine.config.pad_id)
         with engine.activations():
             lengths, seeds = engine.put(lengths), engine.put(seeds)
@@ -240,12 +240,38 @@ class _Decoder:
                 lengths,
                 seeds,
             )
-            self.slots = _jit_put(self.slots, engine.put(into), cache, prefix, first, seeds)
+            self.slots = _jit_put(
+                engine.row_parts, self.slots, engine.put(into), cache, prefix, first, seeds
+            )
         first, logprobs = np.asarray(first), np.asarray(logprobs)
-        for i, slot in enumerate(free):
-            self.requests[slot] = batch[i]
-            batch[i].extend([int(first[i])], logprobs[i : i + 1], engine.config.eos_ids)
-            self.watch(batch[i].index, batch[i].new)
+        for place, slot, request in zip(places, free, batch, strict=True):
+            self.requests[slot] = request
+            one = slice(place, place + 1)
+            request.extend(first[one].tolist(), logprobs[one], engine.config.eos_ids)
+            self.watch(request.index, request.new)
+
+    def free(self) -> list[int]:
+        """The free slots, those of different parts of the mesh one after the other."""
+        slots_of_part = self.num_slots // self.engine.row_parts
+        free = [i for i, request in enumerate(self.requests) if request is None]
+        return sorted(free, key=lambda slot: (slot % slots_of_part, slot))
+
+    def places(self, free: Sequence[int]) -> tuple[list[int], int]:
+        """The rows of a batch that are read for these slots, and how many rows it has.
+
+        A prompt is read by the devices that hold its slot, so that no keys and values move.
+        """
+        parts = self.engine.row_parts
+        slots_of_part = self.num_slots // parts
+        owners = [slot // slots_of_part for slot in free]
+        most = max(collections.Counter(owners).values())
+        rows_of_part = min(slots_of_part, round_up_power(most, 4, 1))
+        taken: collections.Counter[int] = collections.Counter()
+        places = []
+        for part in owners:
+            places.append(part * rows_of_part + taken[part])
+            taken[part] += 1
+        return places, rows_of_part * parts
 
     def step(self) -> None:
         """At most `_STEPS` more tokens for every slot that is not free."""
@@ -287,11 +313,11 @@ def _jit_read(graphdef, params, config, sampling, *arrays):
     return cache, *map(everywhere, said)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _jit_put(slots, into, cache, prefix, token, seed):
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _jit_put(parts, slots, into, cache, prefix, token, seed):
     """Puts R rows that were read into slots; apart from reading, so that it compiles in no time."""
     return Slots(
-        cache=slots.cache.with_rows(into, cache, prefix),
+        cache=slots.cache.with_rows(into, cache, prefix, parts),
         token=slots.token.at[into].set(token, mode="drop"),
         seed=slots.seed.at[into].set(seed, mode="drop"),
     )

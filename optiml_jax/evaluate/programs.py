@@ -84,6 +84,24 @@ def lower_decoding(
         return decoding._jit_step.lower(graphdef, params, config, decoding.Sampling(), slots, left)
 
 
+def lower_putting(
+    config: DecoderConfig,
+    mesh: jax.sharding.Mesh,
+    preset: str,
+    rows: int,
+    length: int,
+    num_slots: int,
+    capacity: int,
+) -> jax.stages.Lowered:
+    """Puts `rows` prompts of `length` tokens that were read into slots of `capacity` tokens."""
+    slots = abstract_slots(config, mesh, preset, num_slots, capacity)
+    read = abstract_slots(config, mesh, preset, rows, length).cache
+    into, first, seeds = (_rows(mesh, (rows,), t) for t in (jnp.int32, jnp.int32, jnp.uint32))
+    with use_mesh(mesh, preset):
+        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+        return decoding._jit_put.lower(parts, slots, into, read, None, first, seeds)
+
+
 def abstract_slots(
     config: DecoderConfig, mesh: jax.sharding.Mesh, preset: str, num_slots: int, capacity: int
 ) -> decoding.Slots:

@@ -5,6 +5,8 @@ the next free slots of their row. So prompts of unequal lengths may be padded on
 row that has ended is fed padding (segment 0) and stays as it is.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -66,26 +68,32 @@ class KVCache:
     def append(self, key: jax.Array, value: jax.Array, mask: DocumentMask) -> "KVCache":
         """The cache with the keys and values [layers, B, Hkv, L, Dh] of a call written in."""
         slots = self.slots(mask)
-        rows = jnp.arange(slots.shape[0])[:, None]
+
+        # Mapped over the rows, so that a device whose rows these are needs no others.
+        @functools.partial(jax.vmap, in_axes=(1, 1, 0), out_axes=1)
+        def write_row(buffer: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+            return buffer.at[:, :, slots].set(new.astype(buffer.dtype), mode="drop")
 
         def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
-            # The two index arrays stand apart, so their axes [B, L] come first in the update.
-            new = jnp.transpose(new, (1, 3, 0, 2, 4)).astype(buffer.dtype)
-            buffer = buffer.at[:, rows, :, slots].set(new, mode="drop")
-            return constrain(buffer, *AXES)
+            return constrain(write_row(buffer, constrain(new, *AXES), slots), *AXES)
 
-        def write_field(buffer: jax.Array, new: jax.Array) -> jax.Array:
-            return buffer.at[rows, slots].set(new, mode="drop")
+        @jax.vmap
+        def write_field(buffer: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+            return buffer.at[slots].set(new, mode="drop")
 
         return KVCache(
             key=write(self.key, key),
             value=write(self.value, value),
-            mask=jax.tree.map(write_field, self.mask, mask),
+            mask=jax.tree.map(lambda buffer, new: write_field(buffer, new, slots), self.mask, mask),
             index=self.index + jnp.sum(mask.valid, axis=1, dtype=jnp.int32),
         )
 
     def with_rows(
-        self, rows: jax.Array, new: "KVCache", prefix: "KVCache | None" = None
+        self,
+        rows: jax.Array,
+        new: "KVCache",
+        prefix: "KVCache | None" = None,
+        parts: int = 1,
     ) -> "KVCache":
         """The cache with whole rows put into the place of others.
 
@@ -93,19 +101,31 @@ class KVCache:
           rows: int32[R], the places; a number beyond the rows of this cache puts a row nowhere.
           new: the R rows, at most as long as those of this cache.
           prefix: what stands in front of each of them, the same in all rows of `prefix`.
+          parts: number of equal parts of both caches between which no row moves; each may then lie
+            on devices of its own.
         """
         start = 0 if prefix is None else prefix.index[0]
         slots = start + jnp.arange(new.capacity)
+        part = jnp.arange(len(rows)) * parts // len(rows)
+        places = (rows - part * (len(self.index) // parts)).reshape(parts, -1)
 
         def write(buffer: jax.Array, new: jax.Array, before: jax.Array | None) -> jax.Array:
             # What lies behind the end of prefix or row is overwritten, or masked.
             if before is not None:
                 size = min(before.shape[3], self.capacity)
                 before = before[:, :1, :, :size].astype(buffer.dtype)
-                buffer = buffer.at[:, rows, :, :size].set(before, mode="drop")
-            new = jnp.transpose(new, (1, 3, 0, 2, 4)).astype(buffer.dtype)
-            buffer = buffer.at[:, rows[:, None], :, slots].set(new, mode="drop")
-            return constrain(buffer, *AXES)
+
+            @functools.partial(jax.vmap, in_axes=(1, 1, 0), out_axes=1)
+            def write_part(buffer: jax.Array, new: jax.Array, rows: jax.Array) -> jax.Array:
+                if before is not None:
+                    buffer = buffer.at[:, rows, :, :size].set(before, mode="drop")
+                new = jnp.transpose(new, (1, 3, 0, 2, 4)).astype(buffer.dtype)
+                return buffer.at[:, rows[:, None], :, slots].set(new, mode="drop")
+
+            def cut(x: jax.Array) -> jax.Array:
+                return x.reshape(len(x), parts, -1, *x.shape[2:])
+
+            return constrain(write_part(cut(buffer), cut(new), places).reshape(buffer.shape), *AXES)
 
         index = self.index.at[rows].set(start + new.index, mode="drop")
         filled = jnp.arange(self.capacity) < (start + new.index)[:, None]

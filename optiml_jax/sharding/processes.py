@@ -6,9 +6,12 @@ is known to all within seconds, also where they wait for each other in a collect
 """
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
+import signal
+import socket
 import sys
 import threading
 import time
@@ -149,6 +152,7 @@ class Job:
 
 
 _job: Job | None = None
+_handlers: list = []
 
 
 def join() -> None:
@@ -172,7 +176,30 @@ def join() -> None:
     state = distributed.global_state
     if state.num_processes > 1:
         _job = Job(state.client, state.process_id, state.num_processes)
+        if state.process_id:
+            _name_the_first_when_it_dies(state.coordinator_address)
         interrupt.before_end(_job.end_all)
+
+
+def _name_the_first_when_it_dies(address: str) -> None:
+    """JAX aborts this process as soon as its connection to process 0 breaks; says which that was.
+
+    JAX speaks of a "leader task", and comes before any thread of ours. An abort for another reason
+    goes on as it would.
+    """
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def aborted(_: int) -> None:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+        except OSError:
+            os.write(2, b"error: process 0, which keeps the job together, is gone (killed, or its ")
+            os.write(2, b"machine): all processes end; the same command continues\n")
+            os._exit(1)
+
+    _handlers.append(aborted)  # C keeps no reference to it
+    ctypes.CDLL(None).signal(signal.SIGABRT, aborted)
 
 
 def job() -> Job | None:

@@ -3,13 +3,19 @@
 Checked against what XLA compiled: where results lie, and the shapes in the text of the program.
 """
 
+import math
 import re
 
 import jax
 import pytest
 
 from optiml_jax.evaluate import decoding
-from optiml_jax.evaluate.programs import lower_decoding, lower_reading, lower_scoring
+from optiml_jax.evaluate.programs import (
+    lower_decoding,
+    lower_putting,
+    lower_reading,
+    lower_scoring,
+)
 from optiml_jax.model.opt.config import OPTConfig
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.sharding.rules import use_mesh
@@ -17,8 +23,7 @@ from optiml_jax.sharding.rules import use_mesh
 # Sizes that occur nowhere else, so that shapes in a program can be told apart.
 CONFIG = OPTConfig(vocab_size=96, d_model=44, num_layers=3, num_heads=4, max_positions=128)
 ROWS, CAPACITY = 8, 112
-WHOLE = f"f32[3,{ROWS},4,{CAPACITY},11]"
-PART = f"f32[3,{ROWS // 4},2,{CAPACITY},11]"
+PART = [3, ROWS // 4, 2, CAPACITY, 11]  # of keys or values, on each device
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +45,13 @@ def test_an_empty_cache_is_cut_over_rows_and_heads(mesh):
 def test_programs_lowered_from_shapes_hold_no_whole_cache(mesh):
     decode = lower_decoding(CONFIG, mesh, "standard", ROWS, CAPACITY, "bfloat16").compile()
     read = lower_reading(CONFIG, mesh, "standard", ROWS, CAPACITY, "bfloat16").compile()
-    for program in (decode, read):
-        shapes = set(re.findall(r"f32\[[\d,]+\]", program.as_text()))
+    put = lower_putting(CONFIG, mesh, "standard", ROWS, CAPACITY, ROWS, CAPACITY).compile()
+    for program in (decode, read, put):
+        found = re.findall(r"f32\[([\d,]+)\]", program.as_text())
+        shapes = [[int(n) for n in shape.split(",")] for shape in found]
         assert PART in shapes
-        assert WHOLE not in shapes
+        # In whatever order of axes: nothing with heads of 11 is larger than a device's part.
+        assert max(math.prod(s) for s in shapes if 11 in s) == math.prod(PART)
     arguments = decode.memory_analysis().argument_size_in_bytes
     weights = 2 * CONFIG.num_params
     cache = 2 * 4 * 3 * ROWS * 4 * CAPACITY * 11

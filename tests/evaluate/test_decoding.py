@@ -48,7 +48,7 @@ def run_script(script, left, **more):
     prompts, first, _ = decoding.read(
         model, config, GREEDY, None, tokens, jnp.array(lengths), seeds
     )
-    slots = decoding._jit_put(slots, jnp.arange(2), prompts, None, first, seeds)
+    slots = decoding._jit_put(1, slots, jnp.arange(2), prompts, None, first, seeds)
     slots, new, _, counts = step(model, config, GREEDY, slots, jnp.array(left))
     assert slots.cache.index.tolist() == [n + c for n, c in zip(lengths, counts, strict=True)]
     return [[int(f), *row[:n].tolist()] for f, row, n in zip(first, new, counts, strict=True)]
