@@ -102,7 +102,10 @@ _USES = {"cache": _rows, "plan": _rows, "checkpoint": _checkpoint, "evaluation":
 
 
 def _mended(line: Line, name: str, message: str, wanted: object) -> tuple[Kind, str]:
-    """Runs `optiml prepare` or `plan` where the message says so, and uses the result."""
+    """Does what the message says (delete a folder, `optiml prepare` or `plan`), uses the result."""
+    foreign = re.search(r"(/\S+) was not written by .*; delete it", message)
+    if foreign is not None:
+        shutil.rmtree(foreign[1])
     verb = re.search(r"`optiml (prepare|plan)`", message)
     if verb is None:
         return "noticed", message
