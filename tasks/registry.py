@@ -23,7 +23,6 @@ from optiml_jax.evaluate.metrics import METRICS
 from tasks.crossfit import reader as crossfit
 from tasks.exmix import reader as exmix
 from tasks.files.promises import check_folder
-from tasks.files.strange import warn_of_strange
 from tasks.flan import reader as flan
 from tasks.own import reader as own
 from tasks.promptsource import reader as promptsource
@@ -91,7 +90,6 @@ def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource
             raise UserError(f"no folder given for the data of benchmark {benchmark!r}")
         find, folder = reader_of(benchmark, root)
         check_folder(folder)
-        warn_of_strange(folder)
         sources += find(folder, manifest, benchmark)
     check_unique_names([s.name for s in sources])
     manifest.warn_of_unmatched_rows(sources)

@@ -1,36 +1,55 @@
-"""What a folder of data promises: links that lead somewhere, and the files that were fetched."""
+"""What a folder of data promises: links that lead somewhere, whole files, what was fetched."""
 
 import logging
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
 
 from optiml_jax.errors import UserError
 from optiml_jax.fetch.provenance import FILE, damage, load
+from tasks.files.formats import format_of
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 5
+
 
 def check_folder(folder: str | os.PathLike) -> None:
-    """Refuses broken links below a folder, whole data sets' too; names lost files in the log.
+    """Refuses broken links below a folder, whole data sets' too.
 
-    Hidden folders are left out. A folder that is not there is somebody else's error.
+    Names in the log what readers would pass over in silence: fetched files that are gone, pipes,
+    empty files of data and folders called like one. Hidden folders are left out. A folder that is
+    not there is somebody else's error.
 
     Raises:
       UserError: a link leads nowhere.
     """
     root = pathlib.Path(folder).expanduser()
     broken = [root] if root.is_symlink() and not root.exists() else []
+    strange = []
     for path in _members(root, set()) if root.is_dir() else ():
-        if path.is_symlink() and not path.exists():
-            broken.append(path)
+        if not path.exists():
+            broken += [path] if path.is_symlink() else []
         elif path.name == FILE:
             _name_lost_files(path.parent)
+        elif _is_strange(path):
+            strange.append(str(path))
     if broken:
         more = f" (and {len(broken) - 1} more broken links)" if len(broken) > 1 else ""
         raise UserError(
             f"broken link: {broken[0]} -> {broken[0].readlink()}{more}; mend or remove it"
         )
+    if strange:
+        shown = ", ".join(strange[:_SHOWN]) + ", ..." * (len(strange) > _SHOWN)
+        logger.warning("pipes, folders or empty files in the place of data: %s", shown)
+
+
+def _is_strange(path: pathlib.Path) -> bool:
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        return bool(format_of(path.name))
+    return not stat.S_ISREG(status.st_mode) or bool(not status.st_size and format_of(path.name))
 
 
 def _name_lost_files(folder: pathlib.Path) -> None:
@@ -45,7 +64,7 @@ def _name_lost_files(folder: pathlib.Path) -> None:
 
 
 def _members(folder: pathlib.Path, seen: set[tuple[int, int]]) -> Iterator[pathlib.Path]:
-    """The links, and files with the provenance of others, below a folder; follows links."""
+    """Everything below a folder but what is hidden; follows links."""
     status = folder.stat()
     if (status.st_dev, status.st_ino) in seen:  # links may lead back up
         return
@@ -54,7 +73,6 @@ def _members(folder: pathlib.Path, seen: set[tuple[int, int]]) -> Iterator[pathl
         for entry in sorted(entries, key=lambda e: e.name):
             if entry.name.startswith("."):
                 continue
-            if entry.is_symlink() or entry.name == FILE:
-                yield pathlib.Path(entry.path)
-            if os.path.isdir(entry.path):  # links in a circle are none
+            yield pathlib.Path(entry.path)
+            if os.path.isdir(entry.path):
                 yield from _members(pathlib.Path(entry.path), seen)

@@ -125,10 +125,10 @@ def _columnar(bench: pathlib.Path) -> None:
 
 
 def _read_columnar(folder: pathlib.Path) -> dict[str, dict]:
+    from tasks.files.promises import check_folder
     from tasks.files.rows import find_splits
-    from tasks.files.strange import warn_of_strange
 
-    warn_of_strange(str(folder))
+    check_folder(folder)
     found = {}
     for split, part in find_splits(folder).items():
         number, digest, error = 0, hashlib.sha256(), ""

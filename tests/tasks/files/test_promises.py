@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -72,6 +73,19 @@ def test_fetched_files_that_are_gone_or_cut_are_named(tmp_path, caplog):
     check_folder(tmp_path)
     assert "2 of 2 files of promptsource/imdb are not as they were fetched" in caplog.text
     assert "imdb/test.jsonl (truncated), imdb/train.jsonl (missing)" in caplog.text
+
+
+def test_pipes_folders_and_empty_files_in_the_place_of_data_are_named(tmp_path, caplog):
+    (tmp_path / "glue").mkdir()
+    os.mkfifo(tmp_path / "glue" / "pipe.txt")
+    (tmp_path / "glue" / "folder.jsonl").mkdir()
+    (tmp_path / "glue" / "empty.parquet").touch()
+    for name in ("empty.md", ".hidden.jsonl"):
+        (tmp_path / "glue" / name).touch()
+    check_folder(tmp_path)
+    (message,) = caplog.messages
+    named = message.partition("place of data: ")[2].split(", ")
+    assert named == [f"{tmp_path}/glue/{x}" for x in ("empty.parquet", "folder.jsonl", "pipe.txt")]
 
 
 def test_a_gap_in_the_numbers_of_converted_files_is_refused(tmp_path):
