@@ -1,10 +1,12 @@
 """Rows of unequal length in few shapes: length buckets, a constant number of tokens per batch.
 
-Every bucket is compiled once. Scoring and decoding build on this; text and tasks are unknown here.
+Every shape is compiled once, and compiling takes longer than a few rows of padding; so lengths and
+numbers of rows are few. Scoring and decoding build on this; text and tasks are unknown here.
 """
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from optiml_jax.model.config import DecoderConfig
 from optiml_jax.sharding.rules import batch_sharding, use_mesh
 
 _SMALLEST_BUCKET = 64
+_SMALLEST_CACHE = 256
+_SMALL_BATCH = 8  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,11 @@ class Engine:
             )
         return min(round_up_power(length, 2, _SMALLEST_BUCKET), limit)
 
+    def capacity(self, length: int, base: int = 2) -> int:
+        """The slots of a cache for `length` tokens: 256, 256 * base, ..., max_positions."""
+        slots = max(self.bucket(length), round_up_power(length, base, _SMALLEST_CACHE))
+        return min(slots, self.config.max_positions)
+
     @property
     def row_parts(self) -> int:
         """The number of parts that the mesh cuts the rows of a batch into."""
@@ -87,28 +96,34 @@ def round_up_power(n: int, base: int, smallest: int) -> int:
     return size
 
 
-def batches(
-    shapes: Sequence[tuple[int, ...]], num_rows: Callable[[tuple[int, ...]], int]
-) -> Iterator[tuple[tuple[int, ...], list[int]]]:
-    """Groups rows of the same padded shape.
+def batch_sizes(most: int, parts: int = 1) -> list[int]:
+    """The numbers of rows that a batch may have: `most`, and 8 and 1 for each of `parts`."""
+    return [most, *(n for n in (_SMALL_BATCH * parts, parts) if n < most)]
+
+
+def cut(number: int, most: int, parts: int = 1) -> Iterator[tuple[int, int]]:
+    """Divides `number` rows into batches: (rows, rows with padding) of each.
+
+    A batch is padded only where it is more than half full, or is the smallest.
+    """
+    sizes = batch_sizes(most, parts)
+    for size in sizes:
+        while 2 * number > size or (number and size == sizes[-1]):
+            rows = min(number, size)
+            yield rows, size
+            number -= rows
+
+
+def same_shapes(shapes: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], list[int]]]:
+    """(padded shape, indices of its rows), the largest shape first: who does not fit fails at once.
 
     Args:
-      shapes: the padded shape of each row; its batch is compiled for it.
-      num_rows: rows that a batch of this shape has.
-
-    Yields:
-      (shape, indices of at most `num_rows(shape)` rows), every row once; the largest shapes first,
-      so that a model that does not fit fails at once.
+      shapes: of each row, padded.
     """
     order = sorted(range(len(shapes)), key=lambda i: shapes[i], reverse=True)
-    start = 0
-    while start < len(order):
-        shape = shapes[order[start]]
-        end = start
-        while end < len(order) and shapes[order[end]] == shape and end - start < num_rows(shape):
-            end += 1
-        yield shape, order[start:end]
-        start = end
+    return [
+        (shape, list(rows)) for shape, rows in itertools.groupby(order, key=lambda i: shapes[i])
+    ]
 
 
 def pad_rows(rows: Sequence[Sequence[int]], num_rows: int, length: int, pad: int) -> np.ndarray:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from optiml_jax.evaluate.batching import Engine, pad_rows, round_up_power
+from optiml_jax.evaluate.batching import Engine, batch_sizes, cut, pad_rows
 from optiml_jax.evaluate.prefixes import run_prefix, shared_prefixes
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.axes import constrain, everywhere
@@ -150,7 +150,7 @@ def generate(
             raise ValueError(f"a prompt asks for {prompt.max_new_tokens} new tokens")
         request = _Request(i, prompt, engine.row(prompt.tokens))
         # The last new token is never read.
-        capacity = engine.bucket(len(request.row) + prompt.max_new_tokens - 1)
+        capacity = engine.capacity(len(request.row) + prompt.max_new_tokens - 1)
         by_capacity[capacity].append(request)
     results: list[Any] = [None] * len(prompts)
     for capacity, requests in sorted(by_capacity.items(), reverse=True):
@@ -174,8 +174,9 @@ class _Decoder:
         watch: Callable[[int, Sequence[int]], object],
     ):
         self.engine, self.sampling, self.watch = engine, sampling, watch
-        rows = round_up_power(num_requests, 4, engine.row_parts)
-        self.num_slots = min(engine.num_rows(capacity), rows)
+        most = engine.num_rows(capacity)
+        sizes = batch_sizes(most, engine.row_parts)
+        self.num_slots = min([n for n in sizes if n >= num_requests], default=most)
         self.requests: list[_Request | None] = [None] * self.num_slots
         with engine.activations():
             self.slots = _jit_empty(engine.config, self.num_slots, capacity)
@@ -185,18 +186,21 @@ class _Decoder:
         batches = self.batches(requests)
         waiting = next(batches, None)
         while waiting or any(self.requests):
-            free = self.free()
             # Not for every single slot: running a few prompts costs nearly as much as many.
-            while waiting and len(free) >= min(len(waiting[1]), self.num_slots // 4 + 1):
+            while waiting and len(free := self.free()) >= self.enough(waiting[1]):
                 prefix, batch = waiting
-                self.fill(free[: len(batch)], batch[: len(free)], prefix)
-                later = batch[len(free) :]
-                free = free[len(batch) :]
+                places, num_rows = self.places(free[: len(batch)])
+                later = batch[len(places) :]
+                self.fill(places, num_rows, batch[: len(places)], prefix)
                 waiting = (prefix, later) if later else next(batches, None)
             yield from self.finished()
             if any(self.requests):
                 self.step()
                 yield from self.finished()
+
+    def enough(self, waiting: Sequence[_Request]) -> int:
+        """The number of free slots for which prompts are run."""
+        return min(len(waiting), self.num_slots // 4 + 1)
 
     def batches(
         self, requests: Sequence[_Request]
@@ -214,15 +218,25 @@ class _Decoder:
                 self.requests[i] = None
                 yield request
 
-    def fill(self, free: Sequence[int], batch: Sequence[_Request], prefix: KVCache | None) -> None:
-        """Runs the prompts and puts them, each with its first new token, into free slots."""
+    def fill(
+        self,
+        places: Sequence[tuple[int, int]],
+        num_rows: int,
+        batch: Sequence[_Request],
+        prefix: KVCache | None,
+    ) -> None:
+        """Runs the prompts and puts them, each with its first new token, into free slots.
+
+        Args:
+          places: the row in which each prompt is read, and its slot.
+          num_rows: the number of rows with padding.
+        """
         engine = self.engine
         start = 0 if prefix is None else int(np.asarray(prefix.index)[0])
-        places, num_rows = self.places(free)
         rows: list[list[int]] = [[]] * num_rows
         lengths, seeds = np.ones(num_rows, np.int32), np.zeros(num_rows, np.uint32)
         into = np.full(num_rows, self.num_slots, np.int32)  # no such slot: not kept
-        for place, slot, request in zip(places, free, batch, strict=True):
+        for (place, slot), request in zip(places, batch, strict=True):
             rows[place] = request.row[start:]
             lengths[place], seeds[place] = len(rows[place]), request.prompt.seed % 2**32
             into[place] = slot
@@ -244,7 +258,7 @@ class _Decoder:
                 engine.row_parts, self.slots, engine.put(into), cache, prefix, first, seeds
             )
         first, logprobs = np.asarray(first), np.asarray(logprobs)
-        for place, slot, request in zip(places, free, batch, strict=True):
+        for (place, slot), request in zip(places, batch, strict=True):
             self.requests[slot] = request
             one = slice(place, place + 1)
             request.extend(first[one].tolist(), logprobs[one], engine.config.eos_ids)
@@ -256,21 +270,22 @@ class _Decoder:
         free = [i for i, request in enumerate(self.requests) if request is None]
         return sorted(free, key=lambda slot: (slot % slots_of_part, slot))
 
-    def places(self, free: Sequence[int]) -> tuple[list[int], int]:
-        """The rows of a batch that are read for these slots, and how many rows it has.
+    def places(self, free: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
+        """(row, slot) of a batch that reads prompts for some of these slots, and its rows.
 
         A prompt is read by the devices that hold its slot, so that no keys and values move.
         """
         parts = self.engine.row_parts
         slots_of_part = self.num_slots // parts
-        owners = [slot // slots_of_part for slot in free]
-        most = max(collections.Counter(owners).values())
-        rows_of_part = min(slots_of_part, round_up_power(most, 4, 1))
-        taken: collections.Counter[int] = collections.Counter()
-        places = []
-        for part in owners:
-            places.append(part * rows_of_part + taken[part])
-            taken[part] += 1
+        slots: dict[int, list[int]] = collections.defaultdict(list)
+        for slot in free:
+            slots[slot // slots_of_part].append(slot)
+        number, rows_of_part = next(cut(max(map(len, slots.values())), slots_of_part))
+        places = [
+            (part * rows_of_part + i, slot)
+            for part, its in sorted(slots.items())
+            for i, slot in enumerate(its[:number])
+        ]
         return places, rows_of_part * parts
 
     def step(self) -> None:

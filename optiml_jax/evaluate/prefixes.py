@@ -87,21 +87,23 @@ def _best_groups(
 def run_prefix(engine: Engine, tokens: Sequence[int]) -> KVCache:
     """The cache of one document that every row of later calls continues (`prefix` of the model).
 
-    It has the same row once for each part that the mesh cuts rows into.
+    It has the same row once for each part that the mesh cuts rows into. Its capacity is one of few
+    (256, 1024, ..., max_positions), since whatever continues it is compiled for that.
     """
     length = engine.bucket(len(tokens))
+    capacity = engine.capacity(len(tokens), base=4)
     batch = np.repeat(pad_rows([tokens], 1, length, engine.config.pad_id), engine.row_parts, axis=0)
     with engine.activations():
         return _jit_run_prefix(
-            engine.graphdef, engine.params, engine.config, engine.put(batch), len(tokens)
+            engine.graphdef, engine.params, engine.config, capacity, engine.put(batch), len(tokens)
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _jit_run_prefix(graphdef, params, config, tokens, length):
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _jit_run_prefix(graphdef, params, config, capacity, tokens, length):
     index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     mask = DocumentMask(jnp.where(index < length, SHARED_SEGMENT, 0))
-    cache = KVCache.empty(config, *tokens.shape)
+    cache = KVCache.empty(config, len(tokens), capacity)
     _, cache = nnx.merge(graphdef, params).hidden(tokens, index, mask, cache)
     return cache.replace(index=everywhere(cache.index))
 

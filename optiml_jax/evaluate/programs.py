@@ -38,7 +38,9 @@ def lower_scoring(
       params_dtype: of the weights.
     """
     rows_of = functools.partial(_rows, mesh)
-    arrays = [rows_of((rows, length)) for _ in range(4)] + [rows_of((rows, targets))] * 2
+    arrays = (
+        [rows_of((rows, length)) for _ in range(4)] + [rows_of((rows, targets))] * 2 + [targets]
+    )
     params = abstract_params(config, mesh, preset, params_dtype)
     with use_mesh(mesh, preset):
         function = scoring._jit_score_places

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from optiml_jax.evaluate.batching import Engine, batches, round_up_power
+from optiml_jax.evaluate.batching import Engine, cut, round_up_power, same_shapes
 from optiml_jax.evaluate.prefixes import pack, run_prefix, shared_prefixes
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.axes import everywhere
@@ -103,41 +103,53 @@ def _score_pieces(
     engine: Engine, pieces: Sequence[_Piece], prefix: KVCache | None
 ) -> Iterator[tuple[_Piece, list[TokenScore]]]:
     rows = [(n, [pieces[i] for i in items]) for n, items in pack([p.size for p in pieces])]
-    shapes = [(n, round_up_power(sum(p.num_targets for p in row), 4, 16)) for n, row in rows]
-    for (length, width), chosen in batches(shapes, lambda shape: engine.num_rows(shape[0])):
-        batch = [rows[r][1] for r in chosen]
-        logprobs, greedy = _score_batch(engine, batch, prefix, length, width)
-        for row, row_logprobs, row_greedy in zip(batch, logprobs, greedy, strict=False):
-            start = 0
-            for piece in row:
-                scores = []
-                for n in map(len, piece.candidates):
-                    end = start + n
-                    scores.append(
-                        TokenScore(
-                            row_logprobs[start:end],
-                            float(row_logprobs[end]),
-                            bool(row_greedy[start:end].all()),
-                        )
+    # Rarely more targets than tokens: one token per candidate, and eos after each.
+    shapes = [(n, round_up_power(sum(p.num_targets for p in row), 2, n)) for n, row in rows]
+    for (length, width), chosen in same_shapes(shapes):
+        for number, num_rows in cut(len(chosen), engine.num_rows(length), engine.row_parts):
+            batch = [rows[chosen.pop(0)][1] for _ in range(number)]
+            results = _score_batch(engine, batch, prefix, (num_rows, length, width))
+            yield from _scores_of_pieces(batch, *results)
+            engine.progress(number)
+
+
+def _scores_of_pieces(
+    batch: Sequence[Sequence[_Piece]], logprobs: np.ndarray, greedy: np.ndarray
+) -> Iterator[tuple[_Piece, list[TokenScore]]]:
+    """What `_score_batch` says, candidate by candidate."""
+    for row, row_logprobs, row_greedy in zip(batch, logprobs, greedy, strict=False):
+        start = 0
+        for piece in row:
+            scores = []
+            for n in map(len, piece.candidates):
+                end = start + n
+                scores.append(
+                    TokenScore(
+                        row_logprobs[start:end],
+                        float(row_logprobs[end]),
+                        bool(row_greedy[start:end].all()),
                     )
-                    start = end + 1
-                yield piece, scores
-        engine.progress(len(chosen))
+                )
+                start = end + 1
+            yield piece, scores
 
 
 def _score_batch(
     engine: Engine,
     batch: Sequence[Sequence[_Piece]],
     prefix: KVCache | None,
-    length: int,
-    width: int,
+    shape: tuple[int, int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lays the pieces of each row out and runs them; see `score_places` for the result."""
-    num_rows = min(engine.num_rows(length), round_up_power(len(batch), 4, engine.row_parts))
+    """Lays the pieces of each row out and runs them; see `score_places` for the result.
+
+    `shape` is that of the batch: rows, tokens of a row, and places in it that are scored.
+    """
+    num_rows, length, width = shape
     tokens = np.full((num_rows, length), engine.config.pad_id, np.int32)
     positions, segments, branches = (np.zeros((num_rows, length), np.int32) for _ in range(3))
     # What is not filled in scores token 0 at place 0, and nobody looks.
     places, targets = (np.zeros((num_rows, width), np.int32) for _ in range(2))
+    most = 0
     for r, row in enumerate(batch):
         at, wanted = 0, 0
         for segment, piece in enumerate(row, 1):
@@ -155,12 +167,14 @@ def _score_batch(
                     targets[r, there] = [*part, engine.config.eos_id]
                     wanted = there.stop
                 at = here.stop
+        most = max(most, wanted)
     with engine.activations():
         logprobs, greedy = _jit_score_places(
             engine.graphdef,
             engine.params,
             prefix,
             *map(engine.put, (tokens, positions, segments, branches, places, targets)),
+            most,
         )
     return np.asarray(logprobs), np.asarray(greedy)
 
@@ -181,6 +195,7 @@ def score_places(
     mask: DocumentMask,
     places: jax.Array,
     targets: jax.Array,
+    num_places: jax.Array | int,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of tokens that the model predicts at given places.
 
@@ -191,42 +206,47 @@ def score_places(
       mask: of the tokens.
       places: int32[B, W], indices into the rows.
       targets: int32[B, W], the tokens predicted there.
+      num_places: how many columns of them are wanted; it may differ between calls of one program.
 
     Returns:
       float32[B, W] log-probabilities and bool[B, W]: whether the token is the first maximum of its
-      logits.
+      logits; 0 and False in columns that are not wanted.
     """
     hidden = model.hidden(tokens, positions, mask, prefix=prefix)
-    # Only these places are ever turned into logits.
-    return target_logprobs(model, jnp.take_along_axis(hidden, places[:, :, None], axis=1), targets)
+    return target_logprobs(model, hidden, places, targets, num_places)
 
 
 def target_logprobs(
-    model: Any, hidden: jax.Array, targets: jax.Array
+    model: Any,
+    hidden: jax.Array,
+    places: jax.Array,
+    targets: jax.Array,
+    num_places: jax.Array | int,
 ) -> tuple[jax.Array, jax.Array]:
-    """float32[B, W] log p(targets | hidden) and bool[B, W] whether they are the first maximum.
+    """The last part of `score_places`, from the hidden states [B, L, E].
 
-    `hidden` is [B, W, E], `targets` int32[B, W]. Logits exist for a few hundred tokens at a time;
-    the batch axis stays whole, since it may be cut over devices.
+    Only the places that are wanted are turned into logits, which exist for a few hundred tokens at
+    a time; the batch axis stays whole, since it may be cut over devices.
     """
     rows, width = targets.shape
     chunk = max(1, min(width, _LOGIT_ROWS // rows))
-    chunks = -(-width // chunk)
-    padding = chunks * chunk - width
+    places, targets = (jnp.pad(x, ((0, 0), (0, -width % chunk))) for x in (places, targets))
 
-    def split(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(rows, chunks, chunk, *x.shape[2:]), 1, 0)
-
-    def one(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        part, target = args
+    def one(i: jax.Array, results: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        start = i * chunk
+        at, wanted = (
+            jax.lax.dynamic_slice_in_dim(x, start, chunk, axis=1) for x in (places, targets)
+        )
+        part = jnp.take_along_axis(hidden, at[:, :, None], axis=1)
         logits = model.unembed(part).astype(jnp.float32)
-        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
         logprobs = chosen - jax.nn.logsumexp(logits, axis=-1)
-        return logprobs, jnp.argmax(logits, axis=-1) == target
+        found = (logprobs, jnp.argmax(logits, axis=-1) == wanted)
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=1)
+            for x, new in zip(results, found, strict=True)
+        )
 
-    def join(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x, 0, 1).reshape(rows, chunks * chunk)[:, :width]
-
-    logprobs, greedy = jax.lax.map(one, (split(hidden), split(targets)))
-    return join(logprobs), join(greedy)
+    nothing = (jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, bool))
+    logprobs, greedy = jax.lax.fori_loop(0, (num_places + chunk - 1) // chunk, one, nothing)
+    return logprobs[:, :width], greedy[:, :width]

@@ -137,7 +137,7 @@ def test_a_shared_beginning_is_run_once_and_changes_nothing(monkeypatch):
 def test_a_finished_slot_is_given_to_the_next_prompt():
     """One long answer among short ones: fewer steps than a batch after the other would take."""
     prompts = [Prompt([5, 6 + i], 60 if i == 0 else 2) for i in range(40)]
-    engine = tiny_models.engine(tokens_per_batch=4 * 64)
+    engine = tiny_models.engine(tokens_per_batch=4 * 128)
     steps = []
     original = decoding._Decoder.step
 

@@ -156,11 +156,19 @@ def test_logits_in_chunks_are_the_logits_at_once(monkeypatch):
     model = nnx.merge(*tiny_models.weights(tiny_models.PRE_NORM))
     hidden = jax.random.normal(jax.random.key(0), (3, 7, 32))
     targets = jax.random.randint(jax.random.key(1), (3, 7), 0, 96)
-    whole = scoring.target_logprobs(model, hidden, targets)
+    places = jax.random.randint(jax.random.key(2), (3, 7), 0, 7)
+    whole = scoring.target_logprobs(model, hidden, places, targets, 7)
+    logits = model.unembed(np.take_along_axis(hidden, places[..., None], axis=1))
+    expected = scipy.special.log_softmax(logits, axis=-1)
+    chosen = np.take_along_axis(expected, np.asarray(targets)[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(whole[0], chosen, atol=1e-5)
     monkeypatch.setattr(scoring, "_LOGIT_ROWS", 6)
-    parts = scoring.target_logprobs(model, hidden, targets)
+    parts = scoring.target_logprobs(model, hidden, places, targets, 7)
     np.testing.assert_allclose(whole[0], parts[0], atol=1e-5)
     np.testing.assert_array_equal(whole[1], parts[1])
+    some = scoring.target_logprobs(model, hidden, places, targets, 3)  # two chunks of two
+    np.testing.assert_allclose(some[0][:, :4], whole[0][:, :4], atol=1e-5)
+    assert not some[0][:, 4:].any()
 
 
 def test_a_row_longer_than_the_model_is_refused():

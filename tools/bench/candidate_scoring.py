@@ -24,7 +24,7 @@ from flax import nnx
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from optiml_jax.evaluate import scoring
-from optiml_jax.evaluate.batching import Engine, batches, pad_rows
+from optiml_jax.evaluate.batching import Engine, cut, pad_rows, same_shapes
 from optiml_jax.evaluate.prefixes import shared_prefixes
 from optiml_jax.evaluate.scoring import ScoreItem
 from optiml_jax.model.architectures import model_config
@@ -76,9 +76,8 @@ def _row_logprobs(graphdef, params, tokens, lengths, starts):
     hidden = model.hidden(tokens, index, DocumentMask((index < lengths[:, None]).astype(jnp.int32)))
     width = 16
     places = jnp.minimum(starts[:, None] - 1 + jnp.arange(width), tokens.shape[1] - 2)
-    hidden = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
     targets = jnp.take_along_axis(tokens, places + 1, axis=1)
-    logprobs, _ = scoring.target_logprobs(model, hidden, targets)
+    logprobs, _ = scoring.target_logprobs(model, hidden, places, targets, width)
     return jnp.sum(jnp.where(places + 1 < lengths[:, None], logprobs, 0), axis=1)
 
 
@@ -91,15 +90,16 @@ def one_row_per_candidate(engine: Engine, items: Sequence[ScoreItem]) -> list[in
     ]
     sums: list[list[float]] = [[] for _ in items]
     shapes = [(engine.bucket(len(row)),) for _, row, _ in rows]
-    for (length,), chosen in batches(shapes, lambda shape: engine.num_rows(shape[0])):
-        batch = [rows[r] for r in chosen]
-        padded = batch + [batch[-1]] * (engine.num_rows(length) - len(batch))
-        tokens = pad_rows([row for _, row, _ in padded], len(padded), length, engine.config.pad_id)
-        lengths = np.array([len(row) for _, row, _ in padded], np.int32)
-        starts = np.array([start for _, _, start in padded], np.int32)
-        found = _row_logprobs(engine.graphdef, engine.params, tokens, lengths, starts)
-        for (i, _, _), value in zip(batch, np.asarray(found), strict=False):
-            sums[i].append(float(value))
+    for (length,), chosen in same_shapes(shapes):
+        for number, size in cut(len(chosen), engine.num_rows(length)):
+            batch = [rows[chosen.pop(0)] for _ in range(number)]
+            padded = batch + [batch[-1]] * (size - number)
+            tokens = pad_rows([row for _, row, _ in padded], size, length, engine.config.pad_id)
+            lengths = np.array([len(row) for _, row, _ in padded], np.int32)
+            starts = np.array([start for _, _, start in padded], np.int32)
+            found = _row_logprobs(engine.graphdef, engine.params, tokens, lengths, starts)
+            for (i, _, _), value in zip(batch, np.asarray(found), strict=False):
+                sums[i].append(float(value))
     return [int(np.argmax(s)) for s in sums]
 
 
