@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole line on the demo bench: build it, prepare, plan, write the page of prompts, evaluate an
-# untrained model, train, evaluate again, report. Run it again and it continues where it stopped.
-# Arguments go to every verb.
+# The whole line on the demo bench: build it, prepare, plan, write the page of prompts, train, evaluate
+# the model as it was before and is after training, report. Run it again and it continues where it
+# stopped. Arguments go to the verbs, which run in one process and so import everything once.
 set -euo pipefail
 . "$(dirname "$0")/install.sh"
 
@@ -9,13 +9,8 @@ run() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
 gin=(--gin_file=gin/runs/quickstart.gin "$@")
 
 run python -m tasks.demo --out=build/demo
-run optiml prepare "${gin[@]}"
-run optiml plan "${gin[@]}"
-run optiml inspect "${gin[@]}" --gin.Inspect.html=runs/quickstart/inspect.html
-run optiml evaluate "${gin[@]}" --gin.Evaluate.checkpoint=init
-run optiml train "${gin[@]}"
-run optiml evaluate "${gin[@]}"
-run optiml report "${gin[@]}"
+run optiml prepare plan inspect train evaluate report "${gin[@]}" \
+  --gin.Inspect.html=runs/quickstart/inspect.html "--gin.Evaluate.checkpoint=('init', 'latest')"
 
 cat <<TEXT
 

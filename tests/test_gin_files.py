@@ -41,7 +41,7 @@ TABLE_5 = [
 
 def parse(*paths, bindings=()):
     gin.clear_config()
-    parse_gin("plan", [*(f"--gin_file={p}" for p in paths), *bindings])
+    parse_gin(["plan"], [*(f"--gin_file={p}" for p in paths), *bindings])
 
 
 def mixture(*paths) -> Mixture:

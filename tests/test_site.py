@@ -1,5 +1,6 @@
 """The documents: their site builds without warnings, their commands are understood or run."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -58,12 +59,13 @@ def test_every_command_names_verbs_files_and_settings_that_exist(document, monke
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("OPTIML_DATA", "/nowhere")
     for text in blocks(document):
-        for verb, *arguments in commands(text):
-            for name in VERBS if verb == "$verb" else [verb]:
+        for words in commands(text):
+            verbs = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+            assert verbs == ["$verb"] or set(verbs) <= set(VERBS), verbs
+            arguments = [os.path.expandvars(word) for word in words[len(verbs) :]]
+            for chosen in [[verb] for verb in VERBS] if verbs == ["$verb"] else [verbs]:
                 gin.clear_config()
-                known = [a for a in arguments if a not in ("--dry_run", "--review")]
-                known = [os.path.expandvars(a) for a in known if not a.startswith("--runner")]
-                parse_gin(name, known)
+                parse_gin(chosen, arguments)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def rows() -> list[tuple[str, ...]]:
 def settings(name: str) -> dict[str, str]:
     """What the gin file of a run sets, in words, in the page's order."""
     gin.clear_config()
-    parse_gin("train", [f"--gin_file=gin/runs/{name}.gin"])
+    parse_gin(["train"], [f"--gin_file=gin/runs/{name}.gin"])
     model, mixture, mesh = model_config(), configured(Mixture), MeshConfig()
     train = configured(TrainConfig, plan_dir="", run_dir="")
     optimizer, plan = OptimizerConfig(), PlanConfig(num_rows=1)

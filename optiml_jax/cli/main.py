@@ -1,12 +1,14 @@
-"""`optiml <verb> --gin_file=... --gin.NAME=VALUE`: picks the verb, reads gin, reports errors.
+"""`optiml VERB... --gin_file=... --gin.NAME=VALUE`: picks verbs, reads gin, reports errors.
 
 Every verb is one file beside this one with a function `main()` that is called after gin is parsed.
+Several verbs run one after the other in one process, which saves their imports.
 A UserError becomes one line on stderr and exit status 2; Ctrl-C becomes one line and 130.
 """
 
 import argparse
 import ast
 import importlib
+import itertools
 import logging
 import os
 import sys
@@ -39,25 +41,24 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Returns the exit status.
+    """Runs the verbs. Returns the exit status.
 
     0: done; 1: some tasks failed; 2: something the user can mend; 75: SIGTERM stopped a training
     before its end, and the same command goes on; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verb = arguments[0] if arguments else ""
+    verbs = list(itertools.takewhile(VERBS.__contains__, arguments))
     try:
-        if verb in ("", "-h", "--help"):
+        if arguments[:1] in ([], ["-h"], ["--help"]):
             print(_usage())
-            return 0 if verb else 2
-        if verb not in VERBS:
-            raise UserError(f"unknown verb {verb!r}; the verbs are {', '.join(VERBS)}")
+            return 0 if arguments else 2
+        if not verbs:
+            raise UserError(f"unknown verb {arguments[0]!r}; the verbs are {', '.join(VERBS)}")
         _logging()
-        parse_gin(verb, arguments[1:])
+        parse_gin(verbs, arguments[len(verbs) :])
         CompilationCache().enable()
         with interrupt.watched():
-            module = importlib.import_module(f"optiml_jax.cli.{verb}")
-            return module.main() or 0
+            return _run(verbs)
     except UserError as e:
         # Gin adds lines of its own to what is raised inside a configurable.
         print(f"error: {str(e).splitlines()[0]}", file=sys.stderr)
@@ -81,27 +82,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parse_gin(verb: str, arguments: Sequence[str]) -> None:
+def _run(verbs: Sequence[str]) -> int:
+    """Runs the verbs one after the other until one fails; the status of the last."""
+    for verb in verbs:
+        if len(verbs) > 1:
+            print(f"\n{verb}: {VERBS[verb]}", flush=True)
+        status = importlib.import_module(f"optiml_jax.cli.{verb}").main() or 0
+        if status:
+            break
+    return status
+
+
+def parse_gin(verbs: Sequence[str], arguments: Sequence[str]) -> None:
     """Reads `--gin_file` and `--gin.NAME=VALUE` into gin; a mistake is a one-line UserError."""
     parser = argparse.ArgumentParser(
-        prog=f"optiml {verb}",
-        description=VERBS[verb],
+        prog=f"optiml {' '.join(verbs)}",
+        description="; ".join(VERBS[verb] for verb in verbs),
         epilog="--gin.NAME=VALUE sets any gin parameter or macro; plain words need no quotes.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--gin_file", action="append", default=[], help="may be given several times"
     )
-    if verb in ("prepare", "audit"):
+    if {"prepare", "audit"} & set(verbs):
         parser.add_argument("--runner", help="an Apache Beam runner, e.g. DirectRunner")
-    if verb == "fetch":
+    if "fetch" in verbs:
         parser.add_argument("--dry_run", action="store_true", help="print sizes and licences only")
-    if verb == "audit":
+    if "audit" in verbs:
         parser.add_argument("--review", action="store_true", help="decide the undecided pairs")
-    if verb == "study":
+    if "study" in verbs:
         parser.add_argument("--status", action="store_true", help="show how far the runs are")
         parser.add_argument("--report", action="store_true", help="only write the report")
-    if verb in ("plan", "train", "evaluate"):
+    if {"plan", "train", "evaluate"} & set(verbs):
         help_text = "in paper mode, print the undecided pairs of the audit and go on"
         parser.add_argument(
             "--allow-undecided", "--allow_undecided", action="store_true", help=help_text
@@ -109,7 +121,8 @@ def parse_gin(verb: str, arguments: Sequence[str]) -> None:
     parsed, others = parser.parse_known_args(arguments)
     bindings = [_binding(argument) for argument in others]
     if getattr(parsed, "runner", None):
-        bindings.append(f"{verb.capitalize()}.runner = {parsed.runner!r}")
+        by_beam = [verb for verb in ("prepare", "audit") if verb in verbs]
+        bindings += [f"{verb.capitalize()}.runner = {parsed.runner!r}" for verb in by_beam]
     flags = {"dry_run": "Fetch", "review": "Audit", "allow_undecided": "Audit"}
     flags |= {"status": "Launch", "report": "Launch"}
     bindings += [f"{flags[name]}.{name} = True" for name in flags if getattr(parsed, name, False)]
@@ -147,7 +160,8 @@ class _Printable(logging.Formatter):
 def _usage() -> str:
     verbs = "\n".join(f"  {name:10}{text}" for name, text in VERBS.items())
     return (
-        f"usage: optiml VERB [--gin_file=FILE ...] [--gin.NAME=VALUE ...]\n\n{verbs}\n\n"
+        f"usage: optiml VERB... [--gin_file=FILE ...] [--gin.NAME=VALUE ...]\n\n{verbs}\n\n"
+        "Several verbs run one after the other until one fails.\n"
         "Start with gin/runs/quickstart.gin; README.md tells how to use your own data."
     )
 

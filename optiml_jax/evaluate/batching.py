@@ -19,7 +19,6 @@ from optiml_jax.sharding.rules import batch_sharding, use_mesh
 
 _SMALLEST_BUCKET = 64
 _SMALLEST_CACHE = 256
-_SMALL_BATCH = 8  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +96,9 @@ def round_up_power(n: int, base: int, smallest: int) -> int:
 
 
 def batch_sizes(most: int, parts: int = 1) -> list[int]:
-    """The numbers of rows that a batch may have: `most`, and 8 and 1 for each of `parts`."""
-    return [most, *(n for n in (_SMALL_BATCH * parts, parts) if n < most)]
+    """The numbers of rows that a batch may have: `most`, then ..., 64, 8, 1 for each of `parts`."""
+    smaller = itertools.takewhile(lambda n: n < most, (8**i * parts for i in itertools.count()))
+    return [most, *reversed(list(smaller))]
 
 
 def cut(number: int, most: int, parts: int = 1) -> Iterator[tuple[int, int]]:

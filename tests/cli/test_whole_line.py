@@ -20,15 +20,13 @@ def line(tmp_path_factory) -> pathlib.Path:
     """The folder after prepare, plan, evaluate (untrained), train, evaluate, report."""
     root = tmp_path_factory.mktemp("line")
     gin_file = f"--gin_file={write_tiny_bench(root)}"
-    for verb, *more in (
+    for arguments in (
         ["prepare"],
         ["plan"],
         ["evaluate", "--gin.Evaluate.checkpoint=init"],
-        ["train"],
-        ["evaluate"],
-        ["report"],
+        ["train", "evaluate", "report"],
     ):
-        assert main([verb, gin_file, *more]) == 0, verb
+        assert main([*arguments, gin_file]) == 0, arguments
         gin.clear_config()
     return root
 

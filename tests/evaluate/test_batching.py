@@ -1,5 +1,7 @@
 """Few shapes for rows of all lengths and numbers."""
 
+import dataclasses
+
 import pytest
 import tiny_models
 
@@ -8,7 +10,7 @@ from optiml_jax.evaluate.batching import cut, same_shapes
 
 
 @pytest.mark.parametrize("most", [1, 3, 8, 32, 128])
-def test_batches_of_three_sizes_hold_every_row_and_little_padding(most):
+def test_batches_of_few_sizes_hold_every_row_and_little_padding(most):
     seen = set()
     for number in range(1, 300):
         parts = list(cut(number, most))
@@ -16,15 +18,20 @@ def test_batches_of_three_sizes_hold_every_row_and_little_padding(most):
         assert all(1 <= rows <= size for rows, size in parts)
         assert sum(size for _, size in parts) < 2 * number + (number == 1)
         seen |= {size for _, size in parts}
-    assert seen == {n for n in (1, 8, most) if n <= most}
+    assert seen == {n for n in (1, 8, 64, most) if n <= most}
 
 
 def test_caches_have_few_capacities_and_hold_what_fits_the_model():
     engine = tiny_models.engine()
-    limit = engine.config.max_positions
-    assert {engine.capacity(n) for n in range(1, limit + 1)} == {limit}  # 128
-    with pytest.raises(UserError, match=f"{limit} positions"):
-        engine.capacity(limit + 1)
+    engine = dataclasses.replace(
+        engine, config=dataclasses.replace(engine.config, max_positions=2000)
+    )
+    for base, capacities in ((2, {256, 512, 1024, 2000}), (4, {256, 1024, 2000})):
+        found = [engine.capacity(n, base) for n in range(1, 2001)]
+        assert set(found) == capacities
+        assert all(n <= capacity for n, capacity in enumerate(found, 1))
+    with pytest.raises(UserError, match="2000 positions"):
+        engine.capacity(2001)
 
 
 def test_rows_of_one_shape_are_together_and_the_largest_come_first():
