@@ -7,11 +7,10 @@ import collections
 import functools
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import regex
 import sacrebleu
-from rouge_score import scoring as rouge_scoring
-from rouge_score import tokenizers as rouge_tokenizers
 
 from optiml_jax.evaluate import answers
 
@@ -95,8 +94,10 @@ def sentence_bleu(references: Sequence[str], prediction: str) -> float:
 
 
 @functools.cache
-def _tokenizer() -> rouge_tokenizers.DefaultTokenizer:
-    return rouge_tokenizers.DefaultTokenizer(use_stemmer=True)
+def _tokenizer() -> Any:
+    from rouge_score import tokenizers  # here, since it brings nltk, and every verb starts later
+
+    return tokenizers.DefaultTokenizer(use_stemmer=True)
 
 
 @functools.lru_cache(maxsize=65_536)
@@ -140,7 +141,10 @@ def rouge_l_f1(
     if not target or not answer:
         return 0.0
     common = _common_subsequence(target, answer)
-    return rouge_scoring.fmeasure(common / len(answer), common / len(target))
+    if not common:
+        return 0.0
+    precision, recall = common / len(answer), common / len(target)
+    return 2 * precision * recall / (precision + recall)
 
 
 def rouge_l_max(references: Sequence[str], prediction: str) -> float:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import sacrebleu
-import scipy.stats
 
 from optiml_jax.evaluate import answers
 from optiml_jax.evaluate.answer_scores import BLEU
@@ -195,6 +194,13 @@ def _numbers(units: Sequence[Unit]) -> np.ndarray:
     return np.array(rows, np.float64)
 
 
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Of each column; equal values share the mean of their ranks."""
+    import scipy.stats  # here, since every verb reads the names of the metrics and starts later
+
+    return scipy.stats.rankdata(values, axis=0)
+
+
 def _correlation_statistics(values: np.ndarray) -> np.ndarray:
     x, y = (values - values.mean(0)).T  # centred, so that squares lose no digits
     return np.stack([x, y, x * y, x * x, y * y], axis=1)
@@ -212,6 +218,6 @@ pearson = Measure("pearson", lambda units: _correlation_statistics(_numbers(unit
 # In replicates the ranks are those among all units, not among the drawn ones.
 spearman = Measure(
     "spearman",
-    lambda units: _correlation_statistics(scipy.stats.rankdata(_numbers(units), axis=0)),
+    lambda units: _correlation_statistics(_ranks(_numbers(units))),
     _correlation,
 )
