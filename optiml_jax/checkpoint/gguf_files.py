@@ -132,7 +132,7 @@ def open_gguf(path: pathlib.Path) -> tuple[DecoderConfig, dict[str, Tensor], dic
             key = "attention.head_count" + ("_kv" if "k_proj" in name else "")
             heads = int(_value(values, f"llama.{key}", path))
         tensors[name] = GGUFTensor(tensor, heads)
-    fields = _config_values(values, architecture, tensors, path)
+    fields = _config_values(values, architecture, tensors)
     return form.config(fields, str(path)), tensors, _tokenizer_files(values, path)
 
 
@@ -154,7 +154,6 @@ def _config_values(
     values: Mapping[str, Any],
     architecture: str,
     tensors: Mapping[str, Tensor],
-    path: pathlib.Path,
 ) -> dict[str, Any]:
     """What config.json would say."""
     fields: dict[str, Any] = {"model_type": architecture}

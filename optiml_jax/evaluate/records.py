@@ -63,25 +63,6 @@ GIN_NAMES = {
 }
 
 
-# Key of a stored evaluation -> the setting that it comes from.
-_GIN_NAMES = {
-    "delimiter": "EvalConfig.delimiter",
-    "max_new_tokens": "EvalConfig.max_new_tokens",
-    "max_examples": "EvalConfig.max_examples",
-    "examples_seed": "EvalConfig.seed",
-    "separator": "PromptConfig.separator",
-    "demonstrations": "PromptConfig.demonstrations",
-    "option_order": "PromptConfig.option_order",
-    "option_format": "PromptConfig.option_format",
-    "prompt_seed": "PromptConfig.seed",
-    "vocabulary": "Run.vocabulary",
-    "model": "model_config",
-    "dtype": "model_config.dtype",
-    "params_dtype": "Evaluate.params_dtype",
-    "checkpoint": "Evaluate.checkpoint",
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class TaskInfo:
     """What the tables need to know about a task.
