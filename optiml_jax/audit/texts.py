@@ -2,7 +2,7 @@
 
 An instantiated sequence is instruction, input and target; the delimiter, which is drawn anew for
 every example, is left out, so that a copy across the border of input and target is one. The content
-is what stands behind the instruction.
+is what stands after the instruction.
 """
 
 import dataclasses

@@ -208,7 +208,7 @@ class Words:
     def places(self) -> np.ndarray:
         """int64[W]: where each word begins in the normal form of its text, in bytes."""
         before = np.zeros(len(self.starts) + 1, np.int64)
-        np.cumsum(self.ends - self.starts + 1, out=before[1:])  # one space behind each
+        np.cumsum(self.ends - self.starts + 1, out=before[1:])  # one space after each
         return before[:-1] - np.repeat(before[self.first[:-1]], np.diff(self.first))
 
     def text_of(self, words: np.ndarray) -> np.ndarray:
@@ -216,6 +216,6 @@ class Words:
         return np.searchsorted(self.first, words, side="right") - 1
 
     def word_at(self, offsets: np.ndarray) -> np.ndarray:
-        """int64[N]: the first word at or behind byte offsets[i] of text i, of which there are N."""
+        """int64[N]: the first word at or after byte offsets[i] of text i, of which there are N."""
         found = np.searchsorted(self.starts, self.begins[:-1] + offsets)
         return np.minimum(found, self.first[1:])

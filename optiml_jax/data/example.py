@@ -34,8 +34,8 @@ class Example:
       options_text: the part of `input` that lists the options, all of them in their order, exactly
         as it stands there, once; empty when the prompt lists none (or not so).
       contexts: for partial scoring (Winograd schemas): the whole source text with each of the
-        options filled in; `target`, the rest of the text, is then scored behind each of them, and
-        the references are the right options. Empty: the options are scored behind the source.
+        options filled in; `target`, the rest of the text, is then scored after each of them, and
+        the references are the right options. Empty: the options are scored after the source.
       source_dataset: the underlying data source, used by leakage filters.
       source_id: identity of the source example (`identity.py`), equal in all tasks and collections
         that hold it; "": none is known.

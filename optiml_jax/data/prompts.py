@@ -112,7 +112,7 @@ class RenderedPrompt:
       target: the text to train on, without outer whitespace.
       separator: stands before and after demonstrations.
       demonstration_ids: example ids of `demonstrations`.
-      head_end: stands behind the head when no demonstration does.
+      head_end: stands after the head when no demonstration does.
       suffix_start: under suffix loss the number of characters of the first demonstration that stand
         before its label; 0 under label loss.
     """
@@ -135,7 +135,7 @@ class RenderedPrompt:
         return self.head_end.join((*head, self.query))
 
     def without_and_with_loss(self, keep: int | None = None) -> tuple[str, str]:
-        """The text that is only read, and the text behind it that is trained on.
+        """The text that is only read, and the text after it that is trained on.
 
         They meet at the space before a label, so their ids, concatenated, are those of the whole.
         """
@@ -149,7 +149,7 @@ class RenderedPrompt:
 
 
 def target_text(source: str, target: str) -> str:
-    """The text of a target or candidate as it is encoded behind `source`.
+    """The text of a target or candidate as it is encoded after `source`.
 
     One space joins both. The pre-tokeniser of GPT-2's BPE starts a new piece at that space, so the
     ids of `source` and of this text, concatenated, are the ids of the whole.
@@ -163,7 +163,7 @@ def render(
     level: InstructionLevel,
     config: PromptConfig,
 ) -> RenderedPrompt:
-    """Renders one example behind the given demonstrations.
+    """Renders one example after the given demonstrations.
 
     "task" puts demonstrations between instruction and instance; "instance" puts whole rendered
     pairs before the instance (paper, section 2.4). An example without any source text (dialogue,

@@ -183,7 +183,7 @@ class InstanceBuilder:
         return _ranked(instance, options, own, tuple(self.joiner + o for o in options))
 
     def _with_contexts(self, example: Example, shown: Sequence[Example]) -> Instance:
-        """Partial scoring: the same text behind each context, behind the same demonstrations."""
+        """Partial scoring: the same text after each context, after the same demonstrations."""
         options = _candidates(example)
         if len(options) != len(example.contexts):
             raise UserError(

@@ -73,7 +73,7 @@ def score(engine: Engine, items: Sequence[ScoreItem]) -> list[list[TokenScore]]:
     """Scores every candidate of every item, with as few tokens through the model as possible.
 
     The beginning that many prompts share (instruction, fixed demonstrations) is run once for all of
-    them, the rest of a prompt once for all of its candidates: each candidate is a branch behind the
+    them, the rest of a prompt once for all of its candidates: each candidate is a branch after the
     prompt that does not see the others, and many items lie in one row. The results are those of
     separate rows, but for rounding.
 

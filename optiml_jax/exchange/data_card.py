@@ -56,7 +56,7 @@ class DataCard:
             temporary.write_text(self.text(), "utf-8")
 
     def text(self) -> str:
-        """The card as Markdown, behind what `datasets` reads of it."""
+        """The card as Markdown, after what `datasets` reads of it."""
         depth = "" if self.order == "plan" else "*/"
         files = {"split": self.split, "path": f"{depth}{self.split}-*.{self.form}"}
         head = {"configs": [{"config_name": "default", "data_files": [files]}]}

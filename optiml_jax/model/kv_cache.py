@@ -110,7 +110,7 @@ class KVCache:
         places = (rows - part * (len(self.index) // parts)).reshape(parts, -1)
 
         def write(buffer: jax.Array, new: jax.Array, before: jax.Array | None) -> jax.Array:
-            # What lies behind the end of prefix or row is overwritten, or masked.
+            # What lies past the end of prefix or row is overwritten, or masked.
             if before is not None:
                 size = min(before.shape[3], self.capacity)
                 before = before[:, :1, :, :size].astype(buffer.dtype)

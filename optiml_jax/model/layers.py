@@ -34,7 +34,7 @@ def whole_length(x: jax.Array) -> jax.Array:
     """[B, L, D] with all positions of its rows, where the residual stream is cut along them.
 
     Called on the input of a block's products: they exchange it once, in the type of the
-    computation, and nothing behind them (heads, scores) is laid out anew.
+    computation, and nothing after them (heads, scores) is laid out anew.
     """
     return constrain(constrain(x, *RESIDUAL), "batch", None, None)
 

@@ -45,7 +45,7 @@ class Section:
 
 
 def marked(text: str, ngram: str, rules: AuditWords) -> tuple[str, str, str]:
-    """A text before, in and behind the span that an n-gram was found in, cut to what is shown.
+    """A text before, in and after the span that an n-gram was found in, cut to what is shown.
 
     The span is found by the words of the normal form; where those do not come from whole pieces of
     text between spaces, nothing is marked.

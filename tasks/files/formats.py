@@ -291,7 +291,7 @@ def read_selected(files: tuple[str, ...], indices: tuple[str, ...]) -> Iterator[
             for start in range(0, len(column), _BATCH):
                 chosen = column.slice(start, _BATCH)
                 if len(chosen) and max(chosen.to_pylist()) >= table.num_rows:
-                    raise UserError(f"{file} points behind the end of the data; save it again")
+                    raise UserError(f"{file} points past the end of the data; save it again")
                 yield from map(without_nan, table.take(chosen).to_pylist())
 
 

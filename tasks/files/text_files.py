@@ -247,11 +247,11 @@ def json_array(file: TextIO, path: str, key: str = "") -> Iterator[Any]:
 
 
 def _check_rest(rest: str, path: str, key: str) -> None:
-    """What stands behind the array must be the rest of its object, or nothing."""
+    """What stands after the array must be the rest of its object, or nothing."""
     try:
         json.loads(f'{{"": []{rest}' if key else f"[]{rest}", cls=JSONDecoder)
     except json.JSONDecodeError as e:
-        raise UserError(f"{path} is damaged behind its array ({e.msg}); download it again") from e
+        raise UserError(f"{path} is damaged after its array ({e.msg}); download it again") from e
 
 
 def decode(raw: bytes, path: str, number: int) -> str:

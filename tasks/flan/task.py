@@ -127,7 +127,7 @@ class FlanTask:
             drawn = pooled(count, num_templates, items, f"{self.seed}\0{self.name}\0{part}")
         rows = enumerate(itertools.islice(split.read(sample), own.start, own.stop), own.start)
         rows = (row for position, row in rows if free(position))
-        for chosen, row in zip(drawn, rows, strict=False):  # rows behind `num_test` are left
+        for chosen, row in zip(drawn, rows, strict=False):  # rows after `num_test` are left
             yield split.name, row, chosen
 
     def _rows(self, part: str, split: Split) -> tuple[range, Callable[[int], bool]]:

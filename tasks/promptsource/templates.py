@@ -89,7 +89,7 @@ class Renderer:
         self._environment = Environment(config.strict_undefined)
         text = template.jinja
         if config.max_value_length is not None:
-            # As text, as upstream: behind an operator the filters bind to its last operand alone.
+            # As text, as upstream: after an operator the filters bind to its last operand alone.
             text = text.replace("}}", f" | string | truncate({config.max_value_length}) }}}}")
         self._prompt = self._compile(text)
         self._choices = self._compile(template.answer_choices)

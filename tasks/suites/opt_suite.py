@@ -255,7 +255,7 @@ def _span(row: Row, _: dict[str, Any]) -> Item:
     words, pronoun = row["text"].split(), row["span2_text"]
     place = row["span2_index"]
     size = len(pronoun.split(" "))
-    # The word may carry a punctuation mark behind the pronoun.
+    # The word may carry a punctuation mark after the pronoun.
     tail = " ".join(words[place : place + size])
     if not tail.startswith(pronoun):
         raise ValueError
@@ -300,7 +300,7 @@ def derived(row: Row) -> dict[str, Any]:
 
 
 def _lowered(sentence: str) -> str:
-    """As it goes on behind other words."""
+    """As it goes on after other words."""
     return sentence if re.match(r"I\b", sentence) else sentence[:1].lower() + sentence[1:]
 
 

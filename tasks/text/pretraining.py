@@ -218,7 +218,7 @@ def _best_cut(words: list[tuple[str, int]], total: int) -> int:
 
 
 def _end(word: str) -> int:
-    """What ends behind a word and its whitespace: a paragraph, a line, a sentence, or nothing."""
+    """What ends after a word and its whitespace: a paragraph, a line, a sentence, or nothing."""
     text = word.rstrip()
     newlines = word[len(text) :].count("\n")
     if newlines:

@@ -196,7 +196,7 @@ class SkgTask:
 
 
 def prompt_text(task_id: str, record: Record) -> str:
-    """Upstream's keyword prompt (utils/dataset.py) behind the name of the task."""
+    """Upstream's keyword prompt (utils/dataset.py) after the name of the task."""
     request, conversation, older = record.text_in.partition(TURN_SEPARATOR)
     parts = [f"task: {task_id}"]
     if request:

@@ -89,6 +89,6 @@ def _kernel(heads: int, length: int, window: int | None, interpret: bool):
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    """`x` [..., Dh] with zeros behind it, to whole registers: no score changes."""
+    """`x` [..., Dh] with zeros after it, to whole registers: no score changes."""
     missing = -x.shape[-1] % _LANES
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x

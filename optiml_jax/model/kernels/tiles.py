@@ -23,7 +23,7 @@ def block_size(length: int, largest: int) -> int:
 
 
 def padded(x: jax.Array, axis: int, block: int) -> jax.Array:
-    """`x` with zeros behind it, so that whole blocks fill the axis."""
+    """`x` with zeros after it, so that whole blocks fill the axis."""
     missing = -x.shape[axis] % block
     if not missing:
         return x

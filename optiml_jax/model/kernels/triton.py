@@ -79,7 +79,7 @@ class Triton:
 
 
 def _whole_blocks(x: jax.Array) -> jax.Array:
-    """[B, H, L, Dh] with zeros behind: L in whole blocks, Dh a power of two as Triton asks."""
+    """[B, H, L, Dh] padded with zeros: L in whole blocks, Dh a power of two as Triton asks."""
     width = max(16, pl.next_power_of_2(x.shape[3]))
     x = tiles.padded(x, 2, BLOCK)
     missing = width - x.shape[3]

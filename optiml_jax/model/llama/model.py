@@ -89,7 +89,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One decoder block: attention and gated feed-forward, each behind an RMS norm."""
+    """One decoder block: attention and gated feed-forward, each after an RMS norm."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         d, f = config.d_model, config.ffn_dim
