@@ -1,4 +1,4 @@
-"""What a task's metric gives to answers that read no input: what a model has to beat."""
+"""Scores of answers that ignore the input: what a model has to beat."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ _MOST_CANDIDATES_AGGREGATED = 20
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """The best answer that is the same for every instance, and the task's metric of it, percent."""
+    """The best constant answer and its score under the task's metric, in percent."""
 
     answer: str
     value: float
@@ -42,7 +42,7 @@ def best_constant(metric: Metric, records: Sequence[Record]) -> Constant:
 
 
 def best_position(metric: Metric, records: Sequence[Record]) -> Constant | None:
-    """The option position that is right most often, from 1; None where no candidates are known."""
+    """The option position that is most often right, counted from 1; None without candidates."""
     if not _ranks(metric, records):
         return None
     scores = _Scores(metric)
@@ -56,7 +56,7 @@ def best_position(metric: Metric, records: Sequence[Record]) -> Constant | None:
 
 
 def chance(metric: Metric, records: Sequence[Record]) -> float | None:
-    """Expected from a draw among the candidates; None where none are known or nothing averaged."""
+    """The expected score of a random candidate; None without candidates or an average."""
     if not _ranks(metric, records) or not metric.main.is_mean:
         return None
     units = metric.units(records)
@@ -65,7 +65,7 @@ def chance(metric: Metric, records: Sequence[Record]) -> float | None:
 
 
 def _ranks(metric: Metric, records: Sequence[Record]) -> bool:
-    """Whether candidates were ranked, and the records hold them."""
+    """Whether candidates were ranked and are in the records."""
     return metric.ranked and all(record.candidates for record in records)
 
 
@@ -100,7 +100,7 @@ class _Scores:
         self._known: dict[tuple[tuple[str, ...], str], float] = {}
 
     def of_one(self, records: Sequence[Record], answer: str) -> float:
-        """The metric where all give one answer."""
+        """The metric when every instance gets the same answer."""
         if not self._averages:
             return self.of_answers(records, [answer] * len(records))
         alike = collections.Counter(record.references for record in records)

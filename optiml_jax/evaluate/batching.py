@@ -23,7 +23,7 @@ _SMALLEST_CACHE = 256
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """A model with its weights on the devices, and how to feed it.
+    """A model with its weights on the devices, and the settings of its batches.
 
     Attributes:
       graphdef, params: the model, `nnx.merge(graphdef, params)`.
@@ -115,7 +115,7 @@ def cut(number: int, most: int, parts: int = 1) -> Iterator[tuple[int, int]]:
 
 
 def same_shapes(shapes: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], list[int]]]:
-    """(padded shape, indices of its rows), the largest shape first: who does not fit fails at once.
+    """(padded shape, indices of its rows), largest first: what does not fit fails at once.
 
     Args:
       shapes: of each row, padded.

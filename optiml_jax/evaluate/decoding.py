@@ -6,7 +6,7 @@ slot that has finished is given to a waiting prompt. So one long answer does not
 
 Nothing of a prompt enters the answer of another, but the shapes of the programs that run it decide
 how its logits are rounded. In bfloat16 that does change answers (2 of 8 texts of a small model);
-whoever wants answers that do not depend on their batch sets `model_config.dtype` and
+for answers that do not depend on the batch set `model_config.dtype` and
 `Evaluate.params_dtype` to float32, where only tokens as likely as each other to six digits can
 change places (docs/evaluation.md).
 """
@@ -316,7 +316,7 @@ def _jit_empty(config: DecoderConfig, num_slots: int, capacity: int) -> Slots:
 
 
 def empty_slots(config: DecoderConfig, num_slots: int, capacity: int) -> Slots:
-    """Slots that nothing has been put into; sharded where they are made inside `jax.jit`."""
+    """Empty slots; sharded where they are made inside `jax.jit`."""
     cache = KVCache.empty(config, num_slots, capacity).replace(fresh=False)
     zeros = constrain(jnp.zeros((num_slots,), jnp.int32), "batch")
     return Slots(cache, zeros, zeros.astype(jnp.uint32))

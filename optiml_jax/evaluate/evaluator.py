@@ -86,7 +86,7 @@ class EvalTask:
         return self.metric.ranked
 
     def prompt_config(self, prompts: PromptConfig) -> PromptConfig:
-        """The run's, with what the task wants of its own."""
+        """The settings of the run, overridden by those of the task."""
         own = {"delimiter": self.protocol.delimiter, "separator": self.protocol.separator}
         own = {name: value for name, value in own.items() if value is not None}
         return dataclasses.replace(prompts, **own)
@@ -184,7 +184,7 @@ def evaluate_with(
     prompts: PromptConfig | None = None,
     run: Mapping[str, Any],
 ) -> list[tuple[str, int, str]]:
-    """`evaluate`, whoever answers: a model here, or one elsewhere whose answers are at hand.
+    """`evaluate` for any source of answers: a model here, or stored answers of another.
 
     Args:
       run: what identifies the answerer; JSON-able, kept with the records.
@@ -208,7 +208,7 @@ def evaluate_with(
 
 
 def prompts_of_evaluation(prompts: PromptConfig, config: EvalConfig) -> PromptConfig:
-    """How an evaluation renders, where a task wants nothing of its own."""
+    """How prompts are rendered unless a task has its own settings."""
     return dataclasses.replace(prompts.for_evaluation(), delimiter=config.delimiter)
 
 
@@ -233,7 +233,7 @@ def instance_builder(
 
 
 def _configuration(metadata: Mapping[str, Any]) -> str | None:
-    """Of how the model came about but for its seeds; None: its seed is not known."""
+    """Fingerprint of how the model was made, without its seeds; None: its seed is unknown."""
     if metadata.get("seed") is None:
         return None
     left_out = ("seed", "plan_seed", "plan_fingerprint", "num_microbatches", "step", "checkpoint")
@@ -295,7 +295,7 @@ class _Evaluation:
         return self.folder.status(task.info, shots, changed)[0] == "done"
 
     def fail(self, task: EvalTask, shots: int, error: Exception) -> tuple[str, int, str]:
-        """Records a failure of the task itself, never of the model."""
+        """Records a failure of the task itself, not of the model."""
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         _log.warning("%s at %d shots failed: %s", task.info.task, shots, reason)
         _log.debug("the failure above:", exc_info=error)
@@ -434,7 +434,7 @@ class _Evaluation:
         )
 
     def summary(self, job: _Job, records: Sequence[Record]) -> dict[str, Any]:
-        """The last line of a record file: the metrics of the task, and what to know about them."""
+        """The last line of a record file: the metrics of the task and notes on them."""
         info, prompts = job.task.info, job.task.prompt_config(self.prompts)
         shown = [len(r.demonstration_ids) for r in records]
         if info.task not in self.constants:

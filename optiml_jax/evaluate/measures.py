@@ -1,4 +1,4 @@
-"""What a task's answers come to: aggregates over units, each defined once and quick to redraw.
+"""Aggregates of a task's answers, each defined once and cheap to bootstrap.
 
 A unit is what an aggregate counts: one record, or the records of one question (MultiRC). Every
 aggregate is a function of sums: `statistics` gives some numbers per unit, `value` makes the result
@@ -99,7 +99,7 @@ def _macro_f1(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
 
 
 def _matthews(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """0 where all is one label, as in scikit-learn."""
+    """0 where there is only one label, as in scikit-learn."""
     right, chosen, both = _labels(sums)
     above = both.sum(-1) * n - (right * chosen).sum(-1)
     below = (n**2 - (right**2).sum(-1)) * (n**2 - (chosen**2).sum(-1))

@@ -1,4 +1,4 @@
-"""How far a mean of category means would move with other tasks of the same categories.
+"""The uncertainty of a mean of category means over other tasks of the same categories.
 
 The tasks of a category count as a sample of those it could have; categories are fixed. With the
 variance s_c^2 of the tasks of category c and task weights u the variance of the mean is

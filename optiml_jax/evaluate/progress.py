@@ -1,4 +1,4 @@
-"""What an evaluation tells while it runs."""
+"""Progress of a running evaluation."""
 
 import contextlib
 import logging

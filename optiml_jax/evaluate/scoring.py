@@ -53,7 +53,7 @@ class TokenScore:
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
-    """What of an item goes into a row: the end of its prompt, and every candidate as a branch."""
+    """The part of an item in a row: the end of its prompt, and every candidate as a branch."""
 
     item: int
     start: int  # position of the first token; what comes before is the shared prefix
@@ -116,7 +116,7 @@ def _score_pieces(
 def _scores_of_pieces(
     batch: Sequence[Sequence[_Piece]], logprobs: np.ndarray, greedy: np.ndarray
 ) -> Iterator[tuple[_Piece, list[TokenScore]]]:
-    """What `_score_batch` says, candidate by candidate."""
+    """The results of `_score_batch` by candidate."""
     for row, row_logprobs, row_greedy in zip(batch, logprobs, greedy, strict=False):
         start = 0
         for piece in row:
@@ -147,7 +147,7 @@ def _score_batch(
     num_rows, length, width = shape
     tokens = np.full((num_rows, length), engine.config.pad_id, np.int32)
     positions, segments, branches = (np.zeros((num_rows, length), np.int32) for _ in range(3))
-    # What is not filled in scores token 0 at place 0, and nobody looks.
+    # Unused places score token 0 at position 0; the results are not read.
     places, targets = (np.zeros((num_rows, width), np.int32) for _ in range(2))
     most = 0
     for r, row in enumerate(batch):

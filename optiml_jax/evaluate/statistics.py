@@ -1,4 +1,4 @@
-"""How far a number of the tables can be trusted: intervals, paired tests, detectable differences.
+"""Uncertainty of the scores: intervals, paired tests, detectable differences.
 
 Three questions. "Fixed tasks" asks about other instances of the same tasks: source examples are
 redrawn, each with all its records - templates, numbers of shots, and the tasks of all collections
@@ -59,7 +59,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One paired comparison, `value - baseline`, in percent points, with all that judges it.
+    """One paired comparison, `value - baseline`, in percent points, with its tests.
 
     Attributes:
       p: two-sided; the exact McNemar test for a single task of right-or-wrong instances at one
@@ -108,7 +108,7 @@ def interval(replicates: np.ndarray) -> Interval:
 
 
 def bootstrap_p(replicates: np.ndarray) -> float:
-    """Twice the smaller tail beyond 0; at least 1 / (n + 1), for n replicates cannot say less."""
+    """Twice the smaller tail beyond 0; at least 1 / (n + 1), the resolution of n replicates."""
     tail = min(np.mean(replicates <= 0), np.mean(replicates >= 0))
     return float(min(1.0, max(2 * tail, 1 / (len(replicates) + 1))))
 
@@ -155,7 +155,7 @@ def wilcoxon(deltas: Sequence[float]) -> float:
 
 
 def smallest_p(n: int) -> float:
-    """What a two-sided sign-flip test of `n` differences cannot go below."""
+    """The smallest p-value of a two-sided sign-flip test of `n` differences."""
     return min(1.0, 2.0 ** (1 - n))
 
 

@@ -1,4 +1,4 @@
-"""What there is, and what a mixture makes of it: tasks, and shares before and after its caps.
+"""The tasks found and the mixture of them: their shares before and after its caps.
 
 Numbers of a plan come from plan.json; without a plan they are computed from the cache by the
 mixture's own functions. How they look is decided in `tables.py` and `inspect.html`.
@@ -106,7 +106,7 @@ def task_table(facts: Sequence[TaskFacts]) -> Table:
 
 
 def of_plan(plan: Plan, name: str) -> Composition:
-    """The composition of a plan: asked for beside planned."""
+    """The composition of a plan: requested and planned shares."""
     rows = [{**row, "planned": row["planned_examples"]} for row in plan.meta["tasks"]]
     about = f"{plan.num_rows:,} planned rows of the split {plan.meta['split']}: {plan.folder}"
     return _compose(name, about, rows, plan.summary["row_shares"])

@@ -1,4 +1,4 @@
-"""What the HTML pages share: one file without external resources, filled with its data.
+"""Shared by the HTML pages: one self-contained file, filled with its data.
 
 All text travels as JSON inside a script element that is no script, and the page shows it as text:
 nothing of a data set can become markup.

@@ -1,4 +1,4 @@
-"""Prompts and training rows cut into spans: which characters are what, and which carry loss.
+"""Prompts and training rows divided into spans: what each is, and which carry loss.
 
 Texts are rendered by `data/prompts.py` and rows laid out by `data/loader.py`; here both are only
 cut up to be looked at. How a span looks is decided in `inspect_terminal.py` and `inspect.html`.
@@ -29,7 +29,7 @@ SCANNED = 200  # examples looked through for different prompts
 
 @dataclasses.dataclass(frozen=True)
 class TaskFacts:
-    """What is known of a task without reading it: the split manifest's view of it.
+    """What the split manifest says about a task.
 
     Attributes:
       trained: whether the mixture's roles make it a training task.
@@ -244,7 +244,7 @@ class Segment:
 def row_segments(
     plan: Plan, row: int, decode: Callable[[Sequence[int]], str], eos_id: int
 ) -> list[Segment]:
-    """What one row of a plan is trained on, decoded from the very arrays that training gets."""
+    """The contents of one row of a plan, decoded from the arrays that training gets."""
     batch = {name: array[0] for name, array in read_rows(plan, [row]).items()}
     segments = []
     for number, (task, index) in enumerate(plan.row(row), 1):

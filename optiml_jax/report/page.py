@@ -1,4 +1,4 @@
-"""The page of `optiml inspect`: the data that `inspect.html` draws itself from in a browser."""
+"""The page of `optiml inspect`: the data that `inspect.html` shows in a browser."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +15,7 @@ MOST_EXAMPLES = 6000  # rendered in one page: about 10 MB
 def task_data(
     facts: TaskFacts, views: Iterable[PromptView], left_out: int, problem: str = ""
 ) -> dict[str, Any]:
-    """One task as the page wants it.
+    """One task in the form the page reads.
 
     Args:
       facts: of the task.

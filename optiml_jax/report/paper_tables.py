@@ -197,7 +197,7 @@ def _models(table: PublishedTable, views: Mapping[str, Rollup]) -> list[tuple[st
 
 
 def _baselines(tree: Rollup) -> Rollup:
-    """The scores of answers that read no input in the place of the model's."""
+    """The scores of constant answers and chance in the place of the model's."""
 
     def swapped(cells: Mapping) -> dict:
         return {k: dataclasses.replace(c, value=c.baseline) for k, c in cells.items()}
@@ -215,7 +215,7 @@ def _pair(cells: Iterable[Cell | None]) -> str:
 
 
 def _notes(table: PublishedTable, views: Mapping[str, Rollup]) -> tuple[str, ...]:
-    """What each run lacks: column by column, the tasks that lack it for the same reason."""
+    """What each run lacks, by column; tasks with the same reason are listed together."""
     notes = [table.note] if table.note else []
     for name, tree in views.items():
         empty = [k for k in table.shots if tree.cells[Key(k)].value is None]

@@ -41,7 +41,7 @@ _LEVEL_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """How sure the numbers of some runs are: of each its intervals, and the others' gains.
+    """The intervals of each run, and the gains of all others over the first.
 
     Attributes:
       estimates: run -> cell -> score with intervals.
@@ -151,7 +151,7 @@ def _pooled(runs: Iterable[Sequence[Leaf]], shots: Sequence[int | str]) -> Itera
 
 
 def details_table(runs: Mapping[str, Rollup]) -> Table:
-    """One row per evaluated task and number of shots: what to know when reading its score."""
+    """One row per evaluated task and number of shots: notes on its score."""
     columns = (
         *("run", "task", "metric", "best constant answer", "shots", "instances"),
         *("demonstrations", "truncated", "ties", "without end", "blank references"),

@@ -1,4 +1,4 @@
-"""Choosing one of several runs or checkpoints, as section 4.1 of the paper does, and how surely.
+"""Choosing one of several runs or checkpoints as in section 4.1 of the paper, with uncertainty.
 
 All shots and categories are combined into one number in three ways; the paper's wording fits the
 first two. Runs are ranked by the first, on what all of them have: a task that failed in one run
@@ -97,7 +97,7 @@ def on_common_tasks(runs: Mapping[str, Rollup]) -> tuple[dict[str, Rollup], list
 
 
 def verdict(difference: Difference) -> str:
-    """What a paired difference to the best run allows to say."""
+    """The conclusion from a paired difference to the best run."""
     fixed, new = difference.fixed_tasks, difference.new_tasks
     if fixed.low <= 0 <= fixed.high:
         return NOISE

@@ -1,4 +1,4 @@
-"""Table 1 of the OPT-IML paper on the user's data: how big each collection and the bench are.
+"""Table 1 of the OPT-IML paper on the user's data: the sizes of collections and bench.
 
 Decisions where the paper is silent:
 - Prompt lengths are in tokens of the run's vocabulary, of the zero-shot prompt without its target.

@@ -114,7 +114,7 @@ def _markdown(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """For LaTeX; what its usual fonts do not have becomes its code."""
+    """Escaped for LaTeX; characters its usual fonts lack become their code point."""
     return "".join(
         _LATEX.get(c) or (c if c.isascii() or "À" <= c <= "ÿ" else f"[U+{ord(c):04X}]")
         for c in _plain(text)
