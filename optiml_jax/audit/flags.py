@@ -1,4 +1,4 @@
-"""Which evaluation examples overlap with what a run trains on, for its records."""
+"""Marks evaluation examples that overlap with the training data of a run, for its records."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""The evaluation side: a sorted table of n-gram hashes on disk, and the texts that it was made of.
+"""The index of the evaluation examples: a sorted table of n-gram hashes on disk, and their texts.
 
 A folder with files that every scanning process maps into its memory:
 
@@ -255,7 +255,7 @@ class Index:
     def owners(
         self, rows: np.ndarray, texts: Sequence[bytes], whole: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The examples that have certain n-grams, by their words and not by their hashes.
+        """The examples that have certain n-grams, compared by words and not by hashes.
 
         Args:
           rows: int64[M], the first row of each n-gram's hash in the table.

@@ -1,4 +1,4 @@
-"""From the scans of all training tasks to the pairs of tasks, and to the instances that overlap."""
+"""Pairs of tasks and overlapping instances from the scans of all training tasks."""
 
 import dataclasses
 import os

@@ -34,7 +34,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationTask:
-    """A task whose examples nothing that is trained on should hold.
+    """A task whose examples must not be in the training data.
 
     Attributes:
       source: where they come from.

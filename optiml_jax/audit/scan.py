@@ -42,7 +42,7 @@ _MOST_CANDIDATES = 16  # of which those are chosen, as not all turn out to be co
 
 @dataclasses.dataclass(frozen=True)
 class ScanOutcome:
-    """What became of one training task.
+    """The outcome of one training task.
 
     Attributes:
       task: its name.
@@ -154,7 +154,7 @@ class Scan:
         return pairs[shared_by_prompt(pairs[:, 0], prompts, self._sizes), 0]
 
     def _witnesses(self, hashes: np.ndarray, owners: np.ndarray) -> Iterator[dict[str, Any]]:
-        """Pairs of examples to look at, some for each evaluation task that has any."""
+        """Pairs of examples to show, a few for each evaluation task that has any."""
         for task, candidates in sorted(self._candidates.items()):
             first, count = self._index.tasks[self._tasks[task]]
             shown = 0
@@ -200,7 +200,7 @@ def _fingerprint(source: TaskSource, index: Index) -> str:
 
 
 def is_scanned(source: TaskSource, folder: str | os.PathLike, index: Index) -> bool:
-    """Whether the folder holds the result of this very task against this very index."""
+    """Whether the folder holds the result of this task against this index."""
     path = scan_file(folder, source.name)
     try:
         return path.exists() and read_scan(path)[1]["fingerprint"] == _fingerprint(source, index)

@@ -1,4 +1,4 @@
-"""What of an example is compared: its parts in normal form, as batches of words.
+"""The compared parts of an example in normal form, as batches of words.
 
 An instantiated sequence is instruction, input and target; the delimiter, which is drawn anew for
 every example, is left out, so that a copy across the border of input and target is one. The content
@@ -19,7 +19,7 @@ _BATCH_BYTES = 1 << 18  # the arrays of a batch, eight bytes for each of these, 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some examples and their words.
+    """A batch of examples and their words.
 
     Attributes:
       examples: in their order.

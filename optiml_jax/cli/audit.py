@@ -1,4 +1,4 @@
-"""`optiml audit`: which evaluation examples the training data holds, and what to do about it."""
+"""`optiml audit`: evaluation examples in the training data, and the decisions about them."""
 
 import collections
 import dataclasses
@@ -285,7 +285,7 @@ def ask_choice() -> str | None:
 
 
 def ask(question: str) -> str:
-    """An answer that is not empty; the end of the input ends the review."""
+    """A non-empty answer; the end of the input ends the review."""
     while True:
         try:
             answer = input(question).strip()

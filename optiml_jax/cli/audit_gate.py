@@ -1,6 +1,6 @@
 """Paper mode: nothing is planned, trained or evaluated while a pair of tasks is undecided.
 
-A pair is undecided if the two have examples in common and nobody said what to do about it
+A pair is undecided if the two have examples in common and no decision was made about it
 (tasks/audit.py). `optiml plan` looks at the audit and writes down what it saw beside the plan;
 `optiml train`, which may run where no data is, goes by that.
 """

@@ -1,4 +1,4 @@
-"""`optiml compile`: what a run needs on a machine that is not there, before it is rented."""
+"""`optiml compile`: what a run needs on a machine you do not have, before you rent it."""
 
 import dataclasses
 import json
@@ -79,7 +79,7 @@ def _print_changes(found: Findings) -> None:
 
 
 def _watched(function: Callable[[], T], what: str) -> T:
-    """Calls the function and says every few seconds on stderr that it is still at work."""
+    """Calls the function and reports every few seconds on stderr that it is still running."""
     done, began = threading.Event(), time.monotonic()
 
     def say() -> None:

@@ -77,7 +77,7 @@ def machine() -> list[Finding]:
 
 
 def attention() -> list[Finding]:
-    """The kernel that training would take for the gin file's model, and what the others say."""
+    """The attention kernel that training would use, and why the others would not be."""
     model, length = model_config(), PlanConfig(num_rows=1).sequence_length
     case = choice.training_case(model, length, jax.local_devices()[0])
     chosen = choice.choose(case, model.attention).name
@@ -87,7 +87,7 @@ def attention() -> list[Finding]:
 
 
 def run_folders() -> list[Finding]:
-    """What the gin file names; without one, what lies in $OPTIML_DATA."""
+    """The folders that the gin file names; without one, those in $OPTIML_DATA."""
     try:
         gin.query_parameter("Run.cache_dir")
     except ValueError:

@@ -1,4 +1,4 @@
-"""The tasks that `optiml evaluate` and `optiml export` ask, and how their prompts are fitted."""
+"""The tasks of `optiml evaluate` and `optiml export`, and how their prompts are fitted."""
 
 import dataclasses
 import fnmatch
@@ -118,7 +118,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def evaluation_task(source: TaskSource, row: Row, settings: Evaluate) -> EvalTask:
-    """The task as the evaluator wants it, with the metric functions of its SeqIO task."""
+    """The task in the evaluator's form, with the metric functions of its SeqIO task."""
     tested = any(role.startswith("test") for role in row.role)
     info = TaskInfo(
         task=source.name,

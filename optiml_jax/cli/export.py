@@ -106,7 +106,7 @@ def training(run: Run, settings: Export, folder: pathlib.Path) -> int:
 
 
 def check_vocabulary(cache_dir: str, tasks: Iterable[str], vocabulary: TextVocabulary) -> None:
-    """UserError if the cache was made with another vocabulary: its tokens would spell nonsense."""
+    """UserError if the cache was made with another vocabulary: its tokens mean other texts."""
     name = next(iter(tasks), None)
     if name is None:
         raise UserError("nothing to export: no task has an example of this split")

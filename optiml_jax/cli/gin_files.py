@@ -1,4 +1,4 @@
-"""Reading gin files as settings and nothing else: they bind what is registered, in files we find.
+"""Reads gin files as settings only: they may bind what is registered and nothing else.
 
 Gin itself would import any module that a file names and call any function that it registers; a
 gin file from somewhere else would then be a program. Its messages also span many lines.

@@ -161,7 +161,7 @@ def check_training_parts(
 def check_vanished(
     store: Store, found: Sequence[TaskSource], run: Run, mixture: Mixture, manifest: Manifest
 ) -> None:
-    """Refuses a mixture if training tasks that were cached from this run's folders are gone now.
+    """Refuses a mixture whose training tasks were cached from this run's folders and are now gone.
 
     With `Mixture.missing = 'renormalise'` they are named in a warning.
     """

@@ -1,4 +1,4 @@
-"""`optiml splits`: who is trained on, who is evaluated at which level, and what is missing here."""
+"""`optiml splits`: the tasks to train on, to evaluate at each level, and those missing."""
 
 import collections
 import fnmatch

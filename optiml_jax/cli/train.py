@@ -129,7 +129,7 @@ def evaluation_hook(model: DecoderConfig, metadata: dict[str, Any]) -> Evaluatio
 
 
 def save_config(path: pathlib.Path) -> None:
-    """Writes down every gin parameter that this run used, in gin's own syntax."""
+    """Saves every gin parameter that this run used, in gin's own syntax."""
     with disk_errors(path, "the run's configuration"), atomic_path(path) as temporary:
         temporary.write_text(gin.operative_config_str(), "utf-8")
 

@@ -1,4 +1,4 @@
-"""The vocabulary of a run: where its settings say, else in a checkpoint that they name."""
+"""The vocabulary of a run: from its settings, else from a checkpoint that they name."""
 
 import contextlib
 import logging

@@ -44,7 +44,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclasses.dataclass(frozen=True)
 class CacheSettings:
-    """What all tasks of a run have in common. Picklable and small.
+    """The settings shared by all tasks of a run. Picklable and small.
 
     Attributes:
       cache_dir: the folder of all cached tasks.
@@ -70,7 +70,7 @@ class CacheSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TaskOutcome:
-    """What became of one task.
+    """The outcome of one task.
 
     Attributes:
       task: its name.

@@ -20,7 +20,7 @@ def block_checksums(array: np.ndarray) -> list[int]:
 
 
 def _header(dtype: str, length: int) -> bytes:
-    """What stands in front of the numbers of a .npy file."""
+    """The header of a .npy file."""
     out = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     fields = {"descr": descr, "fortran_order": False, "shape": (length,)}

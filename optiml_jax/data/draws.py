@@ -85,7 +85,7 @@ def random_subset(size: int, maximum: int | None, seed: int, name: str) -> np.nd
 
 
 class _EpochOrder:
-    """One task's examples, shuffled anew in every epoch."""
+    """The examples of one task, reshuffled in every epoch."""
 
     def __init__(self, name: str, pool: np.ndarray, seed: int):
         self._name, self._pool, self._seed = name, pool, seed

@@ -14,7 +14,7 @@ Key = tuple[str, int, int]  # path, size, time of modification
 
 
 def stat_key(file: str) -> Key | None:
-    """What tells without reading it that a file is the same; None: it is not there."""
+    """Identifies a file without reading it; None: it does not exist."""
     try:
         status = os.stat(file)
     except OSError:

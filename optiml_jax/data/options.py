@@ -65,7 +65,7 @@ def relist(example: Example, option_format: str, order: Sequence[int]) -> str:
 
 
 def _without(before: str, after: str) -> str:
-    """What is left of an input without its list, with no gap where it stood."""
+    """The input without its list of options, and without a gap in its place."""
     if not before.strip() or not after.strip():
         return (before + after).strip()
     return before.rstrip() + ("\n" if "\n" in before[-1:] + after[:1] else " ") + after.lstrip()

@@ -1,4 +1,4 @@
-"""What a plan holds, in numbers for tables: totals, and shares asked for and planned."""
+"""A plan in numbers, for tables: totals, requested and planned shares."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

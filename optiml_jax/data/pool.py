@@ -1,6 +1,6 @@
 """A pool of worker processes that ends with its parent, whatever ends that.
 
-What the workers do, and in what order, is decided by who runs them.
+The caller decides what the workers do and in what order.
 """
 
 import concurrent.futures
@@ -17,7 +17,7 @@ from optiml_jax.errors import UserError
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to end
-    """The work was given up."""
+    """The work was cancelled."""
 
 
 Job = TypeVar("Job")
@@ -105,7 +105,7 @@ def _start(stop: Any) -> None:
 
 
 def _exit_with_parent() -> None:
-    """A worker whose parent was killed must not write where another run may be at work."""
+    """A worker whose parent was killed must not write to folders another run may be using."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
 

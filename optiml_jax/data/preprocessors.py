@@ -294,7 +294,7 @@ def _targets(
 
 
 def _plain(part: bytes | np.ndarray | np.int32) -> str | tuple[str, ...] | int:
-    """A feature as TensorFlow hands it to Python, as the field that it was."""
+    """The original field of a feature that TensorFlow passed to Python."""
     if isinstance(part, bytes):
         return part.decode("utf-8")
     return tuple(d.decode("utf-8") for d in part) if part.ndim else int(part)

@@ -1,6 +1,6 @@
 """From an Example to the text of a prompt: delimiters, demonstrations, and fitting it into a row.
 
-Here live the rules that OPT-IML adds on top of every upstream format, as pure functions of their
+These are the rules that OPT-IML adds on top of every upstream format, as pure functions of their
 arguments: nothing depends on a global random state, on batch order or on the number of workers.
 Readers (which yield Examples) and tokenisers do not live here; token ids come in as arguments.
 """

@@ -255,7 +255,7 @@ class _Readers:
 
 
 def _open_file_limit() -> int:
-    """How many files a store keeps open: a quarter of what the process may open, raised first.
+    """The number of files a store keeps open: a quarter of the raised process limit.
 
     A run has two stores, of its plan and of its validation plan.
     """

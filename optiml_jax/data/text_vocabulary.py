@@ -1,4 +1,4 @@
-"""What every vocabulary of the project can do, without SeqIO and TensorFlow."""
+"""The interface of every vocabulary of the project, without SeqIO and TensorFlow."""
 
 import abc
 from collections.abc import Iterable, Sequence
@@ -20,17 +20,17 @@ class TextVocabulary(abc.ABC):
     @property
     @abc.abstractmethod
     def bos_id(self) -> int | None:
-        """The beginning of a text; None: the vocabulary has none."""
+        """The token at the beginning of a text; None: the vocabulary has none."""
 
     @property
     @abc.abstractmethod
     def pad_id(self) -> int:
-        """What fills rows."""
+        """The padding token."""
 
     @property
     @abc.abstractmethod
     def eos_id(self) -> int:
-        """The end of a text."""
+        """The token at the end of a text."""
 
     @property
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""Which files a vocabulary lies in, so that a checkpoint can keep them; imports no TensorFlow.
+"""The files of a vocabulary, so that a checkpoint can keep them; imports no TensorFlow.
 
 A specification is `<kind>:<place>`; what the kinds mean is in vocabulary.py.
 """

@@ -17,7 +17,7 @@ def as_seqio(vocabulary: TextVocabulary | seqio.Vocabulary) -> seqio.Vocabulary:
 
 
 class SeqioVocabulary(seqio.Vocabulary):
-    """What SeqIO asks of a vocabulary, answered by one of the project's. Picklable."""
+    """One of the project's vocabularies behind SeqIO's interface. Picklable."""
 
     def __init__(self, vocabulary: TextVocabulary):
         super().__init__()

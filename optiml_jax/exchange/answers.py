@@ -117,7 +117,7 @@ class StoredAnswers:
         return _scored(dataclasses.replace(instance, candidates=texts), said)
 
     def remarks(self) -> list[str]:
-        """What does not fit together, counted and named, one line each."""
+        """Mismatches, counted and named, one line each."""
         unknown, doubles = self.unknown(), [k for k in self._files.doubles if k in self.used]
         lines = {
             "requests have no answer": self.missing,
@@ -128,7 +128,7 @@ class StoredAnswers:
         return [f"{len(ids)} {what}: {name_ids(ids)}" for what, ids in lines.items() if ids]
 
     def summary(self) -> dict[str, Any]:
-        """What is told of the files after the evaluation, JSON-able."""
+        """A summary of the files after the evaluation, JSON-able."""
         unknown, doubles = self.unknown(), list(self._files.doubles)
         lists = {
             "missing": self.missing,

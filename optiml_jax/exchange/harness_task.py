@@ -26,7 +26,7 @@ _ANSWER_CONTEXT = "Answer:"  # what the rule "unconditional" scores candidates a
 
 
 def load(file, **ignored):
-    """The requests of a task, as lm-evaluation-harness wants its data sets."""
+    """The requests of a task, in the form of lm-evaluation-harness's data sets."""
     with open(_FOLDER / file, encoding="utf-8") as lines:
         return {"test": datasets.Dataset.from_list([json.loads(line) for line in lines])}
 

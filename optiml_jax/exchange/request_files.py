@@ -43,14 +43,14 @@ class RequestWriter(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
     def refusal(self, row: dict[str, Any]) -> str:
-        """Why this form cannot ask requests like this one; "" if it can."""
+        """Why this form cannot express requests like this one; "" if it can."""
 
     def write(self, row: dict[str, Any]) -> None:
         """Takes a request."""
 
 
 class FileStack:
-    """Files that are opened one by one and become visible when they are closed without an error."""
+    """Files that are opened one by one and appear when they are closed without an error."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder

@@ -1,4 +1,4 @@
-"""What an evaluation asks, as rows that any model can answer, each with an id of its own.
+"""The requests of an evaluation, as rows that any model can answer, each with its own id.
 
 The rows are made by the evaluator's own rules from its tasks; where they are written to, and how
 answers come back, is said in request_files.py, harness.py and answers.py.

@@ -1,4 +1,4 @@
-"""Taking what is wanted out of a downloaded file: an archive, a compressed file, or itself."""
+"""Extracts the wanted files of a download: an archive, a compressed file, or the file itself."""
 
 import gzip
 import pathlib

@@ -88,7 +88,7 @@ class Step:
         return self.licence if self.state in ("new", "damaged") and restricted(self.licence) else ""
 
     def line(self) -> str:
-        """The step as a person reads it."""
+        """The step in words."""
         about = f"{self.source.id:45} {self.source.kind:5} {format_size(self.size):>8}"
         note = f"  {self.failure}" if self.failure else ""
         if self.state == "ask":
@@ -103,7 +103,7 @@ class Fetcher:
         self._settings = settings
 
     def plan(self, sources: Sequence[Source]) -> list[Step]:
-        """What each source needs; asks servers for sizes, writes nothing."""
+        """The work for each source; asks servers for sizes, writes nothing."""
         with concurrent.futures.ThreadPoolExecutor(self._settings.workers) as pool:
             return list(pool.map(self._plan_one, sources))
 
@@ -129,7 +129,7 @@ class Fetcher:
             )
 
     def run(self, steps: Sequence[Step]) -> dict[str, str]:
-        """Fetches what is not there; source id -> why it failed."""
+        """Fetches what is missing; source id -> why it failed."""
         pending = [s for s in steps if s.state in ("new", "damaged") and not s.failure]
         failures = {s.source.id: s.failure for s in steps if s.failure}
         total = sum(s.size for s in pending) or None

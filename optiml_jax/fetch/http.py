@@ -29,7 +29,7 @@ class FetchError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Remote:
-    """A file somewhere else.
+    """A remote file.
 
     Attributes:
       url: http, https or file.
@@ -60,7 +60,7 @@ class Downloader:
     progress: Callable[[int], object] = lambda size: None
 
     def fetch(self, remote: Remote, path: pathlib.Path) -> None:
-        """Brings the file to `path`, which appears when it is whole and verified.
+        """Downloads the file to `path`, which appears when it is complete and verified.
 
         What came before an interruption lies in `<path>.partial` and is continued.
 
@@ -120,7 +120,7 @@ class Downloader:
 
 
 class _DamagedError(Exception):
-    """What came is not what was promised."""
+    """The download does not match its description."""
 
 
 def _verify(remote: Remote, path: pathlib.Path) -> None:

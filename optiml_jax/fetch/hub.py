@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub: what files there are, and where they go."""
+"""Data sets of the Hugging Face Hub: their files, and where they go."""
 
 import collections
 import pathlib

@@ -48,13 +48,13 @@ def describe(folder: pathlib.Path, paths: Iterable[str]) -> dict[str, dict[str, 
 
 
 def load(folder: pathlib.Path) -> dict[str, Any]:
-    """Source id -> what is known of it; empty when the folder has no provenance."""
+    """Source id -> its provenance; empty when the folder has no provenance."""
     file = folder / FILE
     return read_json(file, "the provenance of fetched data")["sources"] if file.exists() else {}
 
 
 def record(folder: pathlib.Path, source_id: str, entry: Mapping[str, Any]) -> None:
-    """Writes down a source that is there whole."""
+    """Records a complete source."""
     with _lock:
         write_json(folder / FILE, {"sources": {**load(folder), source_id: dict(entry)}})
 

@@ -130,7 +130,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """Bytes as a person reads them; "?" if not known."""
+    """Bytes in readable units; "?" if not known."""
     if not size:
         return "?"
     for unit in ("B", "kB", "MB", "GB"):
