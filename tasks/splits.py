@@ -345,7 +345,13 @@ class Manifest:
 
 
 def category(source: TaskSource) -> str:
-    """The category of a task: every reader puts it (the manifest's, if any) into its settings."""
+    """The category of a task: every reader puts it (the manifest's, if any) into its settings.
+
+    Raises:
+      UserError: the reader, perhaps a user's own, did not.
+    """
+    if "category" not in source.settings:
+        raise UserError(f"{source.name}: its reader must put `category` into TaskSource.settings")
     return source.settings["category"]
 
 

@@ -77,7 +77,8 @@ class TaskSource:
         a suite with prompts of its own (see `prompts.render`).
       upstream_split: the official split that the upstream release puts the task in, if any.
       samples_rows: `read(split, drops, sample)` takes a `RowSample`; other rows are not read.
-      settings: everything else that changes what `read` yields (JSON-able; fingerprinted).
+      settings: `category`, and everything else that changes what `read` yields (JSON-able;
+        fingerprinted).
       metric: how its answers are scored, a name of `evaluate/metrics.py`; "": not said.
     """
 

@@ -3,6 +3,7 @@
 Expected examples are written by hand from the rows; ranking is checked by a whole evaluation.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import pathlib
@@ -16,7 +17,7 @@ from optiml_jax.data.example import Drops
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.registry import find_sources
-from tasks.splits import Manifest
+from tasks.splits import Manifest, category
 
 PARITY = """
 rows: parity
@@ -168,6 +169,8 @@ def test_a_collection_is_a_module_or_a_file_or_an_entry_point(tmp_path, monkeypa
         ("third/t", "/c"),
     ]
     assert {manifest.row(s).level for s in found} == {"fully_held_out"}
+    with pytest.raises(UserError, match="first/t: its reader must put `category`"):
+        category(dataclasses.replace(found[0], settings={}))
 
 
 @pytest.mark.parametrize(
