@@ -98,6 +98,17 @@ def abstract_params(
     )
 
 
+def logical_axes(config: DecoderConfig) -> dict[str, Any]:
+    """The logical names of the dimensions of every parameter, nested as the parameters are."""
+    names: dict[str, Any] = {}
+    for path, variable in nnx.to_flat_state(abstract_model(config)[1]):
+        folder = names
+        for name in path[:-1]:
+            folder = folder.setdefault(name, {})
+        folder[path[-1]] = variable.get_metadata()["logical_axes"]
+    return names
+
+
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """The sharding of a batch [B, ...]: its rows over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -1,6 +1,7 @@
 """What a training run is asked to do, and the checks that come before any work."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -142,7 +143,7 @@ def run_metadata(
 
 def _deciding_fields(optimizer: OptimizerConfig, model: DecoderConfig) -> dict[str, Any]:
     """What of the optimiser decides the parameters: the scale of the loss in float16 only."""
-    values = dataclasses.asdict(optimizer)
+    values = json.loads(json.dumps(dataclasses.asdict(optimizer)))  # as they are read again
     scaled = model.dtype == "float16"
     return {k: v for k, v in values.items() if scaled or not k.startswith("loss_scale")}
 
@@ -158,6 +159,9 @@ def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str
             stored.get("num_microbatches"),
             current["num_microbatches"],
         )
+    # Fields of the optimiser that came later were at their defaults.
+    optimizer = {**dataclasses.asdict(OptimizerConfig()), **stored.get("optimizer", {})}
+    stored = {**stored, "optimizer": {name: optimizer[name] for name in current["optimizer"]}}
     names = [
         name for name in current if name not in {"model", "num_microbatches"} | _IN_THE_FINGERPRINT
     ]

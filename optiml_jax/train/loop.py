@@ -76,7 +76,10 @@ def train(
     check_batch(config, devices)
     plan, validation_plan = load_plans(config, model)
     metadata = run_metadata(config, model, optimizer, plan)
-    abstract, length = abstract_state(model, devices, mesh.preset), plan.config.sequence_length
+    abstract, length = (
+        abstract_state(model, optimizer, devices, mesh.preset),
+        plan.config.sequence_length,
+    )
 
     folder, files = pathlib.Path(config.run_dir) / "checkpoints", files_of_checkpoints(metadata)
     checkpoints = CheckpointManager(folder, config.keep, files=files)

@@ -1,10 +1,11 @@
-"""Adam with decoupled weight decay, its learning rate schedule and gradient clipping.
+"""The optimiser: gradient clipping, a transformation of Optax, weight decay and the learning rate.
 
-Pure functions over pytrees; the moments are float32 and a pure dict, ready for a checkpoint.
+Pure functions over pytrees. The transformations and their state are in transforms.py.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from optiml_jax.settings import (
     Share,
     configurable,
 )
+from optiml_jax.train import transforms
 
 
 @configurable
@@ -28,7 +30,13 @@ class OptimizerConfig:
 
     Attributes:
       learning_rate: the peak, reached at the end of the warm-up.
-      warmup_steps: updates of linear warm-up; afterwards linear decay to 0 at the end of the run.
+      warmup_steps: updates of linear warm-up.
+      schedule: of the learning rate after the warm-up: "linear" or "cosine" decay to 0 at the end of
+        the run, or "constant".
+      transform: what makes a direction of the gradient: "adam" (AdamW), "adafactor", "lion",
+        "muon", or a function of Optax such as "optax.scale_by_rms".
+      options: arguments of that function, by Optax's names. Adam has its own fields.
+      state_dtype: in which the transformation's state is kept; it is computed with in float32.
       beta1, beta2, epsilon: of Adam.
       weight_decay: decoupled (AdamW), times the learning rate; on every parameter, as in metaseq.
       clip_norm: the gradient is scaled down to this global norm; 0 turns clipping off.
@@ -39,6 +47,10 @@ class OptimizerConfig:
 
     learning_rate: NotNegativeFloat = 5e-5
     warmup_steps: NotNegative = 60
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    transform: str = "adam"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
     beta1: Share = 0.9
     beta2: Share = 0.95
     epsilon: PositiveFloat = 1e-8
@@ -48,12 +60,29 @@ class OptimizerConfig:
     loss_scale_interval: Positive = 200
 
     def check(self, num_steps: int) -> None:
-        """UserError when the warm-up does not end within a run of `num_steps` updates."""
+        """UserError when the warm-up does not end within a run of `num_steps` updates.
+
+        Or when there is no such transformation.
+        """
+        if self.transform != "muon":  # which asks for a model
+            self.made()
         if self.warmup_steps >= num_steps:
             raise UserError(
                 f"OptimizerConfig.warmup_steps={self.warmup_steps} must be below "
                 f"TrainConfig.num_steps={num_steps}"
             )
+
+    def made(self, axes: transforms.AxesOf | None = None) -> optax.GradientTransformation:
+        """The transformation.
+
+        Args:
+          axes: logical names of the dimensions of the parameters, nested as they are; Muon needs
+            them (`optiml_jax.sharding.rules.logical_axes`).
+        """
+        options = dict(self.options)
+        if self.transform == "adam":
+            options = {"b1": self.beta1, "b2": self.beta2, "eps": self.epsilon, **options}
+        return transforms.make_transform(self.transform, options, self.state_dtype, axes)
 
 
 def learning_rate_at(config: OptimizerConfig, num_steps: int, step: jax.Array | int) -> jax.Array:
@@ -64,13 +93,11 @@ def learning_rate_at(config: OptimizerConfig, num_steps: int, step: jax.Array | 
     """
     rising = (step + 1) / max(config.warmup_steps, 1)
     falling = (num_steps - step) / (num_steps - config.warmup_steps)
+    if config.schedule == "cosine":
+        falling = 0.5 - 0.5 * jnp.cos(jnp.pi * jnp.minimum(falling, 1))
+    elif config.schedule == "constant":
+        falling = jnp.ones(())
     return config.learning_rate * jnp.minimum(rising, falling).astype(jnp.float32)
-
-
-def init_optimizer(params: Any) -> dict[str, Any]:
-    """The state before the first update: moments `mu` and `nu`, float32 zeros like `params`."""
-    state = optax.scale_by_adam().init(jax.tree.map(lambda p: p.astype(jnp.float32), params))
-    return {"mu": state.mu, "nu": state.nu}
 
 
 def apply_gradient(
@@ -80,13 +107,15 @@ def apply_gradient(
     params: Any,
     state: dict[str, Any],
     gradient: Any,
+    axes: transforms.AxesOf | None = None,
 ) -> tuple[Any, dict[str, Any], dict[str, jax.Array]]:
-    """One update: clip, Adam, weight decay.
+    """One update: clip, transform, weight decay.
 
     Args:
-      step: int32[], updates made so far; also counts Adam's bias correction.
+      step: int32[], updates made so far.
       params, gradient: pytrees of float32 arrays.
-      state: as made by `init_optimizer`.
+      state: as made by `transforms.init_state` of `config.made(axes)`.
+      axes: see `OptimizerConfig.made`.
 
     Returns:
       New params, new state, and `gradient_norm` (before clipping) and `learning_rate`, float32[].
@@ -95,10 +124,7 @@ def apply_gradient(
     if config.clip_norm:
         scale = config.clip_norm / jnp.maximum(norm, config.clip_norm)
         gradient = jax.tree.map(lambda g: g * scale, gradient)
-    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
-    before = optax.ScaleByAdamState(count=step, mu=state["mu"], nu=state["nu"])
-    direction, after = adam.update(gradient, before)
+    direction, state = transforms.update(config.made(axes), gradient, state, params, step)
     rate = learning_rate_at(config, num_steps, step)
     params = jax.tree.map(lambda p, d: p - rate * (d + config.weight_decay * p), params, direction)
-    measured = {"gradient_norm": norm, "learning_rate": rate}
-    return params, {"mu": after.mu, "nu": after.nu}, measured
+    return params, state, {"gradient_norm": norm, "learning_rate": rate}

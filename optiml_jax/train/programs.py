@@ -82,7 +82,7 @@ def trace_train_step(
         seed=config.seed,
         chunk=config.loss_chunk,
     )
-    abstract = abstract_state(model, mesh, preset)
+    abstract = abstract_state(model, optimizer, mesh, preset)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     jitted = jax.jit(
         function,

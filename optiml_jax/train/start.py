@@ -94,5 +94,5 @@ def start_state(
         params = load_model_params(config.init_from, abstract.base or abstract.params)
         if abstract.base:
             return adapted_state(params, model, optimizer, config.seed, abstract), 0
-        return state_from_params(params, optimizer, abstract), 0
+        return state_from_params(params, model, optimizer, abstract), 0
     return initial_state(model, optimizer, config.seed, abstract), 0

@@ -9,9 +9,10 @@ from flax import struct
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import init_adapters, init_params
 from optiml_jax.model.lora import join_params, split_params
-from optiml_jax.sharding.rules import abstract_params, replicated
+from optiml_jax.sharding.rules import abstract_params, logical_axes, replicated
+from optiml_jax.train import transforms
 from optiml_jax.train.loss_scale import init_scale
-from optiml_jax.train.optimizer import OptimizerConfig, init_optimizer
+from optiml_jax.train.optimizer import OptimizerConfig
 
 
 @struct.dataclass
@@ -20,8 +21,8 @@ class TrainState:
     step: int32[], updates made so far.
     params: what is trained: a pure nested dict of float32 arrays, as made by
       `model.decoder.init_params`; under LoRA the adapters alone.
-    optimizer: pure dict of the moments, float32, shaped and sharded as `params`; in float16 also
-      `loss_scale`, see `optiml_jax.train.loss_scale`.
+    optimizer: pure dict of the optimiser's state (`transforms.init_state`), of Adam two moments
+      shaped and sharded as `params`; in float16 also `loss_scale`, see `optiml_jax.train.loss_scale`.
     base: what is not trained, under LoRA; else empty.
     """
 
@@ -40,20 +41,22 @@ class TrainState:
         return {"params": self.params, "optimizer": self.optimizer}
 
 
-def abstract_state(model: DecoderConfig, mesh: jax.sharding.Mesh, preset: str) -> TrainState:
+def abstract_state(
+    model: DecoderConfig, optimizer: OptimizerConfig, mesh: jax.sharding.Mesh, preset: str
+) -> TrainState:
     """Shapes, dtypes and shardings of the whole state; no memory is used."""
     params, base = abstract_params(model, mesh, preset), {}
     if model.lora_rank:
         params, base = split_params(params)
         base = _in_type_of_use(base, model.dtype)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    optimizer = {"mu": params, "nu": params}
+    state = transforms.abstract_state(optimizer.made(logical_axes(model)), params)
     if model.dtype == "float16":
-        scale = jax.eval_shape(lambda: init_scale(OptimizerConfig()))
-        optimizer["loss_scale"] = jax.tree.map(
+        scale = jax.eval_shape(lambda: init_scale(optimizer))
+        state["loss_scale"] = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), scale
         )
-    return TrainState(step=step, params=params, optimizer=optimizer, base=base)
+    return TrainState(step=step, params=params, optimizer=state, base=base)
 
 
 def _in_type_of_use(base: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def initial_state(
     """The state before the first update, with random weights of `seed`, made in place."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
     _, params = init_params(model, seed, shardings)
-    return state_from_params(params, optimizer, abstract)
+    return state_from_params(params, model, optimizer, abstract)
 
 
 def adapted_state(
@@ -86,20 +89,22 @@ def adapted_state(
     """The state before the first update of new adapters beside `base`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
     adapters = init_adapters(model, seed, shardings)
-    return state_from_params(adapters, optimizer, abstract, base)
+    return state_from_params(adapters, model, optimizer, abstract, base)
 
 
 def state_from_params(
     params: dict[str, Any],
+    model: DecoderConfig,
     optimizer: OptimizerConfig,
     abstract: TrainState,
     base: dict[str, Any] | None = None,
 ) -> TrainState:
     """The state before the first update of `params`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
+    transform = optimizer.made(logical_axes(model))
 
     def init(params: dict[str, Any]) -> dict[str, Any]:
-        moments = init_optimizer(params)
+        moments = transforms.init_state(transform, params)
         scaled = "loss_scale" in abstract.optimizer
         return moments | ({"loss_scale": init_scale(optimizer)} if scaled else {})
 

@@ -11,6 +11,7 @@ from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.axes import constrain
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.lora import join_params
+from optiml_jax.sharding.rules import logical_axes
 from optiml_jax.train.loss import label_loss
 from optiml_jax.train.loss_scale import chosen, next_scale
 from optiml_jax.train.optimizer import OptimizerConfig, apply_gradient
@@ -66,7 +67,7 @@ def make_train_step(
       `loss_scale` after the step and `skipped`, 1 where the gradient overflowed: parameters and
       moments are then those of before, and the loss of the step is left out.
     """
-    scaled = model.dtype == "float16"
+    scaled, axes = model.dtype == "float16", logical_axes(model)
     has_dropout = bool(model.dropout or model.attention_dropout)
 
     def loss_and_gradient(state, rows, key, scale):
@@ -102,7 +103,7 @@ def make_train_step(
         # A skipped update counts neither for Adam's bias correction nor for the schedule.
         updates = state.step - state.optimizer["loss_scale"]["skipped"] if scaled else state.step
         params, moments, measured = apply_gradient(
-            optimizer, num_steps, updates, state.params, state.optimizer, gradient
+            optimizer, num_steps, updates, state.params, state.optimizer, gradient, axes
         )
         if scaled:
             finite = jnp.isfinite(measured["gradient_norm"])

@@ -5,10 +5,13 @@ import optax
 import pytest
 
 from optiml_jax.errors import UserError
+from optiml_jax.model.architectures import model_config
+from optiml_jax.sharding.mesh import MeshConfig, make_mesh
+from optiml_jax.sharding.rules import abstract_params, logical_axes
+from optiml_jax.train import transforms
 from optiml_jax.train.optimizer import (
     OptimizerConfig,
     apply_gradient,
-    init_optimizer,
     learning_rate_at,
 )
 
@@ -45,7 +48,8 @@ def test_updates_are_those_of_optax_adamw_after_clipping(gradient_scale):
     )
     rng = np.random.default_rng(0)
     params = {"w": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), "b": jnp.ones(3)}
-    expected, expected_state, state = params, reference.init(params), init_optimizer(params)
+    expected, expected_state = params, reference.init(params)
+    state = transforms.init_state(config.made(), params)
     for step in range(5):
         gradient = jax.tree.map(lambda p: gradient_scale * jnp.cos(p * 7), expected)
         updates, expected_state = reference.update(gradient, expected_state, expected)
@@ -57,3 +61,100 @@ def test_updates_are_those_of_optax_adamw_after_clipping(gradient_scale):
         for name in params:
             np.testing.assert_allclose(params[name], expected[name], rtol=1e-5, atol=1e-7)
     assert jax.tree.all(jax.tree.map(lambda m: m.dtype == jnp.float32, state))
+
+
+def test_schedules_after_the_warm_up_are_those_of_optax():
+    cosine = OptimizerConfig(learning_rate=0.3, warmup_steps=2, schedule="cosine")
+    reference = optax.cosine_decay_schedule(0.3, 10)
+    for step in range(2, 12):
+        rate = learning_rate_at(cosine, 12, step)
+        assert rate == pytest.approx(float(reference(step - 2)), rel=1e-5)
+    constant = OptimizerConfig(learning_rate=0.3, warmup_steps=2, schedule="constant")
+    rates = [float(learning_rate_at(constant, 12, step)) for step in (0, 1, 7, 11)]
+    assert rates == pytest.approx([0.15, 0.3, 0.3, 0.3])
+
+
+MODEL = model_config("125m", vocab_size=512, d_model=128, num_layers=2, num_heads=4)
+ADAFACTOR = optax.chain(optax.scale_by_factored_rms(decay_rate=0.7), optax.clip_by_block_rms(1.0))
+
+
+@pytest.mark.parametrize(
+    ("transform", "options", "reference"),
+    [
+        ("adafactor", {"decay_rate": 0.7}, ADAFACTOR),
+        ("lion", {"b1": 0.8}, optax.scale_by_lion(b1=0.8)),
+        ("optax.scale_by_rms", {}, optax.scale_by_rms()),
+    ],
+)
+def test_named_transformations_are_those_of_optax(transform, options, reference):
+    config = OptimizerConfig(
+        learning_rate=1e-2, warmup_steps=0, clip_norm=0.0, transform=transform, options=options
+    )
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(2, 128, 130)), jnp.float32), "b": jnp.ones(3)}
+    state, expected_state = transforms.init_state(config.made(), params), reference.init(params)
+    expected = params
+    for step in range(3):
+        gradient = jax.tree.map(lambda p: jnp.cos(p * 7), expected)
+        direction, expected_state = reference.update(gradient, expected_state, expected)
+        rate = learning_rate_at(config, 9, step)
+        expected = jax.tree.map(lambda p, d, rate=rate: p - rate * d, expected, direction)
+        params, state, _ = apply_gradient(config, 9, jnp.int32(step), params, state, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), params, expected)
+
+
+def test_muon_turns_the_kernels_of_blocks_into_nearly_orthogonal_updates():
+    """Singular values near 0.2 * sqrt(larger side); tables and biases take Adam's first step."""
+    config = OptimizerConfig(warmup_steps=0, clip_norm=0.0, transform="muon", learning_rate=1.0)
+    axes, abstract = logical_axes(MODEL), abstract_params(MODEL)
+    rng = np.random.default_rng(0)
+    gradient = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), abstract)
+    transform = config.made(axes)
+    state = transforms.init_state(transform, gradient)
+    direction, after = transforms.update(transform, gradient, state, gradient, jnp.int32(0))
+    block = direction["blocks"]["attention"]
+    for update in (
+        block["query"]["kernel"].reshape(2, 128, 128),
+        direction["blocks"]["wi"]["kernel"],
+    ):
+        largest = 0.2 * np.sqrt(max(update.shape[1:]))
+        values = np.linalg.svd(np.asarray(update), compute_uv=False)
+        assert values.min() > 0.5 * largest
+        assert values.max() < 1.5 * largest
+    for name in ("token_embedding", "position_embedding"):
+        np.testing.assert_allclose(np.abs(direction[name]), 1, atol=1e-3)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("transform", ["adam", "adafactor", "lion", "muon"])
+def test_states_lie_as_their_parameters_and_have_the_type_asked_for(transform):
+    config = OptimizerConfig(transform=transform, state_dtype="bfloat16")
+    mesh = make_mesh(MeshConfig(1, 4, 2))
+    params = abstract_params(MODEL, mesh)
+    made = config.made(logical_axes(MODEL))
+    abstract = transforms.abstract_state(made, params)
+    real = jax.eval_shape(lambda p: transforms.init_state(made, p), params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), abstract) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), real
+    )
+    for path, leaf in jax.tree.leaves_with_path(abstract):
+        leaf.sharding.shard_shape(leaf.shape)  # divides
+        names = [entry.key for entry in path]
+        assert leaf.dtype == jnp.bfloat16
+        if names[-2:] == ["wi", "kernel"]:
+            param = params["blocks"]["wi"]["kernel"]
+            if leaf.shape == param.shape:
+                assert leaf.sharding == param.sharding
+            elif leaf.size > 1:  # a factor: layers and one more dimension
+                cut = set(leaf.sharding.spec) - {None}
+                assert cut
+                assert cut <= set(param.sharding.spec)
+
+
+def test_unknown_transformations_and_options_are_refused_with_what_there_is():
+    with pytest.raises(UserError, match=r"transform='adamw'.*adam, adafactor, lion, muon"):
+        OptimizerConfig(transform="adamw").check(100)
+    with pytest.raises(UserError, match=r"'lion'.*beta.*its arguments are b1, b2"):
+        OptimizerConfig(transform="lion", options={"beta": 0.9}).check(100)
+    with pytest.raises(UserError, match="makes no optax"):
+        OptimizerConfig(transform="optax.global_norm", options={"updates": 1.0}).check(100)
