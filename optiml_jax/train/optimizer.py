@@ -31,8 +31,8 @@ class OptimizerConfig:
     Attributes:
       learning_rate: the peak, reached at the end of the warm-up.
       warmup_steps: updates of linear warm-up.
-      schedule: of the learning rate after the warm-up: "linear" or "cosine" decay to 0 at the end of
-        the run, or "constant".
+      schedule: of the learning rate after the warm-up: "linear" or "cosine" decay to 0 at the end
+        of the run, or "constant".
       transform: what makes a direction of the gradient: "adam" (AdamW), "adafactor", "lion",
         "muon", or a function of Optax such as "optax.scale_by_rms".
       options: arguments of that function, by Optax's names. Adam has its own fields.

@@ -17,7 +17,7 @@ from optiml_jax.sharding.rules import batch_sharding, replicated, use_mesh
 from optiml_jax.train.batches import abstract_batch
 from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.optimizer import OptimizerConfig
-from optiml_jax.train.state import abstract_state
+from optiml_jax.train.state import abstract_model_params, abstract_state
 from optiml_jax.train.step import make_train_step, make_validation_step
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def trace_validation_step(
     function = make_validation_step(abstract_model(model)[0], config.loss_chunk)
     rows = config.global_batch_size // config.num_microbatches
     arguments = (
-        abstract_state(model, mesh, preset).model_params,
+        abstract_model_params(model, mesh, preset),
         abstract_batch(mesh, rows, sequence_length),
     )
     with use_mesh(mesh, preset):

@@ -22,7 +22,7 @@ class TrainState:
     params: what is trained: a pure nested dict of float32 arrays, as made by
       `model.decoder.init_params`; under LoRA the adapters alone.
     optimizer: pure dict of the optimiser's state (`transforms.init_state`), of Adam two moments
-      shaped and sharded as `params`; in float16 also `loss_scale`, see `optiml_jax.train.loss_scale`.
+      shaped and sharded as `params`; in float16 also `loss_scale`, see `train.loss_scale`.
     base: what is not trained, under LoRA; else empty.
     """
 
@@ -45,10 +45,7 @@ def abstract_state(
     model: DecoderConfig, optimizer: OptimizerConfig, mesh: jax.sharding.Mesh, preset: str
 ) -> TrainState:
     """Shapes, dtypes and shardings of the whole state; no memory is used."""
-    params, base = abstract_params(model, mesh, preset), {}
-    if model.lora_rank:
-        params, base = split_params(params)
-        base = _in_type_of_use(base, model.dtype)
+    params, base = _abstract_parts(model, mesh, preset)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     state = transforms.abstract_state(optimizer.made(logical_axes(model)), params)
     if model.dtype == "float16":
@@ -57,6 +54,25 @@ def abstract_state(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), scale
         )
     return TrainState(step=step, params=params, optimizer=state, base=base)
+
+
+def abstract_model_params(
+    model: DecoderConfig, mesh: jax.sharding.Mesh, preset: str
+) -> dict[str, Any]:
+    """All parameters of the model as training holds them: shapes, dtypes and shardings."""
+    params, base = _abstract_parts(model, mesh, preset)
+    return join_params(params, base) if base else params
+
+
+def _abstract_parts(
+    model: DecoderConfig, mesh: jax.sharding.Mesh, preset: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what is trained, what is not)."""
+    params = abstract_params(model, mesh, preset)
+    if not model.lora_rank:
+        return params, {}
+    params, base = split_params(params)
+    return params, _in_type_of_use(base, model.dtype)
 
 
 def _in_type_of_use(base: dict[str, Any], dtype: str) -> dict[str, Any]:

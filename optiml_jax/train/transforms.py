@@ -1,7 +1,7 @@
 """Optimisers: what Optax makes of a gradient, and how its state is kept, named and laid out.
 
-The state is a pure nested dict of arrays, named as Optax names them (Adam: `mu` and `nu`), ready for
-a checkpoint. How many updates were made is not part of it: the step says that.
+The state is a pure nested dict of arrays, named as Optax names them (Adam: `mu` and `nu`), ready
+for a checkpoint. How many updates were made is not part of it: the step says that.
 """
 
 import functools

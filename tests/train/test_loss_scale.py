@@ -43,9 +43,9 @@ def start(loss_scale, interval):
         chunk=32,
     )
     with use_mesh(mesh):
-        abstract = abstract_state(config, mesh, "standard")
+        abstract = abstract_state(config, optimizer, mesh, "standard")
         params = init_params(config, 0, jax.tree.map(lambda x: x.sharding, abstract.params))[1]
-        return state_from_params(params, optimizer, abstract), jax.jit(function)
+        return state_from_params(params, config, optimizer, abstract), jax.jit(function)
 
 
 def test_an_overflow_skips_the_step_and_halves_the_scale(plan_dir):

@@ -112,15 +112,13 @@ def test_muon_turns_the_kernels_of_blocks_into_nearly_orthogonal_updates():
     transform = config.made(axes)
     state = transforms.init_state(transform, gradient)
     direction, after = transforms.update(transform, gradient, state, gradient, jnp.int32(0))
-    block = direction["blocks"]["attention"]
-    for update in (
-        block["query"]["kernel"].reshape(2, 128, 128),
-        direction["blocks"]["wi"]["kernel"],
-    ):
+    blocks = direction["blocks"]
+    query = blocks["attention"]["query"]["kernel"].reshape(2, 128, 128)
+    for update in (query, blocks["wi"]["kernel"], blocks["wo"]["kernel"]):
         largest = 0.2 * np.sqrt(max(update.shape[1:]))
         values = np.linalg.svd(np.asarray(update), compute_uv=False)
-        assert values.min() > 0.5 * largest
-        assert values.max() < 1.5 * largest
+        assert np.median(values) > 0.6 * largest
+        assert values.max() < 1.3 * largest
     for name in ("token_embedding", "position_embedding"):
         np.testing.assert_allclose(np.abs(direction[name]), 1, atol=1e-3)
     assert jax.tree.structure(after) == jax.tree.structure(state)

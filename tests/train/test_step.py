@@ -53,7 +53,7 @@ def run(batches, mesh, microbatches=1, model=None, **optimizer):
         chunk=8,
     )
     with use_mesh(mesh):
-        abstract = abstract_state(config, mesh, "standard")
+        abstract = abstract_state(config, optimizer, mesh, "standard")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         zeros = jax.tree.map(np.zeros_like, initial_params())
         state = TrainState(np.int32(0), initial_params(), {"mu": zeros, "nu": zeros})
