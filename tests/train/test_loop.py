@@ -125,6 +125,31 @@ def test_a_changed_run_is_refused(run, finished, options, named):
         run(finished, **options)
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"transform": "adafactor", "options": {"min_dim_size_to_factor": 8}},
+        {"transform": "lion", "state_dtype": "bfloat16"},
+        {"transform": "muon", "schedule": "cosine"},
+    ],
+    ids=["adafactor", "lion", "muon"],
+)
+def test_every_optimiser_resumes_exactly_and_learns(run, tmp_path, optimizer):
+    mesh, train_options = {"fsdp": 4, "tensor": 2}, {"num_steps": 6, "checkpoint_every": 3}
+    options = {"train": train_options, "optimizer": optimizer, "mesh": mesh}
+    run(tmp_path, **options)
+    loss = dict(tiny_run.read_scalars(tmp_path)["loss"])
+    assert loss[6] < loss[2]
+    last = tmp_path / "checkpoints" / "6"
+    whole = params_of(last)
+    shutil.rmtree(last)
+    assert "at step 3" in run(tmp_path, **options)
+    jax.tree.map(np.testing.assert_array_equal, params_of(last), whole)
+    if optimizer["transform"] == "lion":
+        with pytest.raises(UserError, match=r"'transform': 'lion'.* there and .*'adam'.* now"):
+            run(tmp_path, **options | {"optimizer": {}})
+
+
 def test_another_plan_is_refused(run, finished, tmp_path):
     other = tiny_run.make_plan(tmp_path, seed=8)
     with pytest.raises(UserError, match=r"plan_fingerprint is .* there and .* now"):
