@@ -65,7 +65,7 @@ def findings(job: Job) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as e:
         found |= _out_of_memory(str(e))
     else:
-        found |= _memory(compiled)
+        found |= memory(compiled)
         # The text of TPU programs keeps neither the counts of loops nor all exchanges.
         if job.target.accelerator.platform != "tpu":
             found |= _exchange(compiled)
@@ -74,7 +74,7 @@ def findings(job: Job) -> dict[str, Any]:
     return found
 
 
-def _memory(compiled: Any) -> dict[str, float]:
+def memory(compiled: Any) -> dict[str, float]:
     analysis = compiled.memory_analysis()
     arguments = analysis.argument_size_in_bytes / GIB
     temporaries = analysis.temp_size_in_bytes / GIB

@@ -21,7 +21,7 @@ from optiml_jax.settings import (
 )
 
 DTYPES = ("float32", "bfloat16", "float16")
-REMAT_POLICIES = ("none", "dots", "attention", "full")  # from much memory to little
+REMAT_POLICIES = ("none", "dots", "attention", "full", "offload")  # from much memory to little
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class DecoderConfig:
     lora_alpha: PositiveFloat = 16.0
     lora_targets: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    remat: Literal["none", "dots", "attention", "full"] = "none"
+    remat: Literal["none", "dots", "attention", "full", "offload"] = "none"
     attention: Literal["auto", "reference", "chunked", "splash", "triton"] = "auto"
 
     def __post_init__(self):

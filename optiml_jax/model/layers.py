@@ -4,12 +4,14 @@ Parameters are float32 and carry logical axis names (`logical_axes`), which
 `optiml_jax.sharding.rules` lays over the mesh.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from optiml_jax.model.attention import MASKED_SCORE, DocumentMask
 from optiml_jax.model.axes import constrain
@@ -18,6 +20,7 @@ from optiml_jax.model.kernels.choice import attend
 from optiml_jax.model.kernels.contract import SAVED, Keys
 from optiml_jax.model.kv_cache import KVCache
 
+_STREAM = "stream"  # what a block is given by the one before, for `jax.checkpoint`
 RESIDUAL = ("batch", "length", None)  # logical axes of the residual stream
 # (query [B, H, L, Dh] divided by sqrt(Dh), key and value [B, Hkv, L, Dh], key of the dropout) ->
 # what the queries take from the values of all tokens they see, [B, H, L, Dh].
@@ -59,6 +62,38 @@ class LogitsOfHidden(nnx.Module):
         return self.unembed(hidden), cache
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def product(equation: str, x: jax.Array, kernel: jax.Array, out: str | None = None) -> jax.Array:
+    """The einsum `equation` of `x` and `kernel`, computed in the type of `x`.
+
+    The gradient of the kernel is added up in the kernel's own type, over the rows of a device and
+    over devices: float32 parameters get a float32 gradient, whatever the type of `x`.
+
+    Args:
+      out: type of the result; None: that of `x`.
+    """
+    return jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=out)
+
+
+def _product_fwd(equation: str, x: jax.Array, kernel: jax.Array, out: str | None) -> Any:
+    return product(equation, x, kernel, out), (x, kernel)
+
+
+def _product_bwd(equation: str, out: str | None, saved: Any, gradient: jax.Array) -> Any:
+    x, kernel = saved
+    inputs, result = equation.split("->")
+    into, of = inputs.split(",")
+    gradient = gradient.astype(x.dtype)
+    d_x = jnp.einsum(f"{result},{of}->{into}", gradient, kernel.astype(x.dtype))
+    d_kernel = jnp.einsum(
+        f"{into},{result}->{of}", x, gradient, preferred_element_type=kernel.dtype
+    )
+    return d_x, d_kernel
+
+
+product.defvjp(_product_fwd, _product_bwd)
+
+
 class Linear(nnx.Module):
     """A linear map given by an einsum of input and kernel, with or without a bias.
 
@@ -92,7 +127,7 @@ class Linear(nnx.Module):
             self.bias = parameter(jnp.zeros(shape[len(shape) - len(bias) :]), *bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+        y = product(self.equation, x, self.kernel[...])
         if self.adapter is not None:
             y = y + self.adapter(x)
         if self.bias is None:
@@ -113,8 +148,8 @@ def unembed(table: jax.Array, hidden: jax.Array, padding: int = 0) -> jax.Array:
 
     The last `padding` rows are no tokens: their logits are so low that they have no probability.
     """
-    table = constrain(table, "vocab", None).astype(hidden.dtype)
-    logits = jnp.einsum("...e,ve->...v", hidden, table, preferred_element_type=jnp.float32)
+    rows = "abc"[: hidden.ndim - 1]
+    logits = product(f"{rows}e,ve->{rows}v", hidden, constrain(table, "vocab", None), "float32")
     if not padding:
         return logits
     return jnp.where(jnp.arange(logits.shape[-1]) < len(table) - padding, logits, MASKED_SCORE)
@@ -175,6 +210,7 @@ def run_stack(
         keys = jax.random.split(dropout_key, config.num_layers)
 
     def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+        x = checkpoint_name(x, _STREAM)
         params, earlier, dropout_key = layer
         parts = [Keys(*kv, c.mask, own=False) for kv, c in zip(earlier, caches, strict=True)]
 
@@ -207,5 +243,11 @@ def _rematerialised(body: Any, remat: str) -> Any:
         "dots": policies.save_from_both_policies(dots, attention),
         "attention": attention,
         "full": None,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[_STREAM],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
     }[remat]
     return jax.checkpoint(body, policy=policy, prevent_cse=False)

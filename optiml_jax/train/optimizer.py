@@ -37,6 +37,9 @@ class OptimizerConfig:
         "muon", or a function of Optax such as "optax.scale_by_rms".
       options: arguments of that function, by Optax's names. Adam has its own fields.
       state_dtype: in which the transformation's state is kept; it is computed with in float32.
+      gradient_dtype: in which the gradients of the blocks' matrices are added up over devices;
+        "bfloat16" halves what they send and the memory of the gradient. Those of microbatches are
+        added up in float32.
       beta1, beta2, epsilon: of Adam.
       weight_decay: decoupled (AdamW), times the learning rate; on every parameter, as in metaseq.
       clip_norm: the gradient is scaled down to this global norm; 0 turns clipping off.
@@ -51,6 +54,7 @@ class OptimizerConfig:
     transform: str = "adam"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     state_dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     beta1: Share = 0.9
     beta2: Share = 0.95
     epsilon: PositiveFloat = 1e-8

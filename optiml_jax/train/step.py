@@ -1,5 +1,6 @@
 """One update of the parameters, and the loss of one validation batch, as compiled functions."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -76,7 +77,8 @@ def make_train_step(
             total, weight = batch_loss(graphdef, params, rows, key if has_dropout else None, chunk)
             return total * scale, (total, weight)
 
-        (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        params = _typed(state.params, axes, optimizer.gradient_dtype)
+        (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return sums, gradient
 
     def train_step(state: TrainState, batch: Batch):
@@ -99,7 +101,8 @@ def make_train_step(
             parts = {name: _microbatches(rows, num_microbatches) for name, rows in batch.items()}
             sums, _ = jax.lax.scan(accumulate, nothing, (jnp.arange(num_microbatches), parts))
             gradient, total, weight = sums
-        gradient = jax.tree.map(lambda g: g / (jnp.maximum(weight, 1) * scale), gradient)
+        total_weight = jnp.maximum(weight, 1) * scale
+        gradient = jax.tree.map(lambda g: g.astype(jnp.float32) / total_weight, gradient)
         # A skipped update counts neither for Adam's bias correction nor for the schedule.
         updates = state.step - state.optimizer["loss_scale"]["skipped"] if scaled else state.step
         params, moments, measured = apply_gradient(
@@ -132,6 +135,16 @@ def make_validation_step(
         return batch_loss(graphdef, params, batch, None, chunk)
 
     return validation_step
+
+
+def _typed(params: Any, axes: Any, dtype: str) -> Any:
+    """The parameters, the blocks' matrices in `dtype`: a gradient has its parameter's type."""
+
+    def typed(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        names = functools.reduce(lambda folder, entry: folder[entry.key], path, axes)
+        return x.astype(dtype) if names[0] == "layers" and "embed" in names else x
+
+    return jax.tree.map_with_path(typed, params)
 
 
 def _microbatches(rows: jax.Array, number: int) -> jax.Array:

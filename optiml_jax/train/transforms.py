@@ -85,10 +85,7 @@ def abstract_state(transform: optax.GradientTransformation, params: Any) -> dict
         sharding = NamedSharding(mesh, PartitionSpec())
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    placed = optax.tree_utils.tree_map_params(
-        transform.init, of_parameter, state, params, transform_non_params=other
-    )
-    return _pack(placed)
+    return _pack(_map_params(transform, of_parameter, state, params, other=other))
 
 
 def _spec_like(shape: tuple[int, ...], param: Any) -> PartitionSpec:
@@ -159,7 +156,7 @@ def _made(said: str, function: Callable[..., Any], options: Mapping[str, Any], *
 
 
 def _muon(made: Callable[..., Any], axes: AxesOf | None) -> optax.GradientTransformation:
-    """Muon for the matrices of the blocks, Adam for tables, norms and biases.
+    """Muon for the matrices of the blocks, Adam with Nesterov's momentum for all other parameters.
 
     The length of an update is that of Adam's (Liu et al. 2025, arXiv 2502.16982), so that learning
     rates carry over.
@@ -179,22 +176,24 @@ def _muon(made: Callable[..., Any], axes: AxesOf | None) -> optax.GradientTransf
 
 
 def _matrix(names: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
-    """Which dimensions of a block's kernel are its input and its output; None: no such kernel."""
-    if names[0] != "layers" or "embed" not in names or len(names) < 3:
+    """Which dimensions of a block's matrix are its input and its output; None: it is no matrix.
+
+    One side of a matrix is the stream between blocks ("embed"), of an adapter its rank.
+    """
+    side = next((name for name in ("rank", "embed") if name in names), None)
+    if names[0] != "layers" or side is None or len(names) < 3:
         return None
-    embed = names.index("embed")
-    others = tuple(i for i in range(1, len(names)) if i != embed)
-    into, out = ((embed,), others) if embed == 1 else (others, (embed,))
+    one = names.index(side)
+    others = tuple(i for i in range(1, len(names)) if i != one)
+    into, out = ((one,), others) if one == 1 else (others, (one,))
     return optax.contrib.MuonDimensionNumbers(reduction_axis=into, output_axis=out)
 
 
 def _stored_as(transform: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
-    """The transformation with a state that is kept in `dtype` and computed with in float32."""
+    """The transformation whose state of parameters is kept in `dtype`, computed with in float32."""
 
     def cast(state: Any, dtype: str) -> Any:
-        return jax.tree.map(
-            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
-        )
+        return _map_params(transform, lambda x: x.astype(dtype), state)
 
     def init(params: Any) -> Any:
         return cast(transform.init(params), dtype)
@@ -204,3 +203,25 @@ def _stored_as(transform: optax.GradientTransformation, dtype: str) -> optax.Gra
         return direction, cast(state, dtype)
 
     return optax.GradientTransformation(init, updated)
+
+
+def _map_params(
+    transform: optax.GradientTransformation,
+    function: Callable[..., Any],
+    state: Any,
+    *params: Any,
+    other: Callable[[Any], Any] = lambda leaf: leaf,
+) -> Any:
+    """The state with function(leaf, param) for what belongs to a parameter, other(leaf) else."""
+
+    def masked(leaf: Any) -> bool:  # stands for a parameter that another part of Muon takes
+        return isinstance(leaf, optax.MaskedNode)
+
+    return optax.tree_utils.tree_map_params(
+        transform.init,
+        lambda leaf, *rest: leaf if masked(leaf) else function(leaf, *rest),
+        state,
+        *params,
+        transform_non_params=other,
+        is_leaf=masked,
+    )

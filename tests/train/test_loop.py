@@ -14,6 +14,7 @@ from optiml_jax import interrupt
 from optiml_jax.checkpoint.manager import load_metadata, load_params
 from optiml_jax.errors import UserError
 from optiml_jax.model.decoder import init_params
+from optiml_jax.model.lora import split_params
 from optiml_jax.sharding.rules import abstract_params
 from optiml_jax.train import loop
 from optiml_jax.train.loop import train
@@ -43,8 +44,13 @@ def finished(plan_dir, compiled_once, tmp_path_factory):
     return run_dir
 
 
-def params_of(path):
-    return jax.device_get(load_params(path, abstract_params(tiny_run.configs("", "")[1])))
+def params_of(path, model=None):
+    """What was trained, from a checkpoint of a run with these options of the model."""
+    config = tiny_run.configs("", "", model=model)[1]
+    params = abstract_params(config)
+    return jax.device_get(
+        load_params(path, split_params(params)[0] if config.lora_rank else params)
+    )
 
 
 def test_a_run_reports_itself_on_lines_and_to_tensorboard(run, plan_dir, tmp_path):
@@ -132,19 +138,23 @@ def test_a_changed_run_is_refused(run, finished, options, named):
         {"transform": "lion", "state_dtype": "bfloat16"},
         {"transform": "muon", "schedule": "cosine"},
     ],
-    ids=["adafactor", "lion", "muon"],
+    ids=["adafactor", "lion", "muon with adapters"],
 )
-def test_every_optimiser_resumes_exactly_and_learns(run, tmp_path, optimizer):
+def test_every_optimiser_resumes_exactly_and_learns(run, finished, tmp_path, optimizer):
     mesh, train_options = {"fsdp": 4, "tensor": 2}, {"num_steps": 6, "checkpoint_every": 3}
     options = {"train": train_options, "optimizer": optimizer, "mesh": mesh}
+    adapters = optimizer["transform"] == "muon"
+    if adapters:
+        train_options["init_from"] = str(finished)
+        options["model"] = {"lora_rank": 4}
     run(tmp_path, **options)
     loss = dict(tiny_run.read_scalars(tmp_path)["loss"])
-    assert loss[6] < loss[2]
+    assert loss[6] < (1.1 if adapters else 1) * loss[2]  # what they adapt was trained before
     last = tmp_path / "checkpoints" / "6"
-    whole = params_of(last)
+    whole = params_of(last, options.get("model"))
     shutil.rmtree(last)
     assert "at step 3" in run(tmp_path, **options)
-    jax.tree.map(np.testing.assert_array_equal, params_of(last), whole)
+    jax.tree.map(np.testing.assert_array_equal, params_of(last, options.get("model")), whole)
     if optimizer["transform"] == "lion":
         with pytest.raises(UserError, match=r"'transform': 'lion'.* there and .*'adam'.* now"):
             run(tmp_path, **options | {"optimizer": {}})

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 
 from optiml_jax.errors import UserError
 from optiml_jax.model.architectures import model_config
+from optiml_jax.model.lora import split_params
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.sharding.rules import abstract_params, logical_axes
 from optiml_jax.train import transforms
@@ -104,14 +107,15 @@ def test_named_transformations_are_those_of_optax(transform, options, reference)
 
 
 def test_muon_turns_the_kernels_of_blocks_into_nearly_orthogonal_updates():
-    """Singular values near 0.2 * sqrt(larger side); tables and biases take Adam's first step."""
+    """Singular values near 0.2 * sqrt(larger side); tables take the step of Optax's NAdam."""
     config = OptimizerConfig(warmup_steps=0, clip_norm=0.0, transform="muon", learning_rate=1.0)
     axes, abstract = logical_axes(MODEL), abstract_params(MODEL)
     rng = np.random.default_rng(0)
     gradient = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), abstract)
     transform = config.made(axes)
     state = transforms.init_state(transform, gradient)
-    direction, after = transforms.update(transform, gradient, state, gradient, jnp.int32(0))
+    update = jax.jit(lambda *rest: transforms.update(transform, *rest))
+    direction, after = update(gradient, state, gradient, jnp.int32(0))
     blocks = direction["blocks"]
     query = blocks["attention"]["query"]["kernel"].reshape(2, 128, 128)
     for update in (query, blocks["wi"]["kernel"], blocks["wo"]["kernel"]):
@@ -119,17 +123,31 @@ def test_muon_turns_the_kernels_of_blocks_into_nearly_orthogonal_updates():
         values = np.linalg.svd(np.asarray(update), compute_uv=False)
         assert np.median(values) > 0.6 * largest
         assert values.max() < 1.3 * largest
-    for name in ("token_embedding", "position_embedding"):
-        np.testing.assert_allclose(np.abs(direction[name]), 1, atol=1e-3)
+    tables = {name: gradient[name] for name in ("token_embedding", "position_embedding")}
+    nadam = optax.scale_by_adam(nesterov=True)
+    expected = nadam.update(tables, nadam.init(tables))[0]
+    for name, table in expected.items():
+        np.testing.assert_allclose(direction[name], table, rtol=1e-4)
     assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
+LLAMA = model_config(
+    architecture="llama",
+    vocab_size=512,
+    d_model=128,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+)
+
+
 @pytest.mark.parametrize("transform", ["adam", "adafactor", "lion", "muon"])
-def test_states_lie_as_their_parameters_and_have_the_type_asked_for(transform):
+@pytest.mark.parametrize("model", [MODEL, LLAMA], ids=["opt", "llama"])
+def test_states_lie_as_their_parameters_and_have_the_type_asked_for(model, transform):
     config = OptimizerConfig(transform=transform, state_dtype="bfloat16")
     mesh = make_mesh(MeshConfig(1, 4, 2))
-    params = abstract_params(MODEL, mesh)
-    made = config.made(logical_axes(MODEL))
+    params = abstract_params(model, mesh)
+    made = config.made(logical_axes(model))
     abstract = transforms.abstract_state(made, params)
     real = jax.eval_shape(lambda p: transforms.init_state(made, p), params)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), abstract) == jax.tree.map(
@@ -138,7 +156,7 @@ def test_states_lie_as_their_parameters_and_have_the_type_asked_for(transform):
     for path, leaf in jax.tree.leaves_with_path(abstract):
         leaf.sharding.shard_shape(leaf.shape)  # divides
         names = [entry.key for entry in path]
-        assert leaf.dtype == jnp.bfloat16
+        assert leaf.dtype == (jnp.float32 if "ns_coeffs" in names else jnp.bfloat16)
         if names[-2:] == ["wi", "kernel"]:
             param = params["blocks"]["wi"]["kernel"]
             if leaf.shape == param.shape:
@@ -147,6 +165,17 @@ def test_states_lie_as_their_parameters_and_have_the_type_asked_for(transform):
                 cut = set(leaf.sharding.spec) - {None}
                 assert cut
                 assert cut <= set(param.sharding.spec)
+
+
+def test_muon_takes_both_matrices_of_an_adapter():
+    """They get no second moment, which Adam would keep."""
+    model = dataclasses.replace(MODEL, lora_rank=4)
+    adapters, _ = split_params(abstract_params(model))
+    state = jax.eval_shape(
+        OptimizerConfig(transform="muon").made(logical_axes(model)).init, adapters
+    )
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 1]
+    assert len(moments) == len(jax.tree.leaves(adapters))
 
 
 def test_unknown_transformations_and_options_are_refused_with_what_there_is():

@@ -12,6 +12,7 @@ from optiml_jax.data.loader import read_rows
 from optiml_jax.data.plan import Plan
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.decoder import abstract_model, init_params
+from optiml_jax.model.layers import product
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.sharding.rules import batch_sharding, use_mesh
 from optiml_jax.train.optimizer import OptimizerConfig
@@ -116,6 +117,32 @@ def test_accumulated_microbatches_are_the_big_batch(batches, without_dropout, me
     for name in ("loss_sum", "loss_weight", "gradient_norm"):
         np.testing.assert_allclose(series(pieces, name), series(whole, name), rtol=1e-5)
     assert_params_close(pieces_params, whole_params)
+
+
+def test_gradients_of_kernels_are_added_up_in_the_type_of_the_kernel():
+    """Sums of 4,096 products near 1: bfloat16, the type of the inputs, has 8 bits of them."""
+    x = 1 + jax.random.uniform(jax.random.key(0), (4, 1024, 8)).astype("bfloat16")
+    above = 1 + jax.random.uniform(jax.random.key(1), (4, 1024, 6)).astype("bfloat16")
+    expected = np.einsum("bld,blf->df", np.asarray(x, "float64"), np.asarray(above, "float64"))
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 2.0**-8)):
+        kernel = jnp.ones((8, 6), dtype)
+        gradient = jax.vjp(lambda kernel: product("bld,df->blf", x, kernel), kernel)[1](above)[0]
+        assert gradient.dtype == dtype
+        difference = np.abs(np.asarray(gradient, "float64") / expected - 1).max()
+        assert difference < tolerance
+    assert difference > 1e-4  # the last one was rounded
+
+
+def test_bfloat16_gradients_train_as_float32_ones_to_rounding(batches, without_dropout):
+    measured, params = run(batches, (1, 4, 1), 2, {"dropout": 0.0}, gradient_dtype="bfloat16")
+    norms, expected = (series(m, "gradient_norm") for m in (measured, without_dropout[0]))
+    np.testing.assert_allclose(norms, expected, rtol=1e-2)
+    assert (norms != expected).all()
+    update = [
+        np.concatenate([(a - b).ravel() for a, b in zip(*map(jax.tree.leaves, pair), strict=True)])
+        for pair in ((params, initial_params()), (without_dropout[1], initial_params()))
+    ]
+    assert np.linalg.norm(update[0] - update[1]) < 0.05 * np.linalg.norm(update[1])
 
 
 def test_dropout_differs_between_steps_and_microbatches(batches):
