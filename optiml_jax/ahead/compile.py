@@ -14,6 +14,15 @@ from optiml_jax.ahead.worker import Job
 from optiml_jax.errors import UserError
 
 TIME_LIMIT = 900.0  # seconds of one compilation
+TRAINING = ("train", "validate")
+# What the bounds of a call are said of.
+_CALLS = {
+    "train": "a step",
+    "validate": "a validation batch",
+    "score": "a batch of candidates",
+    "read": "reading a batch of prompts",
+    "decode": "one new token for every answer",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +33,8 @@ class Findings:
       arguments: state and batch. None where the compiler ran out of memory.
       temporaries: everything between. None likewise.
       peak: arguments and temporaries together, or what the compiler wanted when it gave up.
+      host: in the host's memory, for each of its devices ("offload").
+      rows, length: of the batch of one call.
       usable: what the device has for a program; None: not limited.
       collectives: what a device exchanges in one call.
       executed, useful: FLOPs of one call over all devices; useful as MFU counts them.
@@ -37,6 +48,9 @@ class Findings:
     arguments: float | None
     temporaries: float | None
     peak: float | None
+    host: float
+    rows: int
+    length: int
     usable: float | None
     collectives: tuple[Collective, ...]
     executed: float
@@ -77,6 +91,7 @@ class Findings:
         mesh = " x ".join(f"{name} {size}" for name, size in self.mesh.items())
         said = [f"{self.job.target.name}: {self.devices} devices, mesh {mesh}"]
         said.append(f"  settings      {settings(self.job)}")
+        said.append(f"  {self.job.program:13} {self.rows} rows of {self.length} tokens")
         if self.out_of_memory:
             said.append(f"  does not fit  {self.out_of_memory}")
         else:
@@ -87,9 +102,11 @@ class Findings:
                 f"  temporaries   {self.temporaries:.2f} GiB",
                 f"  peak          {self.peak:.2f} GiB {capacity}: {verdict}",
             ]
+        if self.host:
+            said.append(f"  host          {self.host:.2f} GiB of its memory a device")
         kinds = by_kind(list(self.collectives))
         for kind, size in sorted(kinds.items(), key=lambda item: -item[1]):
-            said.append(f"  {kind:19} {size:9.2f} GiB of results a device and step")
+            said.append(f"  {kind:19} {size:9.2f} GiB of results a device and call")
         if self.job.target.accelerator.platform == "tpu":
             said.append("  exchanges are not counted: TPU programs do not say them")
         said.append(f"  executed over useful FLOPs {self.executed / self.useful:.3f}")
@@ -101,8 +118,9 @@ class Findings:
         if not (bounds := self.bounds()) or self.out_of_memory:
             return []
         limit = max(bounds, key=bounds.get)
-        parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in bounds.items())
-        line = f"  a step takes at least {bounds[limit]:.2f} s, limited by {limit} ({parts})"
+        parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in bounds.items())
+        call = _CALLS[self.job.program]
+        line = f"  {call} takes at least {bounds[limit]:.3g} s, limited by {limit} ({parts})"
         if self.job.program != "train":
             return [line]
         hours = bounds[limit] * self.job.config.num_steps / 3600
@@ -112,11 +130,12 @@ class Findings:
 
 def settings(job: Job) -> str:
     """The settings that decide memory and speed, as gin bindings."""
-    return (
-        f"MeshConfig.preset={job.mesh.preset} MeshConfig.tensor={job.mesh.tensor} "
-        f"TrainConfig.num_microbatches={job.config.num_microbatches} "
-        f"model_config.remat={job.model.remat}"
-    )
+    mesh = f"MeshConfig.preset={job.mesh.preset} MeshConfig.tensor={job.mesh.tensor}"
+    if job.program not in TRAINING:
+        batch = f"EvalConfig.tokens_per_batch={job.tokens_per_batch}"
+        return f"{mesh} {batch} Evaluate.params_dtype={job.params_dtype}"
+    batch = f"TrainConfig.num_microbatches={job.config.num_microbatches}"
+    return f"{mesh} {batch} model_config.remat={job.model.remat}"
 
 
 def compile_job(job: Job) -> Findings:
@@ -150,10 +169,8 @@ def compile_job(job: Job) -> Findings:
 def _findings(job: Job, answer: dict[str, Any]) -> Findings:
     if "error" in answer:
         raise UserError(answer["error"])
-    rows = job.config.global_batch_size
-    if job.program != "train":
-        rows //= job.config.num_microbatches
-    useful = job.model.flops_per_token(job.length) * rows * job.length
+    model = job.model if job.program in TRAINING else job.model.without_lora()
+    useful = model.flops_per_token(answer["length"]) * answer["tokens"]
     return Findings(
         job=job,
         devices=answer["devices"],
@@ -161,6 +178,9 @@ def _findings(job: Job, answer: dict[str, Any]) -> Findings:
         arguments=answer.get("arguments"),
         temporaries=answer.get("temporaries"),
         peak=answer.get("peak"),
+        host=answer.get("host", 0.0),
+        rows=answer["rows"],
+        length=answer["length"],
         usable=job.target.accelerator.usable,
         collectives=tuple(Collective(**c) for c in answer.get("collectives", ())),
         executed=answer["executed_flops"],

@@ -1,41 +1,34 @@
-"""Changes of settings that make a training step fit, cheapest first."""
+"""Changes of settings that make a program fit, cheapest first."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
-from optiml_jax.ahead.compile import Findings, compile_job, settings
+from optiml_jax.ahead.compile import TRAINING, Findings, compile_job, settings
 from optiml_jax.ahead.worker import Job
 from optiml_jax.errors import UserError
 from optiml_jax.model.config import REMAT_POLICIES
 from optiml_jax.sharding.mesh import MeshConfig, mesh_shape
 
-# Work that a policy repeats, as a share of the step; from the FLOPs that are executed.
-_REPEATED = dict(zip(REMAT_POLICIES, (0.0, 0.02, 0.21, 0.23), strict=True))
+# Work that a policy repeats, as a share of the step, from the FLOPs that are executed; "offload"
+# keeps the host's link busy besides.
+_REPEATED = dict(zip(REMAT_POLICIES, (0.0, 0.02, 0.21, 0.23, 0.24), strict=True))
 
 
 def candidates(job: Job) -> list[Job]:
-    """Other settings of remat, preset, microbatches and mesh, the cheapest first.
+    """Other settings, the cheapest first: of training remat, preset, microbatches and mesh, of
+    evaluation preset, mesh, the tokens of a batch and the type of the weights.
 
     The cost is an estimate: repeated work, weights that are gathered again for every microbatch,
     and exchanges of large tensor groups. Only settings that go together are listed.
     """
-    count = job.target.num_devices
+    others = _of_training(job) if job.program in TRAINING else _of_evaluation(job)
     priced: list[tuple[float, int, Job]] = []
-    for remat, preset, micro, tensor in _grid(job):
-        mesh = MeshConfig(job.mesh.data, -1, tensor, preset)
-        other = dataclasses.replace(
-            job,
-            mesh=mesh,
-            model=dataclasses.replace(job.model, remat=remat),
-            config=dataclasses.replace(job.config, num_microbatches=micro),
-        )
-        if settings(other) == settings(job) or not _goes_together(other, count):
-            continue
-        cost = _REPEATED[remat] + 0.02 * math.log2(micro) + 0.03 * math.log2(tensor)
-        changes = (remat != job.model.remat) + (preset != job.mesh.preset)
-        changes += (micro != job.config.num_microbatches) + (tensor != job.mesh.tensor)
-        priced.append((cost, changes, other))
+    for cost, other in others:
+        if settings(other) != settings(job) and _goes_together(other):
+            pairs = zip(settings(job).split(), settings(other).split(), strict=True)
+            cost += 0.03 * math.log2(other.mesh.tensor)
+            priced.append((cost, sum(a != b for a, b in pairs), other))
     priced.sort(key=lambda item: (item[0], item[1]))
     return [other for _, _, other in priced]
 
@@ -73,33 +66,56 @@ def changes_that_fit(
     return fitting
 
 
-def _grid(job: Job) -> Iterator[tuple[str, str, int, int]]:
+def _of_training(job: Job) -> Iterator[tuple[float, Job]]:
+    for mesh in _meshes(job):
+        for remat in REMAT_POLICIES:
+            for micro in (1, 2, 4, 8, 16):
+                model = dataclasses.replace(job.model, remat=remat)
+                config = dataclasses.replace(job.config, num_microbatches=micro)
+                cost = _REPEATED[remat] + 0.02 * math.log2(micro)
+                yield cost, dataclasses.replace(job, mesh=mesh, model=model, config=config)
+
+
+def _of_evaluation(job: Job) -> Iterator[tuple[float, Job]]:
+    for mesh in _meshes(job):
+        for halved in range(5):
+            for dtype in (job.params_dtype, "bfloat16"):
+                tokens = max(job.tokens_per_batch >> halved, 1)
+                cost = 0.02 * halved + 0.01 * (dtype != job.params_dtype)
+                other = dataclasses.replace(job, tokens_per_batch=tokens, params_dtype=dtype)
+                yield cost, dataclasses.replace(other, mesh=mesh)
+
+
+def _meshes(job: Job) -> Iterator[MeshConfig]:
     tensors = {job.mesh.tensor, *(t for t in (1, 2, 4, 8, 16) if t <= job.target.node_size)}
-    for remat in REMAT_POLICIES:
-        for micro in (1, 2, 4, 8, 16):
-            for tensor in sorted(tensors):
-                for preset in ("standard", "sequence"):
-                    if preset == "standard" or tensor > 1:
-                        yield remat, preset, micro, tensor
+    for tensor in sorted(tensors):
+        for preset in ("standard", "sequence"):
+            if preset == "standard" or tensor > 1:
+                yield MeshConfig(job.mesh.data, -1, tensor, preset)
 
 
-def _goes_together(job: Job, num_devices: int) -> bool:
+def _goes_together(job: Job) -> bool:
     model = job.model
     try:
-        data, fsdp, tensor = mesh_shape(job.mesh, num_devices)
+        data, fsdp, tensor = mesh_shape(job.mesh, job.target.num_devices)
     except UserError:
         return False
-    parts = data * fsdp * job.config.num_microbatches
     sizes = (model.num_heads, model.num_kv_heads, model.vocab_size, model.d_model, job.length)
-    whole = job.config.global_batch_size % parts == 0
-    return whole and model.d_model % fsdp == 0 and all(size % tensor == 0 for size in sizes)
+    together = model.d_model % fsdp == 0 and all(size % tensor == 0 for size in sizes)
+    if job.program in TRAINING:
+        parts = data * fsdp * job.config.num_microbatches
+        together = together and job.config.global_batch_size % parts == 0
+    return together
 
 
-def _needs_more(job: Job, other: Job) -> bool:
-    order = REMAT_POLICIES.index
-    return (
-        order(job.model.remat) <= order(other.model.remat)
-        and job.config.num_microbatches <= other.config.num_microbatches
-        and job.mesh.tensor <= other.mesh.tensor
-        and (job.mesh.preset == other.mesh.preset or job.mesh.preset == "standard")
-    )
+def _needs_more(job: Job, failed: Job) -> bool:
+    """Whether it needs at least what `failed` needs, by its settings alone."""
+    if job.program in TRAINING:
+        order = REMAT_POLICIES.index
+        more = order(job.model.remat) <= order(failed.model.remat)
+        more = more and job.config.num_microbatches <= failed.config.num_microbatches
+    else:
+        more = job.tokens_per_batch >= failed.tokens_per_batch
+        more = more and job.params_dtype in ("float32", failed.params_dtype)
+    cut_less = job.mesh.preset in ("standard", failed.mesh.preset)
+    return more and cut_less and job.mesh.tensor <= failed.mesh.tensor

@@ -19,6 +19,8 @@ from optiml_jax.ahead import hlo
 from optiml_jax.ahead.flops import matmul_flops
 from optiml_jax.ahead.targets import Target, describe
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.batching import Engine
+from optiml_jax.evaluate.programs import trace_decoding, trace_reading, trace_scoring
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.train.config import TrainConfig, check_batch
@@ -26,7 +28,6 @@ from optiml_jax.train.optimizer import OptimizerConfig
 from optiml_jax.train.programs import trace_train_step, trace_validation_step
 
 GIB = 2**30
-PROGRAMS = {"train": trace_train_step, "validate": trace_validation_step}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Job:
     Attributes:
       program: a key of `PROGRAMS`.
       length: slots of a row.
+      tokens_per_batch, params_dtype: of evaluation.
     """
 
     target: Target
@@ -45,23 +47,89 @@ class Job:
     optimizer: OptimizerConfig
     mesh: MeshConfig
     length: int
+    tokens_per_batch: int = 8192
+    params_dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A program, and what one call of it takes.
+
+    Attributes:
+      rows, length: of the batch; of decoding the answers, and the slots of each in the cache.
+      tokens: that go through the model; of decoding one new token of every answer.
+    """
+
+    traced: jax.stages.Traced
+    rows: int
+    length: int
+    tokens: int
+
+
+def _train(job: Job, mesh: jax.sharding.Mesh) -> Call:
+    check_batch(job.config, mesh)
+    rows, where = job.config.global_batch_size, (mesh, job.mesh.preset, job.length)
+    traced = trace_train_step(job.config, job.model, job.optimizer, *where)
+    return Call(traced, rows, job.length, rows * job.length)
+
+
+def _validate(job: Job, mesh: jax.sharding.Mesh) -> Call:
+    check_batch(job.config, mesh)
+    rows = job.config.global_batch_size // job.config.num_microbatches
+    traced = trace_validation_step(job.config, job.model, mesh, job.mesh.preset, job.length)
+    return Call(traced, rows, job.length, rows * job.length)
+
+
+def _score(job: Job, mesh: jax.sharding.Mesh) -> Call:
+    model, rows, length = _batch(job, mesh)
+    where = (model, mesh, job.mesh.preset, rows, length)
+    return Call(trace_scoring(*where, length, job.params_dtype), rows, length, rows * length)
+
+
+def _read(job: Job, mesh: jax.sharding.Mesh) -> Call:
+    model, rows, length = _batch(job, mesh)
+    where = (model, mesh, job.mesh.preset, rows, length)
+    return Call(trace_reading(*where, job.params_dtype), rows, length, rows * length)
+
+
+def _decode(job: Job, mesh: jax.sharding.Mesh) -> Call:
+    model, rows, length = _batch(job, mesh)
+    where = (model, mesh, job.mesh.preset, rows, length)
+    return Call(trace_decoding(*where, job.params_dtype), rows, length, rows)
+
+
+def _batch(job: Job, mesh: jax.sharding.Mesh) -> tuple[DecoderConfig, int, int]:
+    """(model, rows, length) of the largest batch that evaluation makes."""
+    model = job.model.without_lora()
+    engine = Engine(None, None, model, tokens_per_batch=job.tokens_per_batch, mesh=mesh)
+    length = engine.bucket(job.length)
+    return model, engine.num_rows(length), length
+
+
+PROGRAMS = {
+    "train": _train,
+    "validate": _validate,
+    "score": _score,
+    "read": _read,
+    "decode": _decode,
+}
 
 
 def findings(job: Job) -> dict[str, Any]:
     """Compiles; sizes are GiB a device, see `ahead.compile.Findings`."""
     mesh = make_mesh(job.mesh, describe(job.target))
-    check_batch(job.config, mesh)
     began = time.perf_counter()
-    settings = (mesh, job.mesh.preset, job.length)
-    middle = (job.optimizer,) if job.program == "train" else ()
-    traced = PROGRAMS[job.program](job.config, job.model, *middle, *settings)
+    call = PROGRAMS[job.program](job, mesh)
     found: dict[str, Any] = {
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
-        "executed_flops": matmul_flops(traced.jaxpr),
+        "executed_flops": matmul_flops(call.traced.jaxpr),
+        "rows": call.rows,
+        "length": call.length,
+        "tokens": call.tokens,
     }
     try:
-        compiled = traced.lower().compile()
+        compiled = call.traced.lower().compile()
     except jax.errors.JaxRuntimeError as e:
         found |= _out_of_memory(str(e))
     else:
@@ -75,6 +143,7 @@ def findings(job: Job) -> dict[str, Any]:
 
 
 def memory(compiled: Any) -> dict[str, float]:
+    """GiB a device that a compiled program needs: see `ahead.compile.Findings`."""
     analysis = compiled.memory_analysis()
     arguments = analysis.argument_size_in_bytes / GIB
     temporaries = analysis.temp_size_in_bytes / GIB
@@ -83,6 +152,7 @@ def memory(compiled: Any) -> dict[str, float]:
         "arguments": arguments,
         "temporaries": temporaries,
         "peak": arguments + temporaries + max(kept, 0.0),
+        "host": analysis.host_temp_size_in_bytes / GIB,
     }
 
 

@@ -14,9 +14,11 @@ from optiml_jax.ahead.search import changes_that_fit
 from optiml_jax.ahead.targets import parse_target
 from optiml_jax.ahead.worker import PROGRAMS, Job
 from optiml_jax.cli import main as command_line
-from optiml_jax.cli.settings import Compile, configured
+from optiml_jax.cli.checkpoints import params_dtype
+from optiml_jax.cli.settings import Compile, Evaluate, configured
 from optiml_jax.data.plan import PlanConfig
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.model.architectures import model_config
 from optiml_jax.sharding.mesh import MeshConfig
@@ -30,14 +32,17 @@ def main() -> int:
     chosen = configured(Compile)
     if chosen.program not in PROGRAMS:
         raise UserError(f"Compile.program={chosen.program!r}: choose one of {', '.join(PROGRAMS)}")
+    model = model_config()
     job = Job(
         target=parse_target(chosen.target),
         program=chosen.program,
         config=configured(TrainConfig, plan_dir="", run_dir=""),
-        model=model_config(),
+        model=model,
         optimizer=OptimizerConfig(),
         mesh=MeshConfig(),
         length=chosen.length or PlanConfig(num_rows=1).sequence_length,
+        tokens_per_batch=EvalConfig().tokens_per_batch,
+        params_dtype=params_dtype(configured(Evaluate), model),
     )
     job.optimizer.check(job.config.num_steps)
     try:
@@ -50,7 +55,7 @@ def main() -> int:
     _save(chosen.output, found)
     if found.fits:
         return 0
-    if chosen.search and job.program == "train":
+    if chosen.search and job.program != "validate":
         _print_changes(found)
     return 1
 
@@ -105,7 +110,17 @@ def _save(output: str | None, found: Findings) -> None:
         "fits": found.fits,
         "bounds_seconds": found.bounds(),
     }
-    names = ("devices", "mesh", "arguments", "temporaries", "peak", "usable", "executed", "useful")
+    names = (
+        "devices",
+        "mesh",
+        "arguments",
+        "temporaries",
+        "peak",
+        "host",
+        "usable",
+        "executed",
+        "useful",
+    )
     values |= {name: getattr(found, name) for name in (*names, "seconds", "own_memory")}
     values["collectives"] = [{**vars(c), "total": c.total} for c in found.collectives]
     with disk_errors(path, "the findings"), atomic_path(path) as temporary:

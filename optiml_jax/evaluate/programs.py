@@ -1,4 +1,4 @@
-"""The programs of evaluation, lowered from shapes alone: nothing here makes an array.
+"""The programs of evaluation, traced from shapes alone: nothing here makes an array.
 
 The devices of the mesh may be described ones (`jax.experimental.topologies`). Which batches an
 evaluation runs is decided in scoring.py and decoding.py.
@@ -22,7 +22,7 @@ from optiml_jax.sharding.rules import (
 )
 
 
-def lower_scoring(
+def trace_scoring(
     config: DecoderConfig,
     mesh: jax.sharding.Mesh,
     preset: str,
@@ -30,7 +30,7 @@ def lower_scoring(
     length: int,
     targets: int,
     params_dtype: str = "float32",
-) -> jax.stages.Lowered:
+) -> jax.stages.Traced:
     """One batch of rank classification: log-probabilities of `targets` tokens in each row.
 
     Args:
@@ -44,17 +44,17 @@ def lower_scoring(
     params = abstract_params(config, mesh, preset, params_dtype)
     with use_mesh(mesh, preset):
         function = scoring._jit_score_places
-        return function.lower(abstract_model(config)[0], params, None, *arrays)
+        return function.trace(abstract_model(config)[0], params, None, *arrays)
 
 
-def lower_reading(
+def trace_reading(
     config: DecoderConfig,
     mesh: jax.sharding.Mesh,
     preset: str,
     rows: int,
     length: int,
     params_dtype: str = "float32",
-) -> jax.stages.Lowered:
+) -> jax.stages.Traced:
     """Reads `rows` prompts of `length` tokens into a cache and chooses their first new tokens."""
     arrays = (
         _rows(mesh, (rows, length)),
@@ -64,29 +64,29 @@ def lower_reading(
     params = abstract_params(config, mesh, preset, params_dtype)
     with use_mesh(mesh, preset):
         graphdef = abstract_model(config)[0]
-        return decoding._jit_read.lower(
+        return decoding._jit_read.trace(
             graphdef, params, config, decoding.Sampling(), None, *arrays
         )
 
 
-def lower_decoding(
+def trace_decoding(
     config: DecoderConfig,
     mesh: jax.sharding.Mesh,
     preset: str,
     num_slots: int,
     capacity: int,
     params_dtype: str = "float32",
-) -> jax.stages.Lowered:
+) -> jax.stages.Traced:
     """A few more tokens for `num_slots` answers with a cache of `capacity` tokens each."""
     params = abstract_params(config, mesh, preset, params_dtype)
     slots = abstract_slots(config, mesh, preset, num_slots, capacity)
     with use_mesh(mesh, preset):
         graphdef = abstract_model(config)[0]
         left = _rows(mesh, (num_slots,))
-        return decoding._jit_step.lower(graphdef, params, config, decoding.Sampling(), slots, left)
+        return decoding._jit_step.trace(graphdef, params, config, decoding.Sampling(), slots, left)
 
 
-def lower_putting(
+def trace_putting(
     config: DecoderConfig,
     mesh: jax.sharding.Mesh,
     preset: str,
@@ -94,14 +94,14 @@ def lower_putting(
     length: int,
     num_slots: int,
     capacity: int,
-) -> jax.stages.Lowered:
+) -> jax.stages.Traced:
     """Puts `rows` prompts of `length` tokens that were read into slots of `capacity` tokens."""
     slots = abstract_slots(config, mesh, preset, num_slots, capacity)
     read = abstract_slots(config, mesh, preset, rows, length).cache
     into, first, seeds = (_rows(mesh, (rows,), t) for t in (jnp.int32, jnp.int32, jnp.uint32))
     with use_mesh(mesh, preset):
         parts = mesh.shape["data"] * mesh.shape["fsdp"]
-        return decoding._jit_put.lower(parts, slots, into, read, None, first, seeds)
+        return decoding._jit_put.trace(parts, slots, into, read, None, first, seeds)
 
 
 def abstract_slots(

@@ -53,7 +53,8 @@ class DecoderConfig:
       dtype: type of the computation; parameters are float32, and norms, softmax and logits are
         computed in float32 whatever it says.
       remat: what the backward pass computes again: nothing ("none"), everything but matrix products
-        ("dots"), everything but what attention gives ("attention"), whole blocks ("full").
+        ("dots"), everything but what attention gives ("attention"), whole blocks ("full"); or whole
+        blocks, whose inputs wait in the host's memory ("offload").
       attention: the kernel that computes attention, see `model/kernels`; "auto": the first one that
         is meant for the platform and can compute the shape.
     """

@@ -52,6 +52,8 @@ class TrainConfig:
       init_from: a checkpoint (run folder, checkpoints folder or step folder) whose parameters the
         run starts from, with a fresh optimiser; None starts from random weights.
       loss_chunk: positions of a row whose logits exist at the same time.
+      profile_steps: (first, last) of the updates that are traced for TensorBoard's profiler; None:
+        no update is. A few are enough: every one of them is many megabytes.
       peak_flops: FLOP/s of one device, for MFU; None looks it up by the name of the device.
     """
 
@@ -70,6 +72,7 @@ class TrainConfig:
     grace_seconds: PositiveFloat | None = None
     init_from: str | None = None
     loss_chunk: Positive = 128
+    profile_steps: tuple[Positive, Positive] | None = None
     peak_flops: PositiveFloat | None = None
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import pathlib
 import time
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
@@ -94,6 +95,31 @@ class Validation:
         if there < wanted:
             logger.info("validating on the %d rows of %s", there * self._rows, self.plan.folder)
         return there
+
+
+@dataclasses.dataclass
+class Profiling:
+    """Traces the updates of `TrainConfig.profile_steps` for TensorBoard's profiler."""
+
+    config: TrainConfig
+    _running: bool = False
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        first, last = self.config.profile_steps or (0, 0)
+        if step + 1 == first:
+            jax.block_until_ready(state)  # no earlier update in it
+            jax.profiler.start_trace(pathlib.Path(self.config.run_dir) / "tensorboard")
+            self._running = True
+        elif self._running and step >= last:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        """Writes what was traced."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            logger.info("traced for TensorBoard's profiler: %s/tensorboard", self.config.run_dir)
 
 
 @dataclasses.dataclass

@@ -29,6 +29,7 @@ from optiml_jax.train.duties import (
     Duty,
     Evaluation,
     EvaluationHook,
+    Profiling,
     Reporting,
     Saving,
     Validation,
@@ -113,7 +114,9 @@ def train(
             if validates:
                 function = programs.validation_step
                 duties.append(Validation(config, validation_plan, devices, function, reporter))
-            duties += [saving, dataclasses.replace(evaluation, reporter=reporter)]
+            profiling = stack.enter_context(contextlib.closing(Profiling(config)))
+            profiling(step, state)  # the next update may be the first of the window
+            duties += [saving, dataclasses.replace(evaluation, reporter=reporter), profiling]
             stack.enter_context(interrupt.patient())
             state, step = _steps(state, step, programs.train_step, batches, reporter, duties, stop)
             if not saving.finish(step, state, stop.seconds_left(config.grace_seconds)):

@@ -29,7 +29,22 @@ def job():
 
 def findings(job, peak):
     return Findings(
-        job, 64, {}, 5.0, peak - 5, peak, job.target.accelerator.usable, (), 2e18, 1e18, None, 1, 1
+        job,
+        64,
+        {},
+        5.0,
+        peak - 5,
+        peak,
+        0.0,
+        256,
+        2048,
+        job.target.accelerator.usable,
+        (),
+        2e18,
+        1e18,
+        None,
+        1,
+        1,
     )
 
 
@@ -58,6 +73,19 @@ def test_three_changes_are_found_and_hopeless_ones_skipped(job):
         t.config.num_microbatches == 1 and t.mesh.tensor <= 2 and t.mesh.preset == "standard"
         for t in tried
     )
+
+
+def test_changes_of_an_evaluation_are_smaller_batches_and_weights(job):
+    job = dataclasses.replace(job, program="decode", tokens_per_batch=65536)
+
+    def compile_one(job):
+        return findings(job, 30.0 if job.tokens_per_batch <= 16384 else 60.0)
+
+    fitting = changes_that_fit(findings(job, 60.0), compile_one=compile_one)
+    assert [f.fits for f in fitting] == [True] * 3
+    assert {f.job.tokens_per_batch for f in fitting} == {16384}
+    assert {f.job.config for f in fitting} == {job.config}
+    assert "EvalConfig.tokens_per_batch=16384" in settings(fitting[0].job)
 
 
 def test_bounds_are_those_of_the_data_sheet(job):

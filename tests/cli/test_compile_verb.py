@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from optiml_jax.cli.main import main
 
 GIN = """
@@ -32,6 +34,27 @@ def test_a_described_machine_answers_without_devices(tmp_path, capsys):
 
     params = OPTConfig(vocab_size=64, d_model=64, num_layers=2, num_heads=4).num_params
     assert params * 12 / 4 < found["arguments"] * 2**30 < params * 12
+
+
+@pytest.mark.parametrize("program", ["score", "read", "decode"])
+def test_programs_of_evaluation_are_compiled_as_they_are_run(tmp_path, capsys, program):
+    """A batch of 4,096 tokens is 16 rows of 256; weights in bfloat16, a cache for each answer."""
+    gin_file = tmp_path / "tiny.gin"
+    gin_file.write_text(GIN + 'EvalConfig.tokens_per_batch = 4096\nmodel_config.dtype = "bfloat16"')
+    output = tmp_path / "findings.json"
+    arguments = [f"--gin_file={gin_file}", "--gin.Compile.target=cpu:4"]
+    arguments += ["--gin.Compile.length=256", f"--gin.Compile.output={output}"]
+    arguments += [f"--gin.Compile.program={program}"]
+    assert main(["compile", *arguments]) == 0
+    assert "16 rows of 256 tokens" in capsys.readouterr().out
+    found = json.loads(output.read_text())
+    from optiml_jax.model.opt.config import OPTConfig
+
+    config = OPTConfig(vocab_size=64, d_model=64, num_layers=2, num_heads=4)
+    cache = 2 * 2 * config.num_layers * 16 * 256 * config.d_model if program == "decode" else 0
+    least = (2 * config.num_params + cache) / 4
+    assert least < found["arguments"] * 2**30 < 3 * least
+    assert 0.7 < found["executed"] / found["useful"] < 1.6
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

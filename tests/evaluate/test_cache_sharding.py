@@ -11,10 +11,10 @@ import pytest
 
 from optiml_jax.evaluate import decoding
 from optiml_jax.evaluate.programs import (
-    lower_decoding,
-    lower_putting,
-    lower_reading,
-    lower_scoring,
+    trace_decoding,
+    trace_putting,
+    trace_reading,
+    trace_scoring,
 )
 from optiml_jax.model.opt.config import OPTConfig
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
@@ -43,9 +43,9 @@ def test_an_empty_cache_is_cut_over_rows_and_heads(mesh):
 
 
 def test_programs_lowered_from_shapes_hold_no_whole_cache(mesh):
-    decode = lower_decoding(CONFIG, mesh, "standard", ROWS, CAPACITY, "bfloat16").compile()
-    read = lower_reading(CONFIG, mesh, "standard", ROWS, CAPACITY, "bfloat16").compile()
-    put = lower_putting(CONFIG, mesh, "standard", ROWS, CAPACITY, ROWS, CAPACITY).compile()
+    decode = trace_decoding(CONFIG, mesh, "standard", ROWS, CAPACITY, "bfloat16").lower().compile()
+    read = trace_reading(CONFIG, mesh, "standard", ROWS, CAPACITY, "bfloat16").lower().compile()
+    put = trace_putting(CONFIG, mesh, "standard", ROWS, CAPACITY, ROWS, CAPACITY).lower().compile()
     for program in (decode, read, put):
         found = re.findall(r"f32\[([\d,]+)\]", program.as_text())
         shapes = [[int(n) for n in shape.split(",")] for shape in found]
@@ -59,5 +59,5 @@ def test_programs_lowered_from_shapes_hold_no_whole_cache(mesh):
 
 
 def test_scoring_is_lowered_from_shapes(mesh):
-    program = lower_scoring(CONFIG, mesh, "sequence", ROWS, 64, 16, "bfloat16").compile()
+    program = trace_scoring(CONFIG, mesh, "sequence", ROWS, 64, 16, "bfloat16").lower().compile()
     assert [o.is_fully_replicated for o in program.output_shardings] == [True, True]

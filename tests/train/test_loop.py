@@ -55,6 +55,7 @@ def params_of(path, model=None):
 
 def test_a_run_reports_itself_on_lines_and_to_tensorboard(run, plan_dir, tmp_path):
     train_options = {
+        "profile_steps": (3, 4),
         "validation_plan_dir": str(plan_dir),
         "validate_every": 6,
         "validation_batches": 2,
@@ -62,6 +63,8 @@ def test_a_run_reports_itself_on_lines_and_to_tensorboard(run, plan_dir, tmp_pat
     }
     said = run(tmp_path, train=train_options)
     assert "step 12/12: loss" in said
+    trace = next((tmp_path / "tensorboard" / "plugins" / "profile").rglob("*.xplane.pb"))
+    assert b"train_step" in trace.read_bytes()
     scalars = tiny_run.read_scalars(tmp_path)
     assert set(scalars) == {
         "loss",

@@ -36,10 +36,10 @@ def lowered(
 ) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
     """The programs of an evaluation by their names."""
     shared = (config, mesh, "standard", rows, LENGTH)
-    yield "scoring", lambda: programs.lower_scoring(*shared, TARGETS, "bfloat16")
-    yield "reading", lambda: programs.lower_reading(*shared, "bfloat16")
-    yield "putting", lambda: programs.lower_putting(*shared, rows, LENGTH)
-    yield "decoding", lambda: programs.lower_decoding(*shared, "bfloat16")
+    yield "scoring", lambda: programs.trace_scoring(*shared, TARGETS, "bfloat16").lower()
+    yield "reading", lambda: programs.trace_reading(*shared, "bfloat16").lower()
+    yield "putting", lambda: programs.trace_putting(*shared, rows, LENGTH).lower()
+    yield "decoding", lambda: programs.trace_decoding(*shared, "bfloat16").lower()
 
 
 def largest_of_cache(text: str, config: DecoderConfig) -> float:
