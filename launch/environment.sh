@@ -3,7 +3,14 @@
 #   OPTIML_RESTARTS                   how often a run that failed is started again (default: 3)
 #   XLA_PYTHON_CLIENT_MEM_FRACTION    share of a GPU's memory that JAX takes (default here: .92; JAX's
 #                                     own .75 leaves 30 GB of a 40 GB card)
+#   XLA_FLAGS, LIBTPU_INIT_ARGS       flags of XLA for GPUs and TPUs, taken beside those of
+#                                     optiml_jax/sharding/xla_flags, with the last word
 
+xla_flags() { grep '^--' "$(dirname "${BASH_SOURCE[0]}")/../optiml_jax/sharding/xla_flags/$1.txt" | tr '\n' ' '; }
+case ${OPTIML_FLAVOUR-} in
+cuda*) export XLA_FLAGS="$(xla_flags gpu)${XLA_FLAGS-}" ;;
+tpu) export LIBTPU_INIT_ARGS="$(xla_flags tpu)${LIBTPU_INIT_ARGS-}" ;;
+esac
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.92}
 export PYTHONUNBUFFERED=1
 LOGS=${OPTIML_LOGS:-logs}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax
 
 from optiml_jax.errors import UserError
-from optiml_jax.sharding.hardware import Accelerator, accelerators
+from optiml_jax.sharding.hardware import Accelerator, accelerators, xla_flags
 
 INSTALL = {
     "tpu": ("libtpu", "pip install --no-deps libtpu"),
@@ -120,15 +120,21 @@ def check_installed(target: Target) -> None:
 
 
 def set_environment(target: Target, environment: dict[str, str]) -> None:
-    """What has to be set before JAX starts, so that it compiles for `target` on any machine."""
+    """What has to be set before JAX starts, so that it compiles for `target` on any machine.
+
+    With the flags that the launch scripts give XLA; what is in the environment comes behind them.
+    """
     environment["JAX_PLATFORMS"] = "cpu"
     environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    if target.accelerator.platform == "tpu":
+    platform = target.accelerator.platform
+    if platform == "cpu":
+        name, flags = "XLA_FLAGS", f"--xla_force_host_platform_device_count={target.num_devices}"
+        environment[name] = f"{environment.get(name, '')} {flags}".strip()
+        return
+    if platform == "tpu":
         environment |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
-    if target.accelerator.platform == "cpu":
-        flags = environment.get("XLA_FLAGS", "")
-        count = f"--xla_force_host_platform_device_count={target.num_devices}"
-        environment["XLA_FLAGS"] = f"{flags} {count}".strip()
+    name = {"gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}[platform]
+    environment[name] = f"{xla_flags(platform)} {environment.get(name, '')}".strip()
 
 
 def describe(target: Target) -> Sequence[jax.Device]:

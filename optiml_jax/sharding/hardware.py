@@ -52,3 +52,9 @@ def accelerator_of(device_kind: str) -> Accelerator | None:
         if device_kind.startswith(kind)
     ]
     return accelerators()[max(fitting)[1]] if fitting else None
+
+
+def xla_flags(platform: str) -> str:
+    """What the launch scripts put into XLA_FLAGS ("gpu") or LIBTPU_INIT_ARGS ("tpu")."""
+    text = _FACTS.with_name("xla_flags").joinpath(f"{platform}.txt").read_text("utf-8")
+    return " ".join(line for line in text.splitlines() if line.startswith("--"))

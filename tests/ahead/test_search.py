@@ -83,7 +83,7 @@ def test_changes_of_an_evaluation_are_smaller_batches_and_weights(job):
 
     fitting = changes_that_fit(findings(job, 60.0), compile_one=compile_one)
     assert [f.fits for f in fitting] == [True] * 3
-    assert {f.job.tokens_per_batch for f in fitting} == {16384}
+    assert max(f.job.tokens_per_batch for f in fitting) == fitting[0].job.tokens_per_batch == 16384
     assert {f.job.config for f in fitting} == {job.config}
     assert "EvalConfig.tokens_per_batch=16384" in settings(fitting[0].job)
 

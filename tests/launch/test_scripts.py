@@ -2,17 +2,21 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import time
 
 import pytest
 
+from optiml_jax.sharding.hardware import xla_flags
+
 LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 OPTIML = r"""#!/usr/bin/env bash
 echo $$ >>"$STATE/pids"
 echo "rank=${JAX_PROCESS_ID-${SLURM_PROCID-}} of=${JAX_NUM_PROCESSES-}"
 echo "devices=${JAX_LOCAL_DEVICE_IDS-}"
+echo "flags=${XLA_FLAGS-}${LIBTPU_INIT_ARGS-}"
 echo "memory=$XLA_PYTHON_CLIENT_MEM_FRACTION arguments=$*"
 trap 'echo saved; exit 0' TERM
 [ -z "${FAIL-}" ] || exit "$FAIL"
@@ -42,6 +46,8 @@ def place(tmp_path):
     # What a host or a node runs finds the programs of ours, too.
     install = 'fail() { echo "error: $*" >&2; exit 2; }\nROOT=$(pwd)\nVENV=$ROOT\n'
     (tmp_path / "launch" / "install.sh").write_text(install)
+    flags = pathlib.Path("optiml_jax/sharding/xla_flags")
+    shutil.copytree(LAUNCH.parent / flags, tmp_path / flags)
     (tmp_path / "bin").mkdir()
     programs = {"optiml": OPTIML, "srun": SRUN, "scancel": SCANCEL}
     programs["scontrol"] = '#!/usr/bin/env bash\necho "scontrol $*" >>"$STATE/calls"\n'
@@ -68,6 +74,22 @@ def logs(folder):
 @pytest.mark.parametrize("path", sorted(LAUNCH.iterdir()), ids=lambda path: path.name)
 def test_scripts_are_well_formed(path):
     assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
+
+
+def test_xla_gets_the_flags_of_the_platform_and_the_users_last(place):
+    mine = {"OPTIML_LOGS": "mine", "XLA_FLAGS": "--xla_of_mine=1"}
+    run(place, "gpu_node.sh", "train", OPTIML_PROCESSES="2", OPTIML_GPUS="8", **mine)
+    said = logs(place[0])["process_0.log"]
+    gpu = xla_flags("gpu")
+    assert f"flags={gpu} --xla_of_mine=1\n" in said
+    run(place, "tpu_host.sh", "train", OPTIML_FLAVOUR="tpu")
+    (said,) = [
+        text
+        for name, text in logs(place[0]).items()
+        if name not in ("process_0.log", "process_1.log")
+    ]
+    assert xla_flags("tpu") in said
+    assert gpu not in said
 
 
 def test_gpu_node_starts_processes_with_equal_shares_and_a_log_each(place):
