@@ -77,15 +77,14 @@ def _kernel(heads: int, length: int, window: int | None, interpret: bool):
     else:
         mask = splash.LocalMask((length, length), (window - 1, 0), offset=0)
     block = next(b for b in (_BLOCK, 256, _LANES) if length % b == 0)
-    with jax.ensure_compile_time_eval():
-        return splash.make_splash_mha(
-            splash.MultiHeadMask([mask] * heads),
-            block_sizes=splash.BlockSizes(*(block,) * 8),
-            head_shards=1,
-            q_seq_shards=1,
-            residual_checkpoint_name=SAVED,
-            interpret=interpret,
-        )
+    return splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * heads),
+        block_sizes=splash.BlockSizes(*(block,) * 8),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=SAVED,
+        interpret=interpret,
+    )
 
 
 def _wide(x: jax.Array) -> jax.Array:
