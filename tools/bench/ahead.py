@@ -21,16 +21,20 @@ from optiml_jax.sharding.mesh import MeshConfig
 from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.optimizer import OptimizerConfig
 
+FULL = "model_config.remat = 'full'"
 RUNS = [  # gin file, target, further bindings
     ("optiml_30b", "gpu:a100-40g:8x8", ()),
-    ("optiml_30b", "gpu:a100-40g:8x8", ("TrainConfig.num_microbatches = 1",)),
+    ("optiml_30b", "gpu:a100-40g:8x8", (FULL,)),
     ("optiml_30b", "tpu:v4:4x4x4", ()),
     ("optiml_175b", "gpu:a100-40g:16x8", ()),
+    ("optiml_175b", "gpu:a100-40g:16x8", (FULL,)),
     ("optiml_175b", "tpu:v4:4x4x8", ()),
     ("optiml_175b", "tpu:v5p:4x4x8", ()),
+    ("bench_mistral_7b_lora", "gpu:a100-80g:1x1", ()),
 ]
-NAMES = ("run", "target", "mesh", "micro", "arguments", "temporaries", "peak", "usable", "fits")
-NAMES += ("gather", "reduce", "all-to-all", "executed/useful", "step s", "limit", "compile s", "GB")
+NAMES = ("run", "target", "mesh", "micro", "remat", "arguments", "temporaries", "peak", "usable")
+NAMES += ("host", "gather", "reduce", "all-to-all", "executed/useful", "step s", "limit")
+NAMES += ("compile s", "GB")
 
 
 def row(run: str, target: str, bindings: tuple[str, ...]) -> list[str]:
@@ -50,15 +54,15 @@ def row(run: str, target: str, bindings: tuple[str, ...]) -> list[str]:
     kinds, bounds = by_kind(list(found.collectives)), found.bounds()
     limit = max(bounds, key=bounds.get)
     reduced = kinds.get("all-reduce", 0) + kinds.get("reduce-scatter", 0)
-    numbers = [found.arguments, found.temporaries, found.peak, found.usable]
+    numbers = [found.arguments, found.temporaries, found.peak, found.usable, found.host]
     return [
         run,
         target,
         "x".join(str(n) for n in found.mesh.values()),
         str(job.config.num_microbatches),
+        job.model.remat,
         *("-" if n is None else f"{n:.2f}" for n in numbers),
-        "yes" if found.fits else "no",
-        f"{kinds['all-gather']:.0f}" if kinds else "-",
+        f"{kinds.get('all-gather', 0):.0f}" if kinds else "-",
         f"{reduced:.0f}" if kinds else "-",
         f"{kinds.get('all-to-all', 0):.2f}" if kinds else "-",
         f"{found.executed / found.useful:.3f}",

@@ -1,7 +1,9 @@
-"""Speed of the model beside Hugging Face's in torch: `python tools/bench/model_vs_torch.py`.
+"""Speed of the model beside torch: `python tools/bench/model_vs_torch.py`.
 
-Runs both in turn in one process, so that the ratio holds on a busy machine too. Needs torch.
-Options: --size (125m), --layers (cuts the model), --batch, --length, --new (tokens to generate).
+Updates on packed rows (beside torch_decoder.py), forward and backward, and greedy decoding (beside
+Hugging Face's OPT). Runs both in turn in one process: the ratio holds on a busy machine too.
+Options: --size (125m), --layers and --width (cut the model), --batch, --length, --new (tokens to
+generate), --only (some of: update, gradient, decode).
 """
 
 import argparse
@@ -16,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+import torch_decoder
 import transformers
 from flax import nnx
+from gpu import packed_rows
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
@@ -27,6 +31,30 @@ from optiml_jax.model.architectures import model_config
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.decoder import init_params
 from optiml_jax.model.opt.config import OPTConfig
+from optiml_jax.sharding.mesh import MeshConfig, make_mesh
+from optiml_jax.sharding.rules import use_mesh
+from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.optimizer import OptimizerConfig
+from optiml_jax.train.programs import trace_train_step
+from optiml_jax.train.state import abstract_state, initial_state
+
+
+def jax_update(config: OPTConfig, batch: dict[str, np.ndarray]) -> Callable[[], None]:
+    """One update on packed rows, as `optiml train` makes it."""
+    rows, length = batch["tokens"].shape
+    mesh, optimizer = make_mesh(MeshConfig()), OptimizerConfig(warmup_steps=1)
+    run = TrainConfig(plan_dir="", run_dir="", num_steps=1000, global_batch_size=rows)
+    step = trace_train_step(run, config, optimizer, mesh, "standard", length).lower().compile()
+    with use_mesh(mesh):
+        abstract = abstract_state(config, optimizer, mesh, "standard")
+        state = initial_state(config, optimizer, 0, abstract)
+
+    def update() -> None:
+        nonlocal state
+        state, _ = step(state, batch)
+        jax.block_until_ready(state)
+
+    return update
 
 
 def jax_gradient(config: OPTConfig, graphdef, params, tokens: np.ndarray) -> Callable[[], None]:
@@ -109,32 +137,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", default="125m")
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--only", nargs="+", default=["update", "gradient", "decode"])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--new", type=int, default=32)
     options = parser.parse_args()
-    config = model_config(options.size)
-    if options.layers is not None:
-        config = model_config(options.size, num_layers=options.layers)
+    cut = {"num_layers": options.layers, "d_model": options.width}
+    cut = {name: value for name, value in cut.items() if value is not None}
+    config = model_config(options.size, **cut)
     graphdef, params = init_params(config, seed=0)
     model = torch_model(config)
     shape = (options.batch, options.length)
     tokens = np.random.default_rng(0).integers(3, 50000, shape).astype(np.int32)
-    print(f"{options.size}, {config.num_layers} layers, {shape[0]} x {shape[1]} tokens, float32")
-    compare(
-        "forward and backward",
-        tokens.size,
-        jax_gradient(config, graphdef, params, tokens),
-        torch_gradient(model, tokens),
-    )
-    tokens[:, 0] = config.bos_id
-    prompt = tokens[:, :64]
-    compare(
-        f"greedy decoding of {options.new} tokens after 64",
-        options.batch * options.new,
-        jax_generate(config, graphdef, params, prompt, options.new),
-        torch_generate(model, prompt, options.new),
-    )
+    print(f"{config.num_params:,} parameters, {shape[0]} x {shape[1]} tokens, float32", flush=True)
+    if "update" in options.only:
+        batch = packed_rows(*shape, config.vocab_size)
+        theirs = torch_decoder.make_step(config, batch, torch.device("cpu"))
+        compare("update on packed rows", tokens.size, jax_update(config, batch), theirs)
+    if "gradient" in options.only:
+        compare(
+            "forward and backward",
+            tokens.size,
+            jax_gradient(config, graphdef, params, tokens),
+            torch_gradient(model, tokens),
+        )
+    if "decode" in options.only:
+        tokens[:, 0] = config.bos_id
+        prompt = tokens[:, :64]
+        compare(
+            f"greedy decoding of {options.new} tokens after 64",
+            options.batch * options.new,
+            jax_generate(config, graphdef, params, prompt, options.new),
+            torch_generate(model, prompt, options.new),
+        )
 
 
 if __name__ == "__main__":
