@@ -93,16 +93,18 @@ def _read(job: Job, mesh: jax.sharding.Mesh) -> Call:
 
 
 def _decode(job: Job, mesh: jax.sharding.Mesh) -> Call:
-    model, rows, length = _batch(job, mesh)
+    model, rows, length = _batch(job, mesh, cached=True)
     where = (model, mesh, job.mesh.preset, rows, length)
     return Call(trace_decoding(*where, job.params_dtype), rows, length, rows)
 
 
-def _batch(job: Job, mesh: jax.sharding.Mesh) -> tuple[DecoderConfig, int, int]:
-    """(model, rows, length) of the largest batch that evaluation makes."""
+def _batch(
+    job: Job, mesh: jax.sharding.Mesh, cached: bool = False
+) -> tuple[DecoderConfig, int, int]:
+    """(model, rows, length) of the largest batch that evaluation makes of rows of `job.length`."""
     model = job.model.without_lora()
     engine = Engine(None, None, model, tokens_per_batch=job.tokens_per_batch, mesh=mesh)
-    length = engine.bucket(job.length)
+    length = engine.capacity(job.length) if cached else engine.bucket(job.length)
     return model, engine.num_rows(length), length
 
 
