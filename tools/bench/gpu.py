@@ -22,6 +22,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -58,7 +59,7 @@ from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import init_params
 from optiml_jax.model.kernels import choice
 from optiml_jax.model.kernels.contract import Keys
-from optiml_jax.sharding.hardware import accelerator_of
+from optiml_jax.sharding.hardware import accelerator_of, xla_flags
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.sharding.rules import abstract_params, batch_sharding, use_mesh
 from optiml_jax.train.config import TrainConfig
@@ -139,9 +140,9 @@ def seconds(function: Callable[[], Any], least: float = 0.5) -> float:
     return (time.perf_counter() - began) / calls
 
 
-def peak() -> float | None:
+def peak(kind: str | None = None) -> float | None:
     """FLOP/s of the device by its data sheet; None: not known."""
-    found = accelerator_of(jax.devices()[0].device_kind)
+    found = accelerator_of(kind or jax.devices()[0].device_kind)
     return found and found.flops
 
 
@@ -347,7 +348,8 @@ def torch_train(shapes: Shapes, size: str) -> Iterator[dict[str, Any]]:
     rate = rows * shapes.length / taken
     flops = model.flops_per_token(shapes.length) * rate
     found = {"model": size, "rows": rows, "attention": attention, "GiB": used and used / GIB}
-    yield found | {"tokens/s": rate, "TFLOP/s": flops / 1e12, "MFU": _share(flops, peak())}
+    share = _share(flops, peak(torch_decoder.device_kind()))
+    yield found | {"tokens/s": rate, "TFLOP/s": flops / 1e12, "MFU": share}
 
 
 def ahead(shapes: Shapes, target: str) -> Iterator[dict[str, Any]]:
@@ -395,7 +397,7 @@ def measure(options: argparse.Namespace, shapes: Shapes) -> int:
     """Runs the parts until the minutes are over."""
     options.out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * options.minutes
-    results: dict[str, Any] = {"parts": {}, "torch": None}
+    results: dict[str, Any] = {"parts": {}}
     for name in names_of(options, shapes):
         left = until - time.monotonic()
         if left < 15:
@@ -411,15 +413,18 @@ def _in_a_process(
     name: str, options: argparse.Namespace, left: float, results: dict[str, Any]
 ) -> dict[str, Any]:
     command = [sys.executable, __file__, "--run", name, *(["--tiny"] if options.tiny else [])]
-    rows: list[dict[str, Any]] = []
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92", **os.environ}
+    environment["XLA_FLAGS"] = f"{xla_flags('gpu')} {os.environ.get('XLA_FLAGS', '')}".strip()
+    if name.startswith("torch"):  # JAX would take the GPU's memory
+        environment["JAX_PLATFORMS"] = "cpu"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=left, check=False
+        )
         out, error = done.stdout, done.stderr if done.returncode else ""
     except subprocess.TimeoutExpired as e:
         out, error = (e.stdout or b"").decode(), f"cut after {left:.0f} s"
-    for line in out.splitlines():
-        if line.startswith("{"):
-            rows.append(json.loads(line))
+    rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     if error:
         rows.append({"said": error.strip().splitlines()[-1][:300]})
     machine = rows.pop(0) if rows and "device" in rows[0] else {}
@@ -429,19 +434,17 @@ def _in_a_process(
 def _run(name: str, shapes: Shapes) -> int:
     """One part in this process: a JSON line of the machine, then one for each row."""
     part, *size = name.split(" ")
-    device = jax.devices()[0]
-    machine = {"device": device.device_kind, "jax": jax.__version__, "peak": peak()}
-    print(json.dumps(machine), flush=True)
+    if part != "torch":
+        kind = jax.devices()[0].device_kind
+        print(json.dumps({"device": kind, "jax": jax.__version__, "peak": peak()}), flush=True)
     for row in PARTS[part](shapes, *size):
         print(json.dumps(row), flush=True)
     return 0
 
 
 def _write(folder: pathlib.Path, results: dict[str, Any]) -> None:
-    for name, text in (
-        ("results.json", json.dumps(results, indent=1)),
-        ("results.md", _markdown(results)),
-    ):
+    texts = {"results.json": json.dumps(results, indent=1), "results.md": _markdown(results)}
+    for name, text in texts.items():
         temporary = folder / f"{name}.part"
         temporary.write_text(text, "utf-8")
         temporary.replace(folder / name)

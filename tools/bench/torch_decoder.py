@@ -19,6 +19,11 @@ from optiml_jax.model.config import DecoderConfig
 FLASH = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
 
 
+def device_kind() -> str:
+    """The name of the device, as JAX calls it too."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def seconds_of_an_update(
     config: DecoderConfig, batch: dict[str, np.ndarray], steps: int
 ) -> tuple[float, int | None, str] | None:
