@@ -10,8 +10,7 @@ after each, OUT/results.json and OUT/results.md are written anew: a run that is 
   score     rank classification, decode: greedy answers, as `optiml evaluate` runs them
   torch     the same rows in PyTorch (torch_decoder.py)
 
-MFU is 6 * parameters + 12 * layers * width * length FLOPs a token (PaLM, appendix B; see
-`DecoderConfig.flops_per_token`) over all slots of the rows, by the data sheet's peak.
+MFU: `DecoderConfig.flops_per_token` (PaLM, appendix B) of all slots, by the data sheet's peak.
 
 Options: --out, --minutes, --sizes, --parts; --tiny: small shapes, on any machine; --ahead=TARGET:
 only compiles the updates for a machine that is not there, such as gpu:h200:1x1.
@@ -379,14 +378,13 @@ PARTS = {
 
 
 def _share(rate: float, of: float | None) -> float | None:
-    return None if of is None else rate / of
+    return of and rate / of
 
 
 def names_of(options: argparse.Namespace, shapes: Shapes) -> list[str]:
     """The parts in their order: "ceiling", ..., "train 1.3b", ..."""
-    wanted = [part for part in PARTS if part in options.parts]
-    if importlib.util.find_spec("torch") is None:
-        wanted = [part for part in wanted if part != "torch"]
+    torch = importlib.util.find_spec("torch") is not None
+    wanted = [p for p in PARTS if p in options.parts and (torch or p != "torch")]
     sizes = options.sizes or shapes.sizes
     evaluated = [s for s in shapes.evaluated if s in sizes] or list(sizes)
     by_part = {"train": sizes, "score": evaluated, "decode": evaluated, "torch": sizes[:2]}
