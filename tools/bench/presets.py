@@ -1,0 +1,149 @@
+"""Which mesh and how many microbatches make each size of OPT-IML fit each machine, by compiling.
+
+python tools/bench/presets.py [SIZE ...] [TARGET ...]    compiles what presets.json lacks
+python tools/bench/presets.py --write                    writes gin/meshes and the tables of
+                                                         docs/presets.md from presets.json
+
+Needs libtpu and JAX's CUDA plugin, no device. Of the settings that go together the cheapest that
+an estimate of the memory lets pass is compiled; one that does not fit corrects the estimate.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import gin
+
+import optiml_jax.cli.settings  # noqa: F401 - what gin may set
+from optiml_jax.ahead.compile import compile_job
+from optiml_jax.ahead.targets import parse_target
+from optiml_jax.ahead.worker import Job
+from optiml_jax.cli.gin_files import read_settings
+from optiml_jax.errors import UserError
+from optiml_jax.files import write_json
+from optiml_jax.model.architectures import model_config
+from optiml_jax.sharding.mesh import MeshConfig
+from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.optimizer import OptimizerConfig
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS = pathlib.Path(__file__).with_name("presets.json")
+DOCUMENT = ROOT / "docs" / "presets.md"
+SIZES = ("125m", "1.3b", "6.7b", "13b", "30b", "66b", "175b")
+TARGETS = {
+    "gpu:a100-40g:1x1": "1 GPU, 40 GB",
+    "gpu:a100-80g:1x1": "1 GPU, 80 GB",
+    "gpu:a100-40g:1x8": "8 GPUs, 40 GB",
+    "gpu:a100-80g:1x8": "8 GPUs, 80 GB",
+    "gpu:a100-40g:8x8": "64 GPUs, 40 GB",
+    "gpu:a100-80g:8x8": "64 GPUs, 80 GB",
+    "gpu:a100-40g:16x8": "128 GPUs, 40 GB",
+    "gpu:a100-80g:16x8": "128 GPUs, 80 GB",
+    "tpu:v4:4x4x8": "v4, 128 chips",
+    "tpu:v5e:16x16": "v5e, 256 chips",
+    "tpu:v5p:4x4x8": "v5p, 128 chips",
+    "tpu:v6e:16x16": "v6e, 256 chips",
+}
+MOST_COMPILATIONS = 4  # of one size on one machine
+LENGTH = 2048
+GIB = 2**30
+
+
+def job(size: str, target: str, tensor: int, micro: int) -> Job:
+    """One training step of `gin/runs/optiml_SIZE.gin` with a mesh of these settings."""
+    gin.clear_config()
+    read_settings([str(ROOT / f"gin/runs/optiml_{size.replace('.', '_')}.gin")], [])
+    preset = "sequence" if tensor > 1 else "standard"
+    return Job(
+        target=parse_target(target),
+        program="train",
+        config=TrainConfig(plan_dir="", run_dir="", num_microbatches=micro),
+        model=model_config(),
+        optimizer=OptimizerConfig(),
+        mesh=MeshConfig(tensor=tensor, preset=preset),
+        length=LENGTH,
+    )
+
+
+def settings(size: str, target: str) -> Iterator[tuple[float, int, int]]:
+    """(estimated GiB a device, tensor, microbatches) of what goes together, the cheapest first."""
+    one = job(size, target, 1, 1)
+    devices, batch = one.target.num_devices, one.config.global_batch_size
+    model, found = one.model, []
+    for tensor in (1, 2, 4, 8):
+        fsdp = devices // tensor
+        if devices % tensor or batch % fsdp or model.num_heads % tensor or model.d_model % fsdp:
+            continue
+        for power in range(int(math.log2(batch // fsdp)) + 1):
+            micro = 2**power
+            if batch % (fsdp * micro) == 0:
+                cost = 0.02 * power + 0.03 * math.log2(tensor)
+                found.append((cost, estimate(one, tensor, micro), tensor, micro))
+    for _, *setting in sorted(found):
+        yield tuple(setting)
+
+
+def estimate(one: Job, tensor: int, micro: int) -> float:
+    """GiB a device: state, gradients, weights of a few layers, residual streams, scores."""
+    model, devices = one.model, one.target.num_devices
+    rows = one.config.global_batch_size * tensor // (devices * micro)
+    state = 16 * model.num_params / devices
+    layers = 3 * 4 * 12 * model.d_model**2 / tensor
+    streams = rows * LENGTH * model.d_model * model.num_layers * 2 / tensor
+    scores = rows * model.num_heads / tensor * LENGTH**2 * 10
+    return (state + layers + streams + scores) / GIB
+
+
+def find(size: str, target: str) -> dict[str, Any]:
+    """The cheapest settings that fit, or what was found instead."""
+    row: dict[str, Any] = {"size": size, "target": target, "fits": False, "tries": 0}
+    possible = list(settings(size, target))
+    one = job(size, target, 1, 1)
+    usable = one.target.accelerator.usable
+    row |= {"usable": usable, "state": 12 * one.model.num_params / one.target.num_devices / GIB}
+    if row["state"] > usable:
+        return row
+    limit = usable
+    while row["tries"] < MOST_COMPILATIONS and possible:
+        passing = [s for s in possible if s[0] <= limit] or [min(possible)]
+        guess, tensor, micro = passing[0]
+        row["tries"] += 1
+        try:
+            found = compile_job(job(size, target, tensor, micro))
+        except UserError as e:
+            row["error"] = str(e)
+            possible = [s for s in possible if s[1:] != (tensor, micro)]
+            continue
+        row.pop("error", None)
+        row |= {"tensor": tensor, "micro": micro, "mesh": found.mesh, "fits": found.fits}
+        names = ("arguments", "temporaries", "peak")
+        row |= {name: round(getattr(found, name) or 0, 2) or None for name in names}
+        row["seconds"] = round(found.seconds)
+        if found.fits:
+            return row
+        limit = min(limit, guess) * usable / max(found.peak or 0, usable * 1.05)
+        possible = [s for s in possible if s[0] < guess]
+    return row
+
+
+def main() -> int:
+    os.chdir(ROOT)
+    os.environ.setdefault("OPTIML_DATA", "/data")
+    rows = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
+    asked = sys.argv[1:]
+    known = {(row["size"], row["target"]) for row in rows}
+    for target in [t for t in TARGETS if t in asked] or TARGETS:
+        for size in [s for s in SIZES if s in asked] or SIZES:
+            if (size, target) not in known:
+                rows.append(find(size, target))
+                print(json.dumps(rows[-1]), flush=True)
+                write_json(RESULTS, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
