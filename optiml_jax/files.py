@@ -7,11 +7,13 @@ import json
 import os
 import pathlib
 import stat
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optiml_jax.errors import UserError
+from optiml_jax.paths import is_bucket, path_of
 
 # Errors of an operation on a file that say something of the machine or the file, not of our code.
 OF_THE_MACHINE = frozenset(
@@ -47,8 +49,17 @@ def disk_errors(path: str | os.PathLike, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path`; renames it onto `path` when the block succeeds."""
-    path = pathlib.Path(path)
+    """Yields a temporary path beside `path`; renames it onto `path` when the block succeeds.
+
+    Of a path in a bucket the temporary lies on this machine, and is put there as one object.
+    """
+    path = path_of(path)
+    if is_bucket(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = pathlib.Path(folder) / path.name
+            yield temporary
+            path.upload(temporary)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -85,7 +96,9 @@ def regular_file(path: str | os.PathLike) -> pathlib.Path:
       UserError: it is one of them.
       OSError: nothing is there.
     """
-    path = pathlib.Path(path)
+    path = path_of(path)
+    if is_bucket(path):
+        return path
     if not stat.S_ISREG(path.stat().st_mode):
         raise UserError(f"{path} is not a file; put the file back")
     return path
@@ -168,7 +181,7 @@ def damage(folder: str | os.PathLike, checksums: Mapping[str, list[int]]) -> str
     """The first file of a folder that is not as its `checksum` says, in words; None: all are."""
     for name, expected in checksums.items():
         try:
-            found = checksum(pathlib.Path(folder) / name)
+            found = checksum(path_of(folder) / name)
         except OSError as e:
             return f"{name}: {e.strerror}"
         except UserError as e:

@@ -4,15 +4,16 @@ import contextlib
 import logging
 import os
 import pathlib
-import signal
 import socket
 import time
 from collections.abc import Iterator
 
 import filelock
 
+from optiml_jax.bucket_claim import BucketClaim, stop_writing
 from optiml_jax.errors import UserError
 from optiml_jax.files import disk_errors
+from optiml_jax.paths import is_bucket, path_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +31,21 @@ def one_writer(
     network file systems, and neither a killed process nor a host that is gone keeps it.
 
     Args:
-      folder: made if it is not there. A bucket (`gs://...`) cannot be held; that is logged.
+      folder: made if it is not there.
       what: who writes, e.g. "optiml train".
       lease: seconds after which an owner that does not refresh its claim has lost it.
 
     Raises:
       UserError: another process writes into the folder; or the folder cannot be made.
     """
-    if "://" in str(folder):
-        logger.info("%s cannot be locked: let no other %s write to it", folder, what)
-        yield
+    if is_bucket(folder):
+        claim = BucketClaim(path_of(folder) / f".{what.split()[-1]}.lock", lease)
+        if (owner := claim.acquire()) is not None:
+            raise _held(what, folder, owner)
+        try:
+            yield
+        finally:
+            claim.release()
         return
     folder = pathlib.Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -94,10 +100,7 @@ def _acquire(
             with contextlib.suppress(filelock.Timeout):
                 claim.acquire(timeout=lease + 5)
                 return claim
-        raise UserError(
-            f"another `{what}` is at work in {folder}: {_owner(claim)}; wait for it, stop it, or "
-            "choose another folder"
-        ) from None
+        raise _held(what, folder, _owner(claim)) from None
 
 
 def _remove_nameless(file: pathlib.Path) -> None:
@@ -126,7 +129,12 @@ def _host(claim: filelock.SoftFileLease) -> str:
     return ""
 
 
+def _held(what: str, folder: str | os.PathLike, owner: str) -> UserError:
+    return UserError(
+        f"another `{what}` is at work in {folder}: {owner}; wait for it, stop it, or choose "
+        "another folder"
+    )
+
+
 def _lost(loss: filelock.LeaseCompromise) -> None:
-    """Ends this process as Ctrl-C would: somebody else may be writing by now."""
-    logger.critical("the claim %s was lost (%s): stopping", loss.lock_file, loss.reason)
-    os.kill(os.getpid(), signal.SIGINT)
+    stop_writing(loss.lock_file, loss.reason)

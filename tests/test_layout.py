@@ -17,8 +17,9 @@ FLOORS = [  # from the top; a package imports only from floors below its own
     {"optiml_jax.model", "optiml_jax.fetch"},
     {"optiml_jax.one_writer"},
     {"optiml_jax.yaml_files"},
-    {"optiml_jax.files", "optiml_jax.frozen", "optiml_jax.settings"},
-    {"optiml_jax.errors", "optiml_jax.interrupt", "optiml_jax.quiet"},
+    {"optiml_jax.bucket_claim", "optiml_jax.files", "optiml_jax.frozen", "optiml_jax.settings"},
+    {"optiml_jax.paths"},
+    {"optiml_jax.buckets", "optiml_jax.errors", "optiml_jax.interrupt", "optiml_jax.quiet"},
 ]
 WITHOUT_TENSORFLOW = [
     "optiml_jax.model.decoder",

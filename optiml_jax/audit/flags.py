@@ -1,10 +1,10 @@
 """Marks evaluation examples that overlap with the training data of a run, for its records."""
 
 import os
-import pathlib
 
 from optiml_jax.audit import pairs
 from optiml_jax.files import read_json, write_json
+from optiml_jax.paths import path_of
 
 _TRAINED = "trained.json"
 Flags = dict[str, frozenset[tuple[str, str]]]
@@ -12,7 +12,7 @@ Flags = dict[str, frozenset[tuple[str, str]]]
 
 def write_trained(folder: str | os.PathLike, tasks: list[str]) -> None:
     """Notes which of the scanned tasks the mixture trains on."""
-    write_json(pathlib.Path(folder) / _TRAINED, sorted(tasks))
+    write_json(path_of(folder) / _TRAINED, sorted(tasks))
 
 
 def read_flags(folder: str | os.PathLike) -> Flags | None:
@@ -20,9 +20,9 @@ def read_flags(folder: str | os.PathLike) -> Flags | None:
 
     None: there was no audit.
     """
-    if not (pathlib.Path(folder) / _TRAINED).exists():
+    if not (path_of(folder) / _TRAINED).exists():
         return None
-    trained = {*read_json(pathlib.Path(folder) / _TRAINED, "the training tasks of an audit")}
+    trained = {*read_json(path_of(folder) / _TRAINED, "the training tasks of an audit")}
     found: dict[str, set[tuple[str, str]]] = {
         row["eval_task"]: set() for row in pairs.read_rows(folder, "eval_tasks")
     }

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from optiml_jax.audit.index import Index
 from optiml_jax.audit.scan import read_scan
 from optiml_jax.errors import UserError
+from optiml_jax.paths import local_copy, path_of
 
 # One row for each (training task, evaluation task) with any overlap. `overlap` counts evaluation
 # examples with an n-gram of content in common, or whose short content is there as a whole.
@@ -168,9 +169,9 @@ def indexed_tasks(folder: str | os.PathLike) -> set[str]:
 
 def read_rows(folder: str | os.PathLike, name: str) -> list[dict[str, Any]]:
     """The rows of one of an audit's tables; errors as of `read_pairs`."""
-    path = pathlib.Path(folder) / f"{name}.parquet"
+    path = path_of(folder) / f"{name}.parquet"
     try:
-        return pq.read_table(path).to_pylist()
+        return pq.read_table(local_copy(path)).to_pylist()
     except FileNotFoundError as e:
         raise UserError(
             f"no audit in {folder} ({name}.parquet is missing); run optiml audit"

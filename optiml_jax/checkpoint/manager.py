@@ -35,6 +35,7 @@ from optiml_jax.checkpoint.finite import first_not_finite
 from optiml_jax.checkpoint.streaming import StreamedArray, StreamedSave
 from optiml_jax.errors import UserError
 from optiml_jax.files import fingerprint, read_json, write_json
+from optiml_jax.paths import is_bucket, path_of, remove_folder, sizes
 from optiml_jax.sharding import processes
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class CheckpointManager:
     ):
         if keep < 1:
             raise UserError(f"keep={keep}: at least one checkpoint must be kept")
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = path_of(directory).absolute()
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_is_not_raised)
         self._async_save = async_save
@@ -78,7 +79,7 @@ class CheckpointManager:
         self.save_seconds: float | None = None  # of the last save that ended
         with _save_errors(self.directory):
             self._orbax = ocp.CheckpointManager(
-                self.directory,
+                _for_orbax(self.directory),
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=keep,
                     async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
@@ -141,7 +142,7 @@ class CheckpointManager:
         if jax.process_index() == 0:
             for folder in newer:
                 aside = self.directory.with_name(self.directory.name + ".damaged") / folder.name
-                shutil.rmtree(aside, ignore_errors=True)
+                remove_folder(aside)
                 aside.parent.mkdir(exist_ok=True)
                 folder.rename(aside)
                 logger.warning("moved the damaged checkpoint %s to %s", folder, aside)
@@ -196,6 +197,8 @@ class CheckpointManager:
         The older checkpoint that will make room is removed only after the new one is whole. Numbers
         of trained weights hardly compress. Quotas are not seen here, but by `_save_errors`.
         """
+        if is_bucket(self.directory):
+            return
         needed = _OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         free = shutil.disk_usage(self.directory).free
         if free < needed:
@@ -204,17 +207,14 @@ class CheckpointManager:
     def _seal(self) -> None:
         """Called by Orbax on the first process once the temporary folder holds the whole step."""
         step, metadata = self._pending
-        (folder,) = self.directory.glob(f"{step}.*tmp*")
+        (folder,) = self._unfinished(step)
         for name, content in self._files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        names = sorted(
-            str(path.relative_to(folder))
-            for path in folder.rglob("*")
-            if path.is_file() and path.name not in (_ORBAX_STAMP, MANIFEST)
-        )
+        found = sizes(folder)
+        names = sorted(n for n in found if n.split("/")[-1] not in (_ORBAX_STAMP, MANIFEST))
         checksums = self._hash_together(folder, names)
-        files = {name: [(folder / name).stat().st_size, checksums[name]] for name in names}
+        files = {name: [found[name], checksums[name]] for name in names}
         body = {"metadata": metadata, "files": files}
         write_json(folder / MANIFEST, body | {"fingerprint": fingerprint(body)})
         self.save_seconds = time.monotonic() - self._began
@@ -241,10 +241,16 @@ class CheckpointManager:
             yield
         except Exception:
             if step is not None and jax.process_index() == 0:
-                for folder in self.directory.glob(f"{step}.*tmp*"):
-                    shutil.rmtree(folder, ignore_errors=True)
+                for folder in self._unfinished(step):
+                    remove_folder(folder)
             self._pending = None
             raise
+
+    def _unfinished(self, step: int) -> list[pathlib.Path]:
+        """Where Orbax writes a step before it is whole: in a bucket at once in its own folder."""
+        if is_bucket(self.directory):
+            return [self.directory / str(step)]
+        return list(self.directory.glob(f"{step}.*tmp*"))
 
 
 def _save_args(item: Any) -> ocp.args.CheckpointArgs:
@@ -268,7 +274,7 @@ def _writer(name: str, number: int) -> int:
 def _hash_for_first(job: processes.Job, number: int) -> None:
     """In a thread of the other processes: hashes what the first one asks for."""
     folder, names = json.loads(job.hear(f"hash/{number}/{jax.process_index()}"))
-    checksums = _checksums(pathlib.Path(folder), names)
+    checksums = _checksums(path_of(folder), names)
     job.say(f"hashed/{number}/{jax.process_index()}", json.dumps(checksums))
 
 
@@ -315,7 +321,7 @@ def find_checkpoint(path: str | os.PathLike, items: Sequence[str] | None = None)
     Args:
       items: whose content is verified; None: of all. Every file must be there in its size.
     """
-    path = pathlib.Path(path).absolute()
+    path = path_of(path).absolute()
     if (path / MANIFEST).is_file():
         if problem := _damage(path, items):
             raise UserError(f"the checkpoint {path} is damaged ({problem}); choose another step")
@@ -353,7 +359,9 @@ def _latest_intact(
 def _step_folders(directory: pathlib.Path) -> list[pathlib.Path]:
     if not directory.is_dir():
         return []
-    folders = [p for p in directory.iterdir() if p.is_dir() and re.fullmatch(r"\d+", p.name)]
+    folders = [p for p in directory.iterdir() if re.fullmatch(r"\d+", p.name) and p.is_dir()]
+    if is_bucket(directory):  # where an unfinished step has no other name
+        folders = [p for p in folders if (p / MANIFEST).exists()]
     return sorted(folders, key=lambda p: int(p.name))
 
 
@@ -395,11 +403,12 @@ def _look_at(folder: pathlib.Path) -> tuple[dict[str, list[int]], str | None]:
     files, step = manifest["files"], manifest["metadata"].get("step")
     if folder.name.isdigit() and step is not None and int(folder.name) != step:
         return files, f"it is the checkpoint of step {step}, under another number"
-    missing = [name for name in files if not (folder / name).is_file()]
+    found = sizes(folder)
+    missing = [name for name in files if name not in found]
     if missing:
         return files, f"{len(missing)} files are missing, {missing[0]} first"
     for name, (size, _) in files.items():
-        if (actual := (folder / name).stat().st_size) != size:
+        if (actual := found[name]) != size:
             return files, f"{name} has {actual} bytes instead of {size}"
     return files, None
 
@@ -422,20 +431,22 @@ def _checksums(folder: pathlib.Path, names: list[str]) -> dict[str, int]:
         return dict(zip(names, values, strict=True))
 
 
-def _stat(path: pathlib.Path) -> tuple[str, int, int, int]:
+def _stat(path: pathlib.Path) -> tuple[str, Any, int, Any]:
     stat = path.stat()
+    if is_bucket(path):
+        return str(path), None, stat.st_size, stat.version
     return str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=100_000)
-def _checksum(path: str, inode: int, size: int, mtime_ns: int) -> int:
+def _checksum(path: str, inode: Any, size: int, version: Any) -> int:
     """CRC-32 of a file; the other arguments only make the cache notice a changed file."""
     return _read_checksum(path)
 
 
 def _read_checksum(path: str) -> int:
     checksum = 0
-    with open(path, "rb") as f:
+    with path_of(path).open("rb") as f:
         while block := f.read(1 << 22):
             checksum = zlib.crc32(block, checksum)
     return checksum
@@ -444,7 +455,7 @@ def _read_checksum(path: str) -> int:
 def _restore_item(folder: pathlib.Path, name: str, target: Any) -> Any:
     if not (folder / name).is_dir():
         raise UserError(f"the checkpoint {folder} has no item {name!r}")
-    path = epath.Path(folder / name)
+    path = _for_orbax(folder / name)
     handler = ocp.StandardCheckpointHandler()
     try:
         _check_shapes(path, handler.metadata(path).tree, target)
@@ -452,6 +463,14 @@ def _restore_item(folder: pathlib.Path, name: str, target: Any) -> Any:
         return handler.restore(path, args=ocp.args.StandardRestore(target))
     finally:
         handler.close()
+
+
+def _for_orbax(folder: pathlib.Path) -> epath.Path:
+    if is_bucket(folder):
+        from optiml_jax.buckets import teach_orbax
+
+        teach_orbax()
+    return epath.Path(folder)
 
 
 def _check_shapes(path: epath.Path, stored: Any, target: Any) -> None:

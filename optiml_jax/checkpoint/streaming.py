@@ -17,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from optiml_jax.paths import is_bucket
+
 Index = tuple[slice, ...]
 
 # Bytes of a piece: large enough for the disk, small beside the arrays of a large model.
@@ -136,12 +138,10 @@ class _StreamedRestore(ocp.args.PyTreeRestore):
 
 def open_arrays(item: str | os.PathLike, names: Sequence[str]) -> Mapping[str, ts.TensorStore]:
     """The arrays of an item's folder that Orbax wrote, by name; no number is read yet."""
-    base = str(item)
-    base = base if "://" in base else f"file://{os.path.abspath(base)}"
     context = ts.Context({"file_io_concurrency": {"limit": 8}})
     opened = {}
     for name in names:
-        store = {"driver": "ocdbt", "base": base + "/", "path": name + "/"}
+        store = {"driver": "ocdbt", "base": kvstore_of(item), "path": name + "/"}
         opened[name] = ts.open(
             {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False},
             open=True,
@@ -149,6 +149,15 @@ def open_arrays(item: str | os.PathLike, names: Sequence[str]) -> Mapping[str, t
             context=context,
         )
     return {name: future.result() for name, future in opened.items()}
+
+
+def kvstore_of(folder: str | os.PathLike) -> dict[str, Any]:
+    """What TensorStore calls a folder, which may lie in a bucket."""
+    if is_bucket(folder):
+        from optiml_jax.buckets import kvstore
+
+        return kvstore(f"{folder}/")
+    return {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
 
 
 def chunk_shape(array: ts.TensorStore) -> tuple[int, ...]:

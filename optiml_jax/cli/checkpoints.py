@@ -20,6 +20,7 @@ from optiml_jax.frozen import changes, refuse_changes
 from optiml_jax.model.architectures import config_from_dict, model_config
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import abstract_model, init_params
+from optiml_jax.paths import path_of
 from optiml_jax.sharding.rules import abstract_params, param_shardings
 from optiml_jax.train.config import FINE_TUNING_FIELDS, TrainConfig
 from optiml_jax.train.start import run_model
@@ -47,7 +48,7 @@ class Model:
 
 
 def checkpoints_dir(run: Run) -> pathlib.Path:
-    return pathlib.Path(run.run_dir).absolute() / "checkpoints"
+    return path_of(run.run_dir).absolute() / "checkpoints"
 
 
 def find_places(run: Run, settings: Evaluate) -> list[str]:

@@ -30,12 +30,13 @@ from optiml_jax.errors import UserError
 from optiml_jax.model.architectures import config_from_dict
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import huggingface_form
+from optiml_jax.paths import path_of
 from optiml_jax.report.model_card import model_card
 
 
 def main() -> None:
     settings = configured(Convert)
-    destination = pathlib.Path(expand(settings.destination, "Convert.destination"))
+    destination = path_of(expand(settings.destination, "Convert.destination"))
     source = expand(settings.source, "Convert.source")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} exists already; choose a new folder or remove it")

@@ -19,6 +19,7 @@ from optiml_jax.data.plan import PlanConfig
 from optiml_jax.errors import UserError
 from optiml_jax.model.architectures import model_config
 from optiml_jax.model.kernels import choice
+from optiml_jax.paths import is_bucket, path_of
 from tasks.registry import BENCHMARKS
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "t5")
@@ -114,7 +115,7 @@ def _data_root() -> Finding:
 
 
 def _folder(name: str, folder: str) -> Finding:
-    there = os.path.exists(folder)
+    there = path_of(folder).exists()
     return (name, folder if there else f"{folder} is not there", not there)
 
 
@@ -126,7 +127,7 @@ def _vocabulary(run: Run) -> Finding:
 
 def _disk(name: str, folder: str) -> Finding:
     """Free space where a folder is or will be, and whether it can be written."""
-    if "://" in folder:
+    if is_bucket(folder):
         return (name, folder, False)
     place = pathlib.Path(folder).absolute()
     while not place.exists():

@@ -34,6 +34,7 @@ from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import abstract_model
 from optiml_jax.model.lora import merge_params
 from optiml_jax.one_writer import one_writer
+from optiml_jax.paths import path_of
 from optiml_jax.sharding import processes
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.train.duties import EvaluationHook
@@ -200,7 +201,7 @@ def write_scalars(run: Run, since: int = 0) -> None:
     }
     # Answers made elsewhere belong to no step of this run.
     steps = {path: own["step"] or 0 for path, own in runs.items() if "answers" not in own}
-    folder = pathlib.Path(run.run_dir) / "tensorboard" / "evaluation"
+    folder = path_of(run.run_dir) / "tensorboard" / "evaluation"
     old = list(folder.glob("events.out.*"))
     writer = SummaryWriter(folder, first_step=since)
     for path, step in sorted(steps.items(), key=lambda item: (item[1], item[0].name)):

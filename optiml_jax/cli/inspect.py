@@ -5,7 +5,6 @@ import difflib
 import fnmatch
 import functools
 import logging
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.store import Store
 from optiml_jax.data.vocabulary import EOS_ID, decode, encode_batch
 from optiml_jax.errors import UserError
+from optiml_jax.paths import path_of
 from optiml_jax.report import composition, page, table1
 from optiml_jax.report import inspect_terminal as terminal
 from optiml_jax.report.inspect_prompts import (
@@ -225,7 +225,7 @@ def count(
     """Table 1 of the tasks, counted by the cache where they are in it."""
     config, vocabulary = PromptConfig(), load_run_vocabulary(run)
     # A cached training prompt may hold demonstrations: then its length says nothing.
-    use_cache = not settings.recount and len(config.shots) == 1 and os.path.isdir(run.cache_dir)
+    use_cache = not settings.recount and len(config.shots) == 1 and path_of(run.cache_dir).is_dir()
     counts, notes = table1.count_tasks(
         sources,
         facts,

@@ -12,6 +12,7 @@ from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import PlanConfig
 from optiml_jax.data.prepare import PrepareError, PrepareSummary, prepare
 from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.paths import is_bucket
 from tasks import mixtures
 from tasks.registry import find_sources
 from tasks.splits import Manifest
@@ -54,7 +55,7 @@ def main() -> None:
         print_summary(e.summary)
         raise
     print_summary(summary)
-    print(f"cache: {os.path.relpath(run.cache_dir)}")
+    print(f"cache: {run.cache_dir if is_bucket(run.cache_dir) else os.path.relpath(run.cache_dir)}")
 
 
 def print_summary(summary: PrepareSummary) -> None:

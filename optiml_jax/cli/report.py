@@ -20,6 +20,7 @@ from optiml_jax.evaluate.clean import clean
 from optiml_jax.evaluate.records import RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import Rollup, rollup
 from optiml_jax.files import atomic_path, disk_errors
+from optiml_jax.paths import path_of
 from optiml_jax.report import measure_tables, paper_tables, published, run_tables, tables
 from optiml_jax.report.answers_data import answers_data
 from optiml_jax.report.clean_tables import clean_table
@@ -38,7 +39,7 @@ def main() -> None:
     runs = evaluations(settings)
     if settings.join_seeds and not settings.positions:
         runs = joined_seeds(runs)
-    folder = pathlib.Path(settings.output or pathlib.Path(configured(Run).run_dir, "report"))
+    folder = path_of(settings.output or path_of(configured(Run).run_dir) / "report")
     for table in write_report(folder, runs, settings):
         if len(table.rows) <= MOST_ROWS_PRINTED:
             print(tables.render(table, "terminal"))
@@ -102,7 +103,7 @@ def evaluation_folders(settings: Report) -> dict[str, list[pathlib.Path]]:
     """Name -> folders: the evaluations that `settings` names, else all of the run by step."""
     if settings.runs:
         folders = [f for p in settings.runs for f in sorted(glob.glob(p), key=by_number) or [p]]
-        groups = by_checkpoint([pathlib.Path(f) for f in folders])
+        groups = by_checkpoint([path_of(f) for f in folders])
     else:
         place = configured(Run).evaluation_dir
         groups = by_checkpoint([p.parent for p in place.glob("*/tasks.json")])

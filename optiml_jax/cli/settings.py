@@ -32,6 +32,7 @@ import tasks.splits
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.protocol import RULE_NAMES
+from optiml_jax.paths import path_of
 from optiml_jax.settings import (
     NotNegative,
     NotNegativeFloat,
@@ -72,12 +73,12 @@ class Run:
 
     def plan_dir(self, split: str) -> pathlib.Path:
         """The folder of the plan of `split`: "train" or "validation"."""
-        return pathlib.Path(self.run_dir) / "plan" / split
+        return path_of(self.run_dir) / "plan" / split
 
     @property
     def evaluation_dir(self) -> pathlib.Path:
         """The folder that holds one folder per evaluated checkpoint."""
-        return pathlib.Path(self.run_dir) / "evaluation"
+        return path_of(self.run_dir) / "evaluation"
 
 
 @configurable
@@ -141,7 +142,7 @@ class Audit:
 
     def folder_of(self, run: Run) -> pathlib.Path:
         """The folder of the run's audit."""
-        return pathlib.Path(self.folder or pathlib.Path(run.run_dir) / "audit")
+        return path_of(self.folder or path_of(run.run_dir) / "audit")
 
 
 @configurable

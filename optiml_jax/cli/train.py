@@ -23,6 +23,7 @@ from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.frozen import by_name, refuse_changes
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.one_writer import one_writer
+from optiml_jax.paths import path_of
 from optiml_jax.sharding import processes
 from optiml_jax.sharding.mesh import MeshConfig
 from optiml_jax.train.config import TrainConfig, run_metadata
@@ -68,7 +69,7 @@ def _train(run: Run) -> int:
     first = processes.is_first()
     with one_writer(run.run_dir, "optiml train") if first else contextlib.nullcontext():
         if first:
-            save_config(pathlib.Path(run.run_dir) / "config.gin")
+            save_config(path_of(run.run_dir) / "config.gin")
         return train(config, model, mesh, optimizer, hook, steps)
 
 

@@ -6,7 +6,6 @@ imported here only.
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
@@ -14,6 +13,7 @@ import apache_beam as beam
 from optiml_jax.data import beam_run
 from optiml_jax.data.cache_task import CacheSettings, TaskOutcome, cache_task
 from optiml_jax.data.example import TaskSource
+from optiml_jax.paths import path_of
 
 
 def run(
@@ -23,7 +23,7 @@ def run(
     runner_options: Sequence[str],
 ) -> Iterator[TaskOutcome]:
     """Caches the tasks on a Beam runner and yields their outcomes; errors as of `beam_run.run`."""
-    folder = pathlib.Path(settings.cache_dir).absolute()
+    folder = path_of(settings.cache_dir).absolute()
     settings = dataclasses.replace(settings, cache_dir=str(folder))
     for outcome in beam_run.run(jobs, beam.Map(_cache, settings), folder, runner, runner_options):
         yield TaskOutcome(**outcome)

@@ -5,7 +5,6 @@ Beam is imported here and in the modules beside it that use this one, which are 
 
 import json
 import pathlib
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
+from optiml_jax.paths import remove_folder
 
 _OUTCOMES = ".outcomes.partial"  # cleared like every temporary if the run is killed
 
@@ -56,4 +56,4 @@ def run(
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(f"the Beam pipeline on {runner} failed: {reason}") from e
     finally:
-        shutil.rmtree(outcomes, ignore_errors=True)
+        remove_folder(outcomes)

@@ -19,6 +19,7 @@ from tensorflow.train import Example as Record
 from optiml_jax.data.example import seqio_name
 from optiml_jax.data.store import RECORDS_PER_FILE, CachedTask, num_shards, shard_name
 from optiml_jax.errors import UserError
+from optiml_jax.paths import local_copy, path_of
 
 
 class RecordIds:
@@ -33,7 +34,7 @@ class RecordIds:
         """`example_id` and `prompt_id` of one record."""
         file, place = divmod(index, RECORDS_PER_FILE)
         path = _shards(self._cache_dir, task, split)[file]
-        with _damage(path), path.open("rb") as f:
+        with _damage(path), local_copy(path).open("rb") as f:
             f.seek(self._starts(path)[place])
             return _parse(*_record(f))
 
@@ -52,13 +53,13 @@ def distinct_ids(
 
 
 def _shards(cache_dir: str | os.PathLike, task: CachedTask, split: str) -> list[pathlib.Path]:
-    folder = pathlib.Path(cache_dir) / seqio_name(task.name)
+    folder = path_of(cache_dir) / seqio_name(task.name)
     total = num_shards(task.num_examples(split))
     return [folder / shard_name(split, "tfrecord", i, total) for i in range(total)]
 
 
 def _ids(path: pathlib.Path) -> Iterator[tuple[str, str]]:
-    with _damage(path), path.open("rb") as f:
+    with _damage(path), local_copy(path).open("rb") as f:
         while record := _record(f):
             yield _parse(*record)
 
@@ -83,6 +84,7 @@ def _parse(record: bytes) -> tuple[str, str]:
 
 def _record_starts(path: pathlib.Path) -> array.array:
     """Where the records of a file begin, in bytes."""
+    path = local_copy(path)
     starts, at, size = array.array("I"), 0, path.stat().st_size
     with path.open("rb") as f:
         while at < size:

@@ -36,6 +36,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.fetch.provenance import sources_of
 from optiml_jax.files import damage, fingerprint, read_sealed, write_json
 from optiml_jax.frozen import by_name, changes
+from optiml_jax.paths import path_of
 
 logger = logging.getLogger(__name__)
 
@@ -341,7 +342,7 @@ def _vocabulary(spec: str) -> TextVocabulary:
 
 
 def _folder(source: TaskSource, settings: CacheSettings) -> pathlib.Path:
-    return pathlib.Path(settings.cache_dir) / seqio_name(source.name)
+    return path_of(settings.cache_dir) / seqio_name(source.name)
 
 
 def _read_cached_info(source: TaskSource, settings: CacheSettings) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import struct
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -28,6 +29,7 @@ from optiml_jax.data.store import (
     shard_name,
 )
 from optiml_jax.files import OF_THE_MACHINE, checksum, disk_errors, write_sealed
+from optiml_jax.paths import is_bucket, path_of, remove_folder, upload_folder
 
 _PARTIAL = ".partial"
 
@@ -126,13 +128,20 @@ def task_folder(cache_dir: str | os.PathLike, task: str) -> Iterator[pathlib.Pat
 
     The block writes every file (`SplitWriter`, `write_info`) but COMPLETED. A process killed at any
     moment leaves the old folder, the whole new one, or none, beside hidden temporaries that
-    `remove_temporaries` clears away.
+    `remove_temporaries` clears away. In a bucket COMPLETED is written last, and removed first.
 
     Raises:
       UserError: the disk is full or the folder cannot be written.
     """
-    cache_dir = pathlib.Path(cache_dir)
+    cache_dir = path_of(cache_dir)
     folder = cache_dir / seqio_name(task)
+    if is_bucket(folder):
+        with tempfile.TemporaryDirectory() as name:
+            yield pathlib.Path(name)
+            remove_task(cache_dir, task)
+            upload_folder(pathlib.Path(name), folder)
+            (folder / COMPLETED_FILE).touch()
+        return
     new, old = _temporary(folder, "new"), _temporary(folder, "old")
     with disk_errors(cache_dir, f"the cache of task {task}"):
         try:
@@ -163,8 +172,11 @@ def write_info(folder: pathlib.Path, info: dict[str, Any]) -> None:
 
 def remove_task(cache_dir: str | os.PathLike, task: str) -> None:
     """Deletes a cached task, if there is one; it is never seen half deleted."""
-    folder = pathlib.Path(cache_dir) / seqio_name(task)
-    if folder.exists():
+    folder = path_of(cache_dir) / seqio_name(task)
+    if is_bucket(folder):
+        (folder / COMPLETED_FILE).unlink(missing_ok=True)
+        remove_folder(folder)
+    elif folder.exists():
         old = _temporary(folder, "old")
         folder.rename(old)
         shutil.rmtree(old)
@@ -172,9 +184,9 @@ def remove_task(cache_dir: str | os.PathLike, task: str) -> None:
 
 def remove_temporaries(cache_dir: str | os.PathLike) -> int:
     """Deletes what killed runs left behind; returns how many. No other run may be writing."""
-    leftovers = list(pathlib.Path(cache_dir).glob(f".*{_PARTIAL}"))
+    leftovers = list(path_of(cache_dir).glob(f".*{_PARTIAL}"))
     for leftover in leftovers:
-        shutil.rmtree(leftover)
+        remove_folder(leftover)
     return len(leftovers)
 
 

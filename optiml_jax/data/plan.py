@@ -42,6 +42,7 @@ from optiml_jax.data.plan_summary import summarise
 from optiml_jax.data.store import CachedTask, Store
 from optiml_jax.errors import UserError
 from optiml_jax.frozen import by_name, refuse_changes
+from optiml_jax.paths import local_copy, path_of
 from optiml_jax.settings import NotNegative, Positive, Seed, configurable
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class Plan:
         Raises:
           UserError: there is none, it is damaged, or another version of this code wrote it.
         """
-        folder = pathlib.Path(plan_dir)
+        folder = path_of(plan_dir)
         again = "run `optiml plan` again"
         if not (folder / PLAN_FILE).is_file():
             raise UserError(f"no finished plan in {folder}; {again}")
@@ -110,7 +111,7 @@ class Plan:
             raise UserError(f"the plan in {folder} has format {meta.get('format')}; {again}")
         meta = files.opened_seal(meta, folder / PLAN_FILE, "the plan", again)
         arrays = {
-            name: CheckedArray(folder / f"{name}.npy", dtype, *meta["arrays"][name], again)
+            name: CheckedArray(_array_file(folder, name), dtype, *meta["arrays"][name], again)
             for name, dtype in ARRAYS.items()
         }
         return cls(folder=folder, meta=meta, **arrays)
@@ -246,7 +247,7 @@ def build_plan(
     meta = {
         "format": FORMAT,
         "split": split,
-        "cache_dir": str(pathlib.Path(cache_dir).resolve()),
+        "cache_dir": str(path_of(cache_dir).resolve()),
         "config": dataclasses.asdict(config),
         "row_shares": {stream.name: stream.row_share for stream in streams},
         "subset_seed": subset_seed,
@@ -285,8 +286,17 @@ def build_plan(
         if names := meta["summary"][what]:
             shown = ", ".join(names[:5] + ["..."] * (len(names) > 5))  # all of them: plan.json
             logger.warning("plan of split %s: %d %s: %s", split, len(names), what, shown)
-    _write(pathlib.Path(plan_dir), meta, arrays)
+    _write(path_of(plan_dir), meta, arrays)
     return Plan.load(plan_dir)
+
+
+def _array_file(folder: pathlib.Path, name: str) -> pathlib.Path:
+    try:
+        return local_copy(folder / f"{name}.npy")
+    except FileNotFoundError as e:
+        raise UserError(
+            f"the plan in {folder} is damaged ({name}.npy is missing); run `optiml plan` again"
+        ) from e
 
 
 class _LengthTables:

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import logging
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
 from optiml_jax.errors import UserError
 from optiml_jax.one_writer import one_writer
+from optiml_jax.paths import path_of
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def _claim(cache_dir: str | os.PathLike, part: int | None) -> Iterator[None]:
             yield
         return
     with one_writer(cache_dir, "optiml prepare"):
-        for file in pathlib.Path(cache_dir).glob(f".{_PART}*.lock"):
+        for file in path_of(cache_dir).glob(f".{_PART}*.lock"):
             with one_writer(cache_dir, f"optiml {file.stem.removeprefix('.')}"):
                 pass
         yield

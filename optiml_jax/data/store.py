@@ -30,6 +30,7 @@ from array_record.python import array_record_module
 from optiml_jax.data.example import seqio_name
 from optiml_jax.errors import UserError
 from optiml_jax.files import opened_seal, read_json, regular_file
+from optiml_jax.paths import local_copy, path_of
 
 FORMAT_VERSION = 3  # of the files and of what they hold; another one is prepared again
 RECORDS_PER_FILE = 10_000  # a read costs about 2 us per 1,000 records of its file
@@ -63,7 +64,7 @@ class Store:
         Raises:
           UserError: the folder does not exist.
         """
-        self.cache_dir = pathlib.Path(cache_dir)
+        self.cache_dir = path_of(cache_dir)
         if not self.cache_dir.is_dir():
             raise UserError(f"no cache of prepared tasks at {self.cache_dir}; run `optiml prepare`")
         self._readers = _Readers(_open_file_limit())
@@ -211,7 +212,7 @@ class CachedTask:
         try:
             size = self.info["checksums"][path.name][0]
             # What the records hold, the library verifies as it reads them.
-            reader = self._readers.get(str(path), expected, size)
+            reader = self._readers.get(path, expected, size)
             # One by one: for several at once the library starts threads, which costs more CPU than
             # the reading.
             return [reader.read([position])[0] for position in positions]
@@ -233,18 +234,20 @@ class _Readers:
         self._lock = threading.Lock()
         self._open: collections.OrderedDict[str, Any] = collections.OrderedDict()
 
-    def get(self, path: str, num_records: int, size: int) -> Any:
-        """A reader of `path`; ValueError if it does not hold `num_records` in `size` bytes.
+    def get(self, file: pathlib.Path, num_records: int, size: int) -> Any:
+        """A reader of `file`; ValueError if it does not hold `num_records` in `size` bytes.
 
         The reader of a file that is missing or cut short opens all the same and has 0 records.
         """
+        path = str(file)
         with self._lock:
             if (reader := self._open.get(path)) is not None:
                 self._open.move_to_end(path)
                 return reader
-            if (found := os.path.getsize(path)) != size:
+            local = str(local_copy(file))
+            if (found := os.path.getsize(local)) != size:
                 raise ValueError(f"{found} bytes instead of {size}")
-            reader = array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
+            reader = array_record_module.ArrayRecordReader(local, "readahead_buffer_size:0")
             if reader.num_records() != num_records:
                 raise ValueError(f"{reader.num_records()} records instead of {num_records}")
             self._open[path] = reader

@@ -12,6 +12,7 @@ from typing import Any
 
 from optiml_jax.errors import UserError
 from optiml_jax.files import read_json
+from optiml_jax.paths import local_copies, path_of
 
 # metaseq's names, then Hugging Face's.
 BPE_FILES = (("gpt2-vocab.json", "gpt2-merges.txt"), ("vocab.json", "merges.txt"))
@@ -101,10 +102,11 @@ def kind_of(spec: str) -> str:
 
 def spec_of_step(folder: str | os.PathLike) -> str | None:
     """The specification of a step folder's own vocabulary; None: it has none."""
-    folder = pathlib.Path(folder).absolute() / IN_CHECKPOINT
+    folder = path_of(folder).absolute() / IN_CHECKPOINT
     if not (folder / _KIND).is_file():
         return None
     kind = read_json(folder / _KIND, "the vocabulary of a checkpoint")["kind"]
+    folder = local_copies(folder)
     place = folder / SENTENCEPIECE if kind == "sentencepiece" else folder
     return f"{kind}:{place}"
 
@@ -118,7 +120,7 @@ def spec_in_checkpoint(place: str) -> str:
     Raises:
       UserError: none there.
     """
-    path = pathlib.Path(place).expanduser().absolute()
+    path = path_of(place).expanduser().absolute()
     steps = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     numbered = [f for f in steps.glob("*") if f.name.isdigit()] if steps.is_dir() else []
     for folder in (path, *sorted(numbered, key=lambda f: -int(f.name))):

@@ -35,6 +35,7 @@ from optiml_jax.files import (
     write_sealed,
 )
 from optiml_jax.frozen import refuse_changes
+from optiml_jax.paths import path_of
 
 Status = Literal["done", "failed", "missing"]
 # What an evaluation depends on -> the setting that decides on it.
@@ -238,7 +239,7 @@ class RunFolder:
     """The folder of one evaluation; see the top of this file."""
 
     def __init__(self, path: str | pathlib.Path):
-        self.path = pathlib.Path(path)
+        self.path = path_of(path)
 
     def open(self, run: dict[str, Any], infos: Sequence[TaskInfo]) -> None:
         """Starts or continues an evaluation: writes tasks.json.

@@ -11,7 +11,6 @@ evaluation).
 import contextlib
 import dataclasses
 import logging
-import pathlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
@@ -20,6 +19,7 @@ from optiml_jax import interrupt
 from optiml_jax.checkpoint.manager import CheckpointManager
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import abstract_model
+from optiml_jax.paths import path_of
 from optiml_jax.sharding import processes
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.sharding.rules import use_mesh
@@ -82,7 +82,7 @@ def train(
         plan.config.sequence_length,
     )
 
-    folder, files = pathlib.Path(config.run_dir) / "checkpoints", files_of_checkpoints(metadata)
+    folder, files = path_of(config.run_dir) / "checkpoints", files_of_checkpoints(metadata)
     checkpoints = CheckpointManager(folder, config.keep, files=files)
     stop = StopRequest()
     with contextlib.ExitStack() as stack:

@@ -7,6 +7,7 @@ that TensorBoard offers for writing import TensorFlow wherever it is installed.
 import os
 import pathlib
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +18,10 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from optiml_jax.files import disk_errors
+from optiml_jax.paths import is_bucket, path_of
 from optiml_jax.sharding.hardware import accelerator_of
+
+_SECONDS_BETWEEN_UPLOADS = 60.0
 
 MFU_FORMULA = (
     "mfu = flops_per_token * tokens_per_second / (devices * peak_flops); "
@@ -33,6 +37,7 @@ class SummaryWriter:
 
     The file begins with a restart mark at `first_step`: TensorBoard then drops what earlier files
     of the folder say about that step and later ones, so a resumed run shows no step twice.
+    In a bucket, where nothing can be appended, the file is put anew once a minute and at the end.
 
     Args:
       folder: made when missing.
@@ -40,14 +45,18 @@ class SummaryWriter:
     """
 
     def __init__(self, folder: str | os.PathLike, first_step: int):
-        folder = pathlib.Path(folder)
-        self._folder = folder
+        folder = path_of(folder)
+        self._folder, self._local, self._sent = folder, None, 0.0
         with disk_errors(folder, "TensorBoard events"):
             folder.mkdir(parents=True, exist_ok=True)
             # TensorBoard reads the files of a folder in the order of their names.
             stamp = max([int(time.time()), *(_stamp(p) + 1 for p in folder.glob("events.out.*"))])
             name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
-            self._file = RecordWriter((folder / name).open("xb"))
+            if is_bucket(folder):
+                self._local = tempfile.TemporaryDirectory()
+            self._path = folder / name
+            where = pathlib.Path(self._local.name, name) if self._local else self._path
+            self._file = RecordWriter(where.open("xb"))
         self._write(event_pb2.Event(file_version="brain.Event:2"))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(event_pb2.Event(step=first_step, session_log=start))
@@ -97,11 +106,20 @@ class SummaryWriter:
         """Puts what has been written where TensorBoard can read it."""
         with disk_errors(self._folder, "TensorBoard events"):
             self._file.flush()
+            if self._local and time.monotonic() - self._sent > _SECONDS_BETWEEN_UPLOADS:
+                self._upload()
 
     def close(self) -> None:
         """Flushes and closes the file."""
         with disk_errors(self._folder, "TensorBoard events"):
             self._file.close()
+            if self._local:
+                self._upload()
+                self._local.cleanup()
+
+    def _upload(self) -> None:
+        self._path.upload(pathlib.Path(self._local.name, self._path.name))
+        self._sent = time.monotonic()
 
     def _write(self, event: event_pb2.Event) -> None:
         event.wall_time = time.time()

@@ -6,7 +6,6 @@ What a step measured stays on the devices until the next report.
 import contextlib
 import logging
 import math
-import pathlib
 import sys
 import textwrap
 import time
@@ -19,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from optiml_jax.errors import UserError
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.paths import path_of
 from optiml_jax.train import metrics
 from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.loss_scale import MINIMUM
@@ -161,10 +161,10 @@ def make_reporter(
     peak = config.peak_flops or metrics.peak_flops(device.device_kind, model.dtype)
     writer = None
     if jax.process_index() == 0:
-        writer = metrics.SummaryWriter(pathlib.Path(config.run_dir) / "tensorboard", start + 1)
+        writer = metrics.SummaryWriter(path_of(config.run_dir) / "tensorboard", start + 1)
         said = f"peak_flops = {peak:g}" if peak else f"peak_flops of {device.device_kind} unknown"
         writer.text(start + 1, "mfu_formula", f"{metrics.MFU_FORMULA}; {said}")
-        run_dir = pathlib.Path(config.run_dir)
+        run_dir = path_of(config.run_dir)
         writer.hparams(start + 1, metadata, run_dir.resolve().name)
         if (gin := run_dir / "config.gin").exists():
             indented = textwrap.indent(gin.read_text("utf-8"), "    ")  # code, in Markdown

@@ -1,0 +1,89 @@
+"""Places of run, cache and plan: plain folders and folders in buckets (`gs://`, `s3://`) alike.
+
+`path_of` gives a path for either; code that only reads and writes whole files need not know which.
+What is read by place (arrays, records) is read from `local_copy`.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+
+SCHEMES = ("gs://", "s3://")
+
+
+def is_bucket(place: str | os.PathLike) -> bool:
+    """Whether `place` lies in a bucket."""
+    return os.fspath(place).startswith(SCHEMES)
+
+
+def path_of(place: str | os.PathLike) -> pathlib.Path:
+    """`place` as a path: pathlib's, or one of a bucket with the same methods (`buckets.py`)."""
+    if not is_bucket(place):
+        return pathlib.Path(place)
+    from optiml_jax.buckets import BucketPath
+
+    return BucketPath(os.fspath(place))
+
+
+def sizes(folder: pathlib.Path) -> dict[str, int]:
+    """Bytes of every file below `folder`, by its path relative to it."""
+    if is_bucket(folder):
+        return folder.sizes()
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def remove_folder(folder: pathlib.Path) -> None:
+    """Removes a folder with all that lies in it; nothing if it is not there."""
+    if is_bucket(folder):
+        folder.rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def local_copy(file: pathlib.Path) -> pathlib.Path:
+    """`file` itself; of one in a bucket a copy on this machine, which is made once.
+
+    Copies lie in $OPTIML_COPIES (default: ~/.cache/optiml_jax/copies), named after place and
+    content; they are made anew when they are gone.
+    """
+    return local_copies(file.parent, [file.name]) / file.name if is_bucket(file) else file
+
+
+def local_copies(folder: pathlib.Path, names: Sequence[str] | None = None) -> pathlib.Path:
+    """A folder with copies of these files of `folder` (None: of all), itself if it is a plain one.
+
+    See `local_copy`.
+    """
+    if not is_bucket(folder):
+        return folder
+    names = sorted(folder.sizes()) if names is None else names
+    versions = [str(folder), *(f"{name}\0{(folder / name).stat().version}" for name in names)]
+    copies = _copies() / hashlib.sha256("\0".join(versions).encode()).hexdigest()[:24]
+    if not copies.exists():
+        copies.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial", dir=copies.parent) as partial:
+            for name in names:
+                target = pathlib.Path(partial, copies.name, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).download(target)
+            with contextlib.suppress(OSError):  # another process was faster
+                os.rename(pathlib.Path(partial, copies.name), copies)
+    return copies
+
+
+def upload_folder(local: pathlib.Path, folder: pathlib.Path) -> None:
+    """Copies all files of a local folder into one of a bucket."""
+    for path in sorted(p for p in local.rglob("*") if p.is_file()):
+        (folder / str(path.relative_to(local))).upload(path)
+
+
+def _copies() -> pathlib.Path:
+    if place := os.environ.get("OPTIML_COPIES"):
+        return pathlib.Path(place)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return pathlib.Path(base) / "optiml_jax" / "copies"
