@@ -12,7 +12,6 @@ byte is read twice. Whoever restores some items has only those verified.
 """
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -21,9 +20,7 @@ import re
 import shutil
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -31,6 +28,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from optiml_jax.checkpoint.checksums import checksums_of, share
 from optiml_jax.checkpoint.finite import first_not_finite
 from optiml_jax.checkpoint.streaming import StreamedArray, StreamedSave
 from optiml_jax.errors import UserError
@@ -223,13 +221,13 @@ class CheckpointManager:
         """The checksums of all files, each computed by the process that wrote it."""
         job = processes.job()
         if job is None:
-            return _checksums(folder, names)
+            return checksums_of(folder, names)
         owners: dict[int, list[str]] = {i: [] for i in range(jax.process_count())}
         for name in names:
             owners[_writer(name, len(owners))].append(name)
         for process, own in owners.items():
             job.say(f"hash/{self._seal_round}/{process}", json.dumps([str(folder), own]))
-        checksums = _checksums(folder, owners[0])
+        checksums = checksums_of(folder, owners[0])
         for process in range(1, len(owners)):
             checksums |= json.loads(job.hear(f"hashed/{self._seal_round}/{process}"))
         return checksums
@@ -274,7 +272,7 @@ def _writer(name: str, number: int) -> int:
 def _hash_for_first(job: processes.Job, number: int) -> None:
     """In a thread of the other processes: hashes what the first one asks for."""
     folder, names = json.loads(job.hear(f"hash/{number}/{jax.process_index()}"))
-    checksums = _checksums(path_of(folder), names)
+    checksums = checksums_of(path_of(folder), names)
     job.say(f"hashed/{number}/{jax.process_index()}", json.dumps(checksums))
 
 
@@ -382,9 +380,9 @@ def _damage(folder: pathlib.Path, items: Sequence[str] | None = None) -> str | N
     if problem is not None:
         return problem
     wanted = [n for n in files if items is None or "/" not in n or n.split("/")[0] in items]
-    own = _share(wanted, {name: size for name, (size, _) in files.items()})
+    own = share(wanted, {name: size for name, (size, _) in files.items()})
     try:
-        checksums = _checksums(folder, own)
+        checksums = checksums_of(folder, own)
         changed = [name for name in own if checksums[name] != files[name][1]]
     except OSError as e:
         problem = str(e)
@@ -411,45 +409,6 @@ def _look_at(folder: pathlib.Path) -> tuple[dict[str, list[int]], str | None]:
         if (actual := found[name]) != size:
             return files, f"{name} has {actual} bytes instead of {size}"
     return files, None
-
-
-def _share(names: list[str], sizes: Mapping[str, int]) -> list[str]:
-    """This process's part of the files, about as many bytes as every other's."""
-    loads = [[0, process] for process in range(jax.process_count())]
-    own = []
-    for name in sorted(names, key=lambda n: (-sizes[n], n)):
-        load = min(loads)
-        load[0] += sizes[name]
-        if load[1] == jax.process_index():
-            own.append(name)
-    return own
-
-
-def _checksums(folder: pathlib.Path, names: list[str]) -> dict[str, int]:
-    with ThreadPoolExecutor() as pool:
-        values = pool.map(lambda name: _checksum(*_stat(folder / name)), names)
-        return dict(zip(names, values, strict=True))
-
-
-def _stat(path: pathlib.Path) -> tuple[str, Any, int, Any]:
-    stat = path.stat()
-    if is_bucket(path):
-        return str(path), None, stat.st_size, stat.version
-    return str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-@functools.lru_cache(maxsize=100_000)
-def _checksum(path: str, inode: Any, size: int, version: Any) -> int:
-    """CRC-32 of a file; the other arguments only make the cache notice a changed file."""
-    return _read_checksum(path)
-
-
-def _read_checksum(path: str) -> int:
-    checksum = 0
-    with path_of(path).open("rb") as f:
-        while block := f.read(1 << 22):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
 
 
 def _restore_item(folder: pathlib.Path, name: str, target: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from optiml_jax.checkpoint import manager as checkpoint_manager
+from optiml_jax.checkpoint import checksums
 from optiml_jax.checkpoint.manager import (
     CheckpointManager,
     find_checkpoint,
@@ -155,9 +155,9 @@ def test_params_can_be_loaded_in_another_type(run_dir):
 
 def test_loading_parameters_reads_nothing_else(run_dir, monkeypatch):
     read = []
-    original = checkpoint_manager._read_checksum
+    original = checksums._read_checksum
     monkeypatch.setattr(
-        checkpoint_manager, "_read_checksum", lambda path: read.append(path) or original(path)
+        checksums, "_read_checksum", lambda path: read.append(path) or original(path)
     )
     newest = run_dir / "checkpoints" / "3"
     largest = largest_file(newest / "optimizer")

@@ -138,16 +138,16 @@ def _save_slowly(manager, seconds):
     manager._seal = slowly
 
 
-def _count_reads(manager, path):
+def _count_reads(checksums, path):
     """Appends to a file the name of every file that is read to verify it."""
-    read = manager._read_checksum
+    read = checksums._read_checksum
 
     def counted(name):
         with open(path, "a") as f:
             f.write(f"{name}\n")
         return read(name)
 
-    manager._read_checksum = counted
+    checksums._read_checksum = counted
 
 
 def main():
@@ -162,7 +162,7 @@ def main():
     sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("optiml_jax").setLevel(logging.INFO)
-    from optiml_jax.checkpoint import manager
+    from optiml_jax.checkpoint import checksums
     from optiml_jax.checkpoint.manager import CheckpointManager
     from optiml_jax.errors import UserError
     from optiml_jax.sharding import processes
@@ -173,7 +173,7 @@ def main():
     if "save_slowly" in options:
         _save_slowly(CheckpointManager, options.pop("save_slowly"))
     if "count_reads" in options:
-        _count_reads(manager, options.pop("count_reads"))
+        _count_reads(checksums, options.pop("count_reads"))
     if "process" in options:  # one of several: {JAX_COORDINATOR_ADDRESS, ...}
         os.environ |= options.pop("process")
         processes.SILENCE = 15.0  # seconds
