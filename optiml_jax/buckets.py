@@ -78,6 +78,11 @@ class BucketPath(gpath.PosixGPath):
         self.rmtree()
         return type(self)(str(target))
 
+    def unlink(self, missing_ok: bool = False) -> None:
+        if missing_ok or self.exists():  # S3 does not say that there was nothing
+            return super().unlink(missing_ok)
+        raise FileNotFoundError(str(self))
+
     def rmtree(self, missing_ok: bool = False) -> None:
         if self.exists():
             self.files.rm(str(self), recursive=True)
