@@ -1,6 +1,8 @@
 import concurrent.futures
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -95,6 +97,31 @@ def test_few_files_stay_open_and_many_threads_may_read(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(600)))
     assert len(os.listdir("/proc/self/fd")) - before <= 4
+
+
+def test_more_files_than_the_process_may_open(tmp_path, monkeypatch):
+    """500 files of two stores, of which a process of at most 96 descriptors reads in any order."""
+    for module in (store, cache_writer):
+        monkeypatch.setattr(module, "RECORDS_PER_FILE", 1)
+    for name in ("a/one", "a/two"):
+        write_task(tmp_path, name, {"train": random_examples(250)})
+    code = f"""
+import resource
+import numpy as np
+from optiml_jax.data import store
+store.RECORDS_PER_FILE = 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))
+tasks = [store.Store({str(tmp_path)!r}).task(name) for name in ("a/one", "a/two")]
+for seed in range(2):
+    for i in np.random.default_rng(seed).permutation(250):
+        for task in tasks:
+            task.read("train", [i])
+print(sum(int(s.sum()) + int(t.sum()) for s, t in tasks[1].read("train", range(250))))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.stderr
+    assert int(done.stdout) == sum(sum(s) + sum(t) for s, t in random_examples(250))
 
 
 def test_lists_whole_tasks_and_names_incomplete_and_foreign_folders(tmp_path):

@@ -1,8 +1,9 @@
 """A cap on a task's examples reaches the reader: prepare a large Parquet file with and without it.
 
-Prints seconds and the peak of resident memory of both, each in a process of its own:
-    python tools/bench/capped_prepare.py --rows=2000000 --cap=10000 --workers=1
-Without the cap only `--uncapped_rows` rows are prepared, so that it ends; the ratio is per row.
+Prints seconds and the peak of resident memory, each run in a process of its own:
+    python tools/bench/capped_prepare.py --rows=2000000 --cap=10000
+With one and with two workers, whose caches are compared byte for byte. Without the cap only
+`--uncapped_rows` rows are prepared, so that it ends; the ratio is per row.
 """
 
 import argparse
@@ -55,7 +56,14 @@ def prepare(folder: pathlib.Path, cap: int | None, workers: int) -> None:
     peaks = [
         resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     ]
-    print(f"cap {cap}: {kept:,} examples, {seconds:.1f} s, peak {max(peaks) / 2**20:.2f} GiB")
+    print(f"cap {cap}, {workers} workers: {kept:,} examples, {seconds:.1f} s", end=", ")
+    print(f"peak {max(peaks) / 2**20:.2f} GiB")
+
+
+def examples(cache: pathlib.Path) -> dict[str, bytes]:
+    """The files of a cache that hold examples."""
+    found = (path for path in cache.rglob("*") if "record-" in path.name)
+    return {str(path.relative_to(cache)): path.read_bytes() for path in found}
 
 
 def main() -> None:
@@ -82,7 +90,11 @@ def main() -> None:
             train_sentencepiece([f"word{i}" for i in range(2000)], folder / "vocabulary.model", 280)
             print(f"{rows:,} rows:", flush=True)
             command = [sys.executable, __file__, f"--folder={folder}", f"--cap={cap}"]
-            subprocess.run([*command, f"--workers={arguments.workers}"], check=True)
+            for workers in (1, 2) if cap else (1,):
+                subprocess.run([*command, f"--workers={workers}"], check=True)
+            first, *others = (examples(path) for path in folder.glob("cache_*"))
+            if others:
+                print(f"the same files with both: {others == [first]}")
 
 
 if __name__ == "__main__":
