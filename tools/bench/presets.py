@@ -48,8 +48,17 @@ TARGETS = {
     "tpu:v5p:4x4x8": "v5p, 128 chips",
     "tpu:v6e:16x16": "v6e, 256 chips",
 }
+# What fits there fits here with the same mesh file: more memory a device, or twice as many devices.
+SMALLER = {
+    "gpu:a100-80g:1x1": "gpu:a100-40g:1x1",
+    "gpu:a100-80g:1x8": "gpu:a100-40g:1x8",
+    "gpu:a100-80g:8x8": "gpu:a100-40g:8x8",
+    "gpu:a100-40g:16x8": "gpu:a100-40g:8x8",
+    "gpu:a100-80g:16x8": "gpu:a100-40g:16x8",
+}
 MOST_COMPILATIONS = 4  # of one size on one machine
 LENGTH = 2048
+MARKS = ("<!-- written by tools/bench/presets.py -->", "<!-- to here -->")
 GIB = 2**30
 
 
@@ -130,11 +139,74 @@ def find(size: str, target: str) -> dict[str, Any]:
     return row
 
 
+def mesh_file(row: dict[str, Any]) -> str:
+    """The name of the file in `gin/meshes` with the settings of a row."""
+    return f"tensor{row['tensor']}_micro{row['micro']}"
+
+
+def write_meshes(rows: list[dict[str, Any]]) -> None:
+    """One file for every mesh that fits somewhere."""
+    for row in rows:
+        if row["fits"]:
+            preset = "sequence" if row["tensor"] > 1 else "standard"
+            text = (
+                "# Written by tools/bench/presets.py; docs/presets.md says what fits where.\n"
+                "MeshConfig.data = 1\nMeshConfig.fsdp = -1\n"
+                f"MeshConfig.tensor = {row['tensor']}\nMeshConfig.preset = '{preset}'\n"
+                f"TrainConfig.num_microbatches = {row['micro']}\n"
+            )
+            (ROOT / "gin" / "meshes" / f"{mesh_file(row)}.gin").write_text(text, "utf-8")
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """What fits where, as two Markdown tables."""
+    found = {(row["size"], row["target"]): row for row in rows}
+    lines = []
+    for kind in ("gpu", "tpu"):
+        lines += ["", "| | " + " | ".join(SIZES) + " |", "|---|" + "---|" * len(SIZES)]
+        for target, name in TARGETS.items():
+            if target.startswith(kind):
+                cells = [cell(found, size, target) for size in SIZES]
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(found: dict[tuple[str, str], dict[str, Any]], size: str, target: str) -> str:
+    """Mesh file and GiB a device; or why it does not fit, or that it was not compiled."""
+    row = found.get((size, target))
+    if row is None:
+        smaller = SMALLER.get(target)
+        while smaller is not None and (size, smaller) not in found:
+            smaller = SMALLER.get(smaller)
+        if smaller is not None and found[size, smaller]["fits"]:
+            return f"as {TARGETS[smaller]}"
+        return "not compiled"
+    if row["fits"]:
+        return f"`{mesh_file(row)}` {row['peak']:.1f}"
+    if "error" in row:
+        return "not compiled"
+    if row.get("peak"):
+        return f"no: {row['peak']:.1f}"
+    return f"no: weights and moments {row['state']:.1f}"
+
+
+def write_document(rows: list[dict[str, Any]]) -> None:
+    """Puts the tables between the marks of docs/presets.md."""
+    text = DOCUMENT.read_text("utf-8")
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    DOCUMENT.write_text(f"{before}{MARKS[0]}\n{tables(rows)}\n{MARKS[1]}{after}", "utf-8")
+
+
 def main() -> int:
     os.chdir(ROOT)
     os.environ.setdefault("OPTIML_DATA", "/data")
     rows = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
     asked = sys.argv[1:]
+    if asked == ["--write"]:
+        write_meshes(rows)
+        write_document(rows)
+        return 0
     known = {(row["size"], row["target"]) for row in rows}
     for target in [t for t in TARGETS if t in asked] or TARGETS:
         for size in [s for s in SIZES if s in asked] or SIZES:
