@@ -8,7 +8,7 @@
 #   OPTIML_FOLDER        on the hosts (default: optiml_jax in the home folder)
 #   OPTIML_RESTARTS      how often a run that ended badly is started again (default 10): a slice that
 #                        was preempted is waited for, and the run goes on from its newest checkpoint
-# Run.run_dir, Run.cache_dir and Run.data must lie on a file system that all hosts see.
+# Run.data must lie on a file system that all hosts see; Run.run_dir and Run.cache_dir there or in a bucket.
 # Every host has its log in OPTIML_FOLDER/logs; what host 0 says appears here too.
 set -euo pipefail
 fail() { echo "error: $*" >&2; exit 2; }

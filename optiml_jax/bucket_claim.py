@@ -15,6 +15,8 @@ import time
 import uuid
 from typing import Any
 
+from optiml_jax.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -33,8 +35,19 @@ class BucketClaim:
         self._thread = threading.Thread(target=self._refresh, daemon=True)
 
     def acquire(self) -> str | None:
-        """Claims the folder; returns who has it where that fails."""
-        if not self._file.create(self._name.encode()):
+        """Claims the folder; returns who has it where that fails.
+
+        Raises:
+          UserError: nothing can be written there.
+        """
+        try:
+            made = self._file.create(self._name.encode())
+        except OSError as e:
+            raise UserError(
+                f"cannot write to {self._file.parent} ({e}); look at the bucket's name and your "
+                "rights"
+            ) from e
+        if not made:
             if (owner := self._living_owner()) is not None:
                 return owner
             self._file.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ STORAGE_EMULATOR_HOST (Google's) and AWS_ENDPOINT_URL (S3 and what speaks like i
 where a bucket is named: see `paths.py`.
 """
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -13,12 +14,13 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-os.environ.setdefault("EPATH_USE_TF", "false")  # else epath reads buckets through TensorFlow
 # Else gcsfs asks another service, with credentials of its own, what kind each bucket is.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 import fsspec
-from etils.epath import gpath, register
+from etils.epath import backend, gpath, register
+
+from optiml_jax.errors import UserError
 
 _SCHEMES = ("gs://", "s3://")
 # Other processes write too: a listing is never taken from memory.
@@ -32,6 +34,10 @@ class BucketPath(gpath.PosixGPath):
 
     A bucket has no folders: one is there when something lies below it, and need not be made.
     """
+
+    # Else epath takes TensorFlow's file systems wherever TensorFlow is installed, whose answers and
+    # errors differ.
+    _backend = backend.fsspec_backend
 
     @property
     def files(self) -> fsspec.AbstractFileSystem:
@@ -105,6 +111,29 @@ class BucketPath(gpath.PosixGPath):
 
     def download(self, file: pathlib.Path) -> None:
         self.files.get_file(str(self), str(file))
+
+
+_reached: set[str] = set()
+
+
+def reach(place: BucketPath) -> None:
+    """Asks for `place` once per bucket and process, so that what is wrong is one line at the start.
+
+    Raises:
+      UserError: no rights, no credentials, no network, no client.
+    """
+    bucket = str(place)[: 5 + len(place.key.partition("/")[0])]
+    if bucket in _reached:
+        return
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            place.files.info(str(place))
+    except Exception as e:  # the services, their clients and the network have each their own
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise UserError(
+            f"{bucket} cannot be used ({reason}); look at its name and your credentials"
+        ) from e
+    _reached.add(bucket)
 
 
 class _Stat(types.SimpleNamespace):

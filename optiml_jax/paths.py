@@ -5,12 +5,15 @@ What is read by place (arrays, records) is read from `local_copy`.
 """
 
 import contextlib
+import glob
 import hashlib
 import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Sequence
+
+from optiml_jax.errors import UserError
 
 SCHEMES = ("gs://", "s3://")
 
@@ -21,12 +24,34 @@ def is_bucket(place: str | os.PathLike) -> bool:
 
 
 def path_of(place: str | os.PathLike) -> pathlib.Path:
-    """`place` as a path: pathlib's, or one of a bucket with the same methods (`buckets.py`)."""
+    """`place` as a path: pathlib's, or one of a bucket with the same methods (`buckets.py`).
+
+    Raises:
+      UserError: the bucket cannot be reached.
+    """
     if not is_bucket(place):
         return pathlib.Path(place)
-    from optiml_jax.buckets import BucketPath
+    from optiml_jax import buckets
 
-    return BucketPath(os.fspath(place))
+    path = buckets.BucketPath(os.fspath(place))
+    buckets.reach(path)
+    return path
+
+
+def plain_path(place: str | os.PathLike, name: str) -> pathlib.Path:
+    """`place` as a path of pathlib; UserError with the name of its setting if it is in a bucket."""
+    if is_bucket(place):
+        raise UserError(f"{name} = {os.fspath(place)!r}: set it to a plain folder, not a bucket")
+    return pathlib.Path(place)
+
+
+def matching(pattern: str) -> list[pathlib.Path]:
+    """What the pattern of a shell finds among plain files and folders, or in one bucket."""
+    if not is_bucket(pattern):
+        return [pathlib.Path(found) for found in glob.glob(pattern)]
+    scheme, _, rest = pattern.partition("://")
+    bucket, _, rest = rest.partition("/")
+    return list(path_of(f"{scheme}://{bucket}").glob(rest))
 
 
 def sizes(folder: pathlib.Path) -> dict[str, int]:

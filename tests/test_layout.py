@@ -19,7 +19,8 @@ FLOORS = [  # from the top; a package imports only from floors below its own
     {"optiml_jax.yaml_files"},
     {"optiml_jax.bucket_claim", "optiml_jax.files", "optiml_jax.frozen", "optiml_jax.settings"},
     {"optiml_jax.paths"},
-    {"optiml_jax.buckets", "optiml_jax.errors", "optiml_jax.interrupt", "optiml_jax.quiet"},
+    {"optiml_jax.buckets"},
+    {"optiml_jax.errors", "optiml_jax.interrupt", "optiml_jax.quiet"},
 ]
 WITHOUT_TENSORFLOW = [
     "optiml_jax.model.decoder",

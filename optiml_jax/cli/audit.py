@@ -20,7 +20,7 @@ from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.data.mixture import Mixture, benchmark_of
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.records import RunFolder
-from optiml_jax.paths import is_bucket
+from optiml_jax.paths import plain_path
 from optiml_jax.report.audit_report import Example, Section, marked, write_report
 from optiml_jax.report.tables import Table, render
 from tasks import mixtures
@@ -37,8 +37,7 @@ def main() -> int:
     manifest = Manifest.load()
     sources = find_sources(run.data, manifest)
     by_name, folder = {s.name: s for s in sources}, settings.folder_of(run)
-    if is_bucket(folder):
-        raise UserError(f"the audit cannot work in the bucket {folder}; set Audit.folder")
+    plain_path(folder, "Audit.folder")
     training = list(mixtures.select(sources, mixture, manifest))
     if settings.training == "all":
         training = [s for s in sources if "train" in s.splits]

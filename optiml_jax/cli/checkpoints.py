@@ -20,7 +20,7 @@ from optiml_jax.frozen import changes, refuse_changes
 from optiml_jax.model.architectures import config_from_dict, model_config
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import abstract_model, init_params
-from optiml_jax.paths import path_of
+from optiml_jax.paths import matching, path_of
 from optiml_jax.sharding.rules import abstract_params, param_shardings
 from optiml_jax.train.config import FINE_TUNING_FIELDS, TrainConfig
 from optiml_jax.train.start import run_model
@@ -65,7 +65,7 @@ def _places(run: Run, one: str) -> list[str]:
     if one != "all" and not glob.has_magic(one):
         return [one]
     if "/" in one:
-        found = [path for name in glob.glob(one) if (path := pathlib.Path(name)).is_dir()]
+        found = [path for path in matching(one) if path.is_dir()]
     else:  # steps of this run
         steps = checkpoints_dir(run).glob("*" if one == "all" else one)
         found = [path for path in steps if path.name.isdigit()]

@@ -30,7 +30,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.model.architectures import config_from_dict
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.decoder import huggingface_form
-from optiml_jax.paths import path_of
+from optiml_jax.paths import path_of, plain_path
 from optiml_jax.report.model_card import model_card
 
 
@@ -44,11 +44,14 @@ def main() -> None:
     directions = {"optiml": into, "huggingface": to_huggingface, "peft": to_peft}
     if settings.to not in directions:
         raise UserError(f"Convert.to={settings.to!r}; choose one of {', '.join(directions)}")
+    if settings.to != "optiml":
+        plain_path(destination, "Convert.destination")
     directions[settings.to](source, destination, settings)
 
 
 def into_checkpoint(source: str, destination: pathlib.Path, settings: Convert) -> None:
     """Writes the checkpoint <destination>/checkpoints/0, parameters and vocabulary only."""
+    plain_path(source, "Convert.source")
     with contextlib.ExitStack() as stack:
         weights = stack.enter_context(conversion.open_weights(source))
         spec, place = _vocabulary_spec(source, weights, settings), source

@@ -64,7 +64,7 @@ def _evaluate(run: Run, settings: Evaluate) -> int:
             failures += evaluation.of_checkpoint(place)
         except (UserError, OSError, ValueError) as e:
             # A training that goes on removes old checkpoints (TrainConfig.keep).
-            gone = "/" in place and not pathlib.Path(place).exists()
+            gone = "/" in place and not path_of(place).exists()
             if len(places) == 1 or not (gone or isinstance(e, UserError)):
                 raise
             why = "it was removed while it was read" if gone else e

@@ -23,6 +23,7 @@ from optiml_jax.exchange.data_card import DataCard
 from optiml_jax.exchange.harness import Harness
 from optiml_jax.exchange.request_files import JsonLines, OpenAIBatches, export_requests
 from optiml_jax.fetch.sources import read_sources
+from optiml_jax.paths import plain_path
 from tasks import mixtures
 from tasks.registry import find_sources
 from tasks.splits import Manifest
@@ -31,7 +32,7 @@ from tasks.splits import Manifest
 def main() -> int:
     run, settings = configured(Run), Export()
     default = f"{run.run_dir}/export/{settings.what}_{settings.form}"
-    folder = pathlib.Path(expand(settings.output or default, "Export.output"))
+    folder = plain_path(expand(settings.output or default, "Export.output"), "Export.output")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; remove it, or set Export.output")
     folder.mkdir(parents=True, exist_ok=True)

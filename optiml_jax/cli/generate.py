@@ -15,6 +15,7 @@ from optiml_jax.evaluate.runner import check_vocabulary
 from optiml_jax.exchange.generation import Generator, TextAnswer, TextPrompt, read_prompts
 from optiml_jax.exchange.request_files import json_line
 from optiml_jax.files import atomic_path, disk_errors
+from optiml_jax.paths import plain_path
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 
 _HELP = "Ctrl-C stops an answer, /clear forgets what was said, Ctrl-D ends"
@@ -56,8 +57,8 @@ def make_generator(run: Run, settings: Generate) -> Generator:
 
 def answer_file(generator: Generator, settings: Generate, default: TextPrompt) -> None:
     """Answers all prompts of a file, in its order."""
-    output = pathlib.Path(expand(settings.output, "Generate.output"))
-    prompts = pathlib.Path(expand(settings.prompts, "Generate.prompts"))
+    output = plain_path(expand(settings.output, "Generate.output"), "Generate.output")
+    prompts = plain_path(expand(settings.prompts, "Generate.prompts"), "Generate.prompts")
     number = cut = 0
     with (
         disk_errors(output, "answers"),

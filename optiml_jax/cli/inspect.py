@@ -269,7 +269,7 @@ def write_page(
     title = f"{configured(Mixture).name}: tasks and mixture"
     page.write_page(settings.html, title, tasks, make.sequence_length, parts, counted)
     left_out = sum(task["left_out"] for task in tasks)
-    size = pathlib.Path(settings.html).stat().st_size / 2**20
+    size = path_of(settings.html).stat().st_size / 2**20
     print(
         f"written: {settings.html} ({size:.1f} MiB): {sum(len(t['views']) for t in tasks):,} "
         f"rendered examples of {len(tasks):,} tasks, {left_out:,} prompts left out"

@@ -5,7 +5,6 @@ Writes the same tables as Markdown, LaTeX, CSV and a page with plots.
 
 import collections
 import dataclasses
-import glob
 import itertools
 import os
 import pathlib
@@ -20,7 +19,7 @@ from optiml_jax.evaluate.clean import clean
 from optiml_jax.evaluate.records import RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import Rollup, rollup
 from optiml_jax.files import atomic_path, disk_errors
-from optiml_jax.paths import path_of
+from optiml_jax.paths import matching, path_of
 from optiml_jax.report import measure_tables, paper_tables, published, run_tables, tables
 from optiml_jax.report.answers_data import answers_data
 from optiml_jax.report.clean_tables import clean_table
@@ -102,8 +101,8 @@ def evaluations(settings: Report) -> dict[str, Rollup]:
 def evaluation_folders(settings: Report) -> dict[str, list[pathlib.Path]]:
     """Name -> folders: the evaluations that `settings` names, else all of the run by step."""
     if settings.runs:
-        folders = [f for p in settings.runs for f in sorted(glob.glob(p), key=by_number) or [p]]
-        groups = by_checkpoint([path_of(f) for f in folders])
+        found = (sorted(map(str, matching(p)), key=by_number) or [p] for p in settings.runs)
+        groups = by_checkpoint([path_of(folder) for group in found for folder in group])
     else:
         place = configured(Run).evaluation_dir
         groups = by_checkpoint([p.parent for p in place.glob("*/tasks.json")])

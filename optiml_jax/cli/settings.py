@@ -32,7 +32,7 @@ import tasks.splits
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.protocol import RULE_NAMES
-from optiml_jax.paths import path_of
+from optiml_jax.paths import path_of, plain_path
 from optiml_jax.settings import (
     NotNegative,
     NotNegativeFloat,
@@ -67,6 +67,8 @@ class Run:
 
     def __post_init__(self):
         expanded = {k: expand(v, f"Run.data[{k!r}]") for k, v in self.data.items()}
+        for collection, folder in expanded.items():
+            plain_path(folder, f"Run.data[{collection!r}]")
         object.__setattr__(self, "data", expanded)
         for name in ("vocabulary", "cache_dir", "run_dir"):
             object.__setattr__(self, name, expand(getattr(self, name), f"Run.{name}"))

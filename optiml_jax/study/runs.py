@@ -14,6 +14,7 @@ from typing import Any
 
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, disk_errors, fingerprint
+from optiml_jax.paths import plain_path
 from optiml_jax.study.spec import Study
 
 Settings = dict[str, Any]  # name of a gin parameter -> value; its `repr` is gin
@@ -117,6 +118,7 @@ def plan_study(study: Study, resolve: Resolve, chosen: Mapping[str, Any] | None 
       UserError: a file or setting of a variant is wrong, a run lacks a setting, or two variants are
         the same run.
     """
+    plain_path(study.folder, "Study.folder")
     common = list(study.bindings)
     base = resolve(study.base, common)
     variants = {

@@ -106,7 +106,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         body = self.read()
-        if re.match(r"/(storage|upload|download|batch)/", url.path):
+        of_google = re.match(r"/(storage|upload|download|batch)/", url.path)
+        if "forbidden" in url.path.split("/") and of_google:
+            self.answer(403, {"error": {"code": 403, "message": "no rights"}})
+        elif "forbidden" in url.path.split("/"):
+            self.error(403, "AccessDenied")
+        elif of_google:
             self.google(url.path, query, body)
         else:
             self.amazon(url.path, query, body)

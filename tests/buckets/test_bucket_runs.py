@@ -5,9 +5,11 @@ this machine (bucket_server.py); who talks to it are gcsfs, s3fs and TensorStore
 """
 
 import pathlib
+import subprocess
 import sys
 
 import gin
+from etils.epath import gpath
 
 from optiml_jax.checkpoint.manager import find_checkpoint
 from optiml_jax.cli.main import main
@@ -17,19 +19,35 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
 from tiny_bench import write_tiny_bench
 
 CACHE, RUN = "gs://caches/tiny", "s3://runs/a"
+WITHOUT_TENSORFLOW = """
+import sys
+for name in ("tensorflow", "seqio", "tensorflow_datasets", "t5"):
+    sys.modules[name] = None
+from optiml_jax.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def arguments(verb, gin_file, bindings):
+    return [verb, f"--gin_file={gin_file}"] + [
+        f"--gin.{k.replace('__', '.')}={v}" for k, v in bindings.items()
+    ]
 
 
 def run(verb, gin_file, **bindings):
     gin.clear_config()
-    arguments = [f"--gin.{k.replace('__', '.')}={v}" for k, v in bindings.items()]
-    assert main([verb, f"--gin_file={gin_file}", *arguments]) == 0, verb
+    assert main(arguments(verb, gin_file, bindings)) == 0, verb
+
+
+def weights(source, destination, to="optiml"):
+    return {"Convert__source": source, "Convert__destination": destination, "Convert__to": to}
 
 
 def files(folder, *without):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in without}
 
 
-def test_a_run_in_buckets_is_the_run_in_folders(objects, tmp_path, caplog, capsys):
+def test_a_run_in_buckets_is_the_run_in_folders(objects, tmp_path, capsys):
     gin_file = write_tiny_bench(tmp_path)
     places = {"Run__cache_dir": CACHE, "Run__run_dir": RUN}
     for settings in ({}, places):
@@ -48,18 +66,50 @@ def test_a_run_in_buckets_is_the_run_in_folders(objects, tmp_path, caplog, capsy
     records = files(there / "evaluation/step_4/records")
     assert len(records) == 12
     assert records == files(here / "evaluation/alone/records")
-    run("report", gin_file, **places)
+    run("report", gin_file, **places, Report__runs=f"('{RUN}/evaluation/*',)")
     assert "report.html" in files(there / "report")
+
+    run("convert", gin_file, **weights(RUN, tmp_path / "weights", "huggingface"))
+    vocabulary = {"Convert__vocabulary": f"sentencepiece:{tmp_path}/vocabulary.model"}
+    run("convert", gin_file, **weights(tmp_path / "weights", "gs://weights/again"), **vocabulary)
+    run("convert", gin_file, **weights("gs://weights/again", tmp_path / "again", "huggingface"))
+    first, second = (tmp_path / name / "model.safetensors" for name in ("weights", "again"))
+    assert first.read_bytes() == second.read_bytes()
 
     # A byte of the newest checkpoint changes: the one before it is taken, and the run goes on.
     damaged = next(k for k in objects.keys("runs", "a/checkpoints/4/params/") if "/d/" in k)
     data, *rest = objects.content["runs", damaged]
     objects.content["runs", damaged] = (data[:-1] + bytes([data[-1] ^ 1]), *rest)
     objects.put("runs", "a/checkpoints/6/params/d/begun", b"a save that was killed")
-    run("train", gin_file, **places)
-    assert "skipping a damaged checkpoint" in caplog.text
-    assert "resuming s3://runs/a at step 2" in caplog.text
+    assert "tensorflow" in sys.modules  # whose own file systems epath would take, ...
+    assert gpath._is_tf_installed()
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, *arguments("train", gin_file, places)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "skipping a damaged checkpoint" in done.stderr
+    assert "resuming s3://runs/a at step 2" in done.stderr  # ... and without it
     assert find_checkpoint(RUN).name == "4"
     assert [p.name for p in (there / "checkpoints.damaged").iterdir()] == ["4"]
     assert not objects.keys("runs", "a/.train.lock")
     assert len(objects.keys("runs", "a/tensorboard/events")) == 2
+
+
+def test_what_needs_a_plain_folder_says_so(objects, tmp_path, capsys):
+    gin_file = write_tiny_bench(tmp_path)
+    places = {"Run__cache_dir": CACHE, "Run__run_dir": RUN}
+    for verb, name, bindings in (
+        (
+            "prepare",
+            "Run.data['demo_superni']",
+            {"Run__data": "{'demo_superni': 'gs://data/bench'}"},
+        ),
+        ("audit", "Audit.folder", places),
+        ("export", "Export.output", places),
+        ("convert", "Convert.destination", weights(RUN, "gs://weights/there", "huggingface")),
+        ("convert", "Convert.source", weights("s3://weights/facebook", tmp_path / "weights")),
+    ):
+        gin.clear_config()
+        assert main(arguments(verb, gin_file, bindings)) == 2, verb
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"error: {name} = "), said
+        assert said.endswith("set it to a plain folder, not a bucket")

@@ -9,7 +9,7 @@ from optiml_jax.bucket_claim import BucketClaim
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, read_json, write_json
 from optiml_jax.one_writer import one_writer
-from optiml_jax.paths import local_copies, local_copy, path_of, remove_folder, sizes
+from optiml_jax.paths import local_copies, local_copy, matching, path_of, remove_folder, sizes
 
 both = pytest.mark.parametrize("scheme", ["gs", "s3"])
 
@@ -70,6 +70,26 @@ def test_local_copies_are_made_once_and_anew_when_the_content_changes(objects, s
     assert copy.read_bytes() == b"first"
     assert sizes(local_copies(folder)) == {"x": 5, "sub/y": 1}
     assert local_copy(copy) == copy
+
+
+@both
+def test_a_bucket_that_cannot_be_used_is_said_in_one_line(objects, scheme):
+    with pytest.raises(
+        UserError, match=f"{scheme}://forbidden cannot be used .*; look at its name"
+    ):
+        path_of(f"{scheme}://forbidden/run")
+
+
+@both
+def test_patterns_find_what_a_shell_would(objects, scheme):
+    for name in ("a/1/x", "a/2/x", "b/1/x"):
+        path_of(f"{scheme}://box/{name}").write_bytes(b"")
+    found = sorted(map(str, matching(f"{scheme}://box/a/*")))
+    assert found == [f"{scheme}://box/a/1", f"{scheme}://box/a/2"]
+    assert sorted(map(str, matching(f"{scheme}://box/*/1/x"))) == [
+        f"{scheme}://box/a/1/x",
+        f"{scheme}://box/b/1/x",
+    ]
 
 
 @both

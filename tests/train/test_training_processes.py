@@ -18,9 +18,13 @@ import tiny_run
 from optiml_jax import interrupt
 from optiml_jax.checkpoint.manager import load_params
 from optiml_jax.model.decoder import init_params
+from optiml_jax.paths import local_copies, path_of
 from optiml_jax.sharding.mesh import make_mesh
 from optiml_jax.sharding.rules import abstract_params
 from optiml_jax.train import loop
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "buckets"))
+import bucket_server
 
 PROGRAM = pathlib.Path(tiny_run.__file__)
 TRAIN = {"num_steps": 10, "log_every": 1, "checkpoint_every": 5}
@@ -139,3 +143,32 @@ def test_four_processes_stopped_then_two_then_one_end_as_one(start, alone, tmp_p
     (one,) = start(run_dir, 1, 1, {})
     assert ends([one])[1] == [0]
     assert_same_training(run_dir, alone(2, {"fsdp": 2}))
+
+
+def test_two_processes_stopped_in_a_bucket_then_one_end_as_one(start, alone, tmp_path, monkeypatch):
+    with bucket_server.serving() as (address, objects):
+        environment = bucket_server.environment(address)
+        for name, value in (environment | {"OPTIML_COPIES": str(tmp_path / "copies")}).items():
+            monkeypatch.setenv(name, value)
+        run_dir = "gs://box/run"
+        two = start(run_dir, 2, 1, {"fsdp": 2})
+        wait_for_step(two[0], 2)
+        two[1].send_signal(signal.SIGTERM)
+        said, status = ends(two)
+        assert status == [interrupt.STOPPED] * 2, said
+        (stopped,) = {int(re.search(r"step (\d+) of 10 is saved", text)[1]) for text in said}
+        saved = f"run/checkpoints/{stopped}/params/ocdbt.process_"
+        assert {key[len(saved)] for key in objects.keys("box", saved)} == {"0", "1"}
+
+        (one,) = start(run_dir, 1, 1, {})
+        said, status = ends([one])
+        assert status == [0], said
+        assert f"resuming {run_dir} at step {stopped}" in said[0]
+        (tmp_path / "run").mkdir()
+        events = local_copies(path_of(run_dir) / "tensorboard")
+        (tmp_path / "run" / "tensorboard").symlink_to(events)
+        losses = dict(tiny_run.read_scalars(tmp_path / "run")["loss"])
+        expected = alone(2, {"fsdp": 2})
+        assert losses == pytest.approx(dict(tiny_run.read_scalars(expected)["loss"]), rel=1e-5)
+        before = jax.device_get(init_params(tiny_run.configs("", "")[1], 1234)[1])
+        tiny_run.assert_same_parameters(params_of(run_dir), params_of(expected), before)
