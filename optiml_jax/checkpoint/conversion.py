@@ -31,6 +31,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.files import disk_errors
 from optiml_jax.model.config import DTYPES, DecoderConfig
 from optiml_jax.model.decoder import huggingface_tensors
+from optiml_jax.paths import is_bucket
 
 _VOCAB_MULTIPLE = 8  # as many parts as a tensor axis inside a node may ask for
 
@@ -145,9 +146,15 @@ def _bar(what: str, total: int) -> tqdm.tqdm:
 
 @contextlib.contextmanager
 def whole_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder that takes the place of `folder` when the block succeeds."""
+    """A temporary folder that takes the place of `folder` when the block succeeds.
+
+    In a bucket `folder` itself: what is written there must say itself whether it is whole.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; choose a new folder or remove it")
+    if is_bucket(folder):
+        yield folder
+        return
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         with disk_errors(folder, "a converted model"):

@@ -48,7 +48,8 @@ TARGETS = {
     "tpu:v5p:4x4x8": "v5p, 128 chips",
     "tpu:v6e:16x16": "v6e, 256 chips",
 }
-# What fits there fits here with the same mesh file: more memory a device, or twice as many devices.
+# What fits there fits here with the same mesh file: no less memory a device, as many devices or
+# twice as many.
 SMALLER = {
     "gpu:a100-80g:1x1": "gpu:a100-40g:1x1",
     "gpu:a100-80g:1x8": "gpu:a100-40g:1x8",
@@ -97,14 +98,14 @@ def settings(size: str, target: str) -> Iterator[tuple[float, int, int]]:
 
 
 def estimate(one: Job, tensor: int, micro: int) -> float:
-    """GiB a device: state, gradients, weights of a few layers, residual streams, scores."""
+    """GiB a device: state, gradients, weights of some layers, residual streams, token table."""
     model, devices = one.model, one.target.num_devices
     rows = one.config.global_batch_size * tensor // (devices * micro)
     state = 16 * model.num_params / devices
     layers = 3 * 4 * 12 * model.d_model**2 / tensor
     streams = rows * LENGTH * model.d_model * model.num_layers * 2 / tensor
-    scores = rows * model.num_heads / tensor * LENGTH**2 * 10
-    return (state + layers + streams + scores) / GIB
+    head = 2 * 4 * model.vocab_size * model.d_model / tensor
+    return (state + layers + streams + head) / GIB
 
 
 def find(size: str, target: str) -> dict[str, Any]:
@@ -175,19 +176,34 @@ def cell(found: dict[tuple[str, str], dict[str, Any]], size: str, target: str) -
     """Mesh file and GiB a device; or why it does not fit, or that it was not compiled."""
     row = found.get((size, target))
     if row is None:
-        smaller = SMALLER.get(target)
-        while smaller is not None and (size, smaller) not in found:
-            smaller = SMALLER.get(smaller)
-        if smaller is not None and found[size, smaller]["fits"]:
-            return f"as {TARGETS[smaller]}"
-        return "not compiled"
+        return follows(found, size, target) or "not compiled"
     if row["fits"]:
-        return f"`{mesh_file(row)}` {row['peak']:.1f}"
+        old = " (older)" if row.get("kernel") == "reference" else ""
+        return f"`{mesh_file(row)}` {row['peak']:.1f}{old}"
     if "error" in row:
         return "not compiled"
     if row.get("peak"):
         return f"no: {row['peak']:.1f}"
     return f"no: weights and moments {row['state']:.1f}"
+
+
+def follows(found: dict[tuple[str, str], dict[str, Any]], size: str, target: str) -> str:
+    """The mesh file of a smaller machine or of a larger model, which fits here too; "" for none."""
+    smaller = SMALLER.get(target)
+    while smaller is not None:
+        if found.get((size, smaller), {}).get("fits"):
+            return f"`{mesh_file(found[size, smaller])}`, as {TARGETS[smaller]}"
+        smaller = SMALLER.get(smaller)
+    for larger in SIZES[SIZES.index(size) + 1 : SIZES.index("66b") + 1]:  # of the same batch
+        row = found.get((larger, target), {})
+        if row.get("fits") and (row["tensor"], row["micro"]) in pairs(size, target):
+            return f"`{mesh_file(row)}`, as {larger}"
+    return ""
+
+
+def pairs(size: str, target: str) -> set[tuple[int, int]]:
+    """(tensor, microbatches) that go together with this model and machine."""
+    return {setting[1:] for setting in settings(size, target)}
 
 
 def write_document(rows: list[dict[str, Any]]) -> None:
