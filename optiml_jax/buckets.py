@@ -8,6 +8,7 @@ where a bucket is named: see `paths.py`.
 
 import contextlib
 import functools
+import logging
 import os
 import pathlib
 import types
@@ -23,6 +24,7 @@ from etils.epath import backend, gpath, register
 from optiml_jax.errors import UserError
 
 _SCHEMES = ("gs://", "s3://")
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it also raises what it logs
 # Other processes write too: a listing is never taken from memory.
 fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
 fsspec.config.conf.setdefault("s3", {}).setdefault("use_listings_cache", False)
