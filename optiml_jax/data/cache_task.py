@@ -333,7 +333,8 @@ def _serialised(encoded: dict[str, Any]) -> bytes:
         else:
             value = [value.encode("utf-8")]
             features[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=value))
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)  # else in an order of this process
 
 
 @functools.cache

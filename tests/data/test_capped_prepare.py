@@ -65,6 +65,8 @@ def test_the_cap_is_what_is_cached_and_the_same_for_any_number_of_workers(bench,
     whole, capped = texts(tmp_path / "whole"), texts(tmp_path / "w1")
     assert len(capped) == CAP
     assert capped == texts(tmp_path / "w2")
+    for file in (tmp_path / "w1" / "mine.a").glob("*record-*"):
+        assert file.read_bytes() == (tmp_path / "w2" / "mine.a" / file.name).read_bytes()
     places = [whole.index(text) for text in capped]
     assert places == sorted(set(places))
     assert max(places) > NUMBER // 2  # not the first ones
