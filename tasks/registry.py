@@ -28,7 +28,7 @@ from tasks.own import reader as own
 from tasks.promptsource import reader as promptsource
 from tasks.reasoning import reader as reasoning
 from tasks.splits import Manifest
-from tasks.suites import bbh, mgsm, mmlu, opt_suite, raft, tydiqa, word_problems
+from tasks.suites import bbh, mgsm, mmlu, mmlu_cot, opt_suite, raft, tydiqa, word_problems
 from tasks.superni import reader as superni
 from tasks.t5 import reader as t5
 from tasks.text import dialogue, pretraining
@@ -58,8 +58,11 @@ SUITES = {
     "bbh_cot": bbh,
     "bbh_cot_sc": bbh,
     "mgsm": mgsm,
+    "mgsm_direct": mgsm,
     "mgsm_sc": mgsm,
     "mmlu": mmlu,
+    "mmlu_cot": mmlu_cot,
+    "mmlu_cot_sc": mmlu_cot,
     "mmlu_val": mmlu,
     "opt14": opt_suite,
     "raft": raft,

@@ -57,6 +57,11 @@ def exact_bbh(references: Sequence[str], prediction: str) -> float:
     return exact(references, prediction if answer is None else answer)
 
 
+def exact_letter(references: Sequence[str], prediction: str) -> float:
+    """1 if the letter that the prediction ends up with is one of the references."""
+    return float(answers.letter_answer(prediction) in references)
+
+
 def exact_number(references: Sequence[str], prediction: str) -> float:
     """1 if the number found in the prediction is one of those found in the references."""
     answer = answers.number_answer(prediction)

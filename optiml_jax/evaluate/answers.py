@@ -100,6 +100,15 @@ def bbh_answer(text: str) -> str | None:
     return answer.partition("\n")[0].strip().removesuffix(".") if cue else None
 
 
+_LETTER = re.compile(r"\banswer is:? *\(?([A-Z])\b", re.IGNORECASE)
+
+
+def letter_answer(text: str) -> str | None:
+    """The letter of an option after the last "answer is", with or without brackets."""
+    letters = _LETTER.findall(text)
+    return letters[-1].upper() if letters else None
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 

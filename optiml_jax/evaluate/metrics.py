@@ -234,6 +234,7 @@ METRICS: dict[str, Metric] = {
             answers.normalize_trivia_qa,
         ),
         _text("em_bbh", "exact_match_bbh", _S.exact_bbh, answers.bbh_answer),
+        _text("em_letter", "exact_match_letter", _S.exact_letter, answers.letter_answer),
         _text("em_number", "exact_match_number", _S.exact_number, answers.number_answer),
         _text(
             *("rougeL", "rougeL", _S.rouge_l_max, str.strip),

@@ -4,6 +4,9 @@ The root is the folder `mgsm` of a clone, or the clone: `mgsm_<language>.tsv` (q
 and `exemplars.py`, or its constants as `exemplars.json`. The exemplars carry the words for
 "Question:" and "Step-by-Step Answer:" of their language; questions get those of the first exemplar.
 Rows of one number are one problem in all languages, that of GSM8K's test part.
+
+`mgsm` (and `mgsm_sc`, with self-consistency) shows the reasoning of the exemplars, `mgsm_direct`
+only the number at its end, after a word for "Answer:" that is not in upstream's files.
 """
 
 import ast
@@ -16,6 +19,7 @@ from typing import Any
 
 from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.answers import number_answer
 from optiml_jax.files import read_text
 from tasks.files.text_files import data_folder, tsv_rows
 from tasks.splits import Manifest
@@ -26,6 +30,20 @@ READER_VERSION = 1  # raise it when the same file gives other Examples
 
 _CONSTANT = "MGSM_EXEMPLARS"
 _LABEL = r"[^:：\n]+[:：]"
+_COLON = r"\s*[:：]$"
+_ANSWER = {
+    "bn": "উত্তর",
+    "de": "Antwort",
+    "en": "Answer",
+    "es": "Respuesta",
+    "fr": "Réponse",
+    "ja": "答え",
+    "ru": "Ответ",
+    "sw": "Jibu",
+    "te": "సమాధానం",
+    "th": "คำตอบ",
+    "zh": "解答",
+}
 
 
 def find_tasks(
@@ -44,15 +62,16 @@ def find_tasks(
         what = "mgsm_<language>.tsv" if not files else "exemplars.py"
         raise UserError(f"no {what} of benchmark {benchmark!r} in {folder}; clone {UPSTREAM}")
     exemplars, sources = str(found[0]), []
+    direct = benchmark.endswith("_direct")
     for path in files:
         language = path.stem.removeprefix("mgsm_")
         name = f"{benchmark}/{language}"
         suite = Suite(
             name=name,
             category=manifest.lookup(name, None).category or "MGSM",
-            style="chain of thought",
+            style="direct" if direct else "chain of thought",
             records=functools.partial(_records, str(path)),
-            prompt=functools.partial(read_prompt, exemplars, language),
+            prompt=functools.partial(read_prompt, exemplars, language, direct),
         )
         sources.append(suite.source((str(path), exemplars), READER_VERSION))
     return sources
@@ -63,8 +82,8 @@ def _records(path: str, drops: Drops) -> Iterator[Record]:
         yield Record(question, answer, cluster=f"gsm8k test {number}")
 
 
-def read_prompt(path: str, language: str) -> Prompt:
-    """The exemplars of a language.
+def read_prompt(path: str, language: str, direct: bool = False) -> Prompt:
+    """The exemplars of a language; `direct`: with their numbers alone.
 
     Raises:
       UserError: the file holds none of that language, or not in upstream's form.
@@ -73,7 +92,11 @@ def read_prompt(path: str, language: str) -> Prompt:
         exemplars = _constant(path)[language]
         pairs = [(exemplars[key]["q"], exemplars[key]["a"]) for key in sorted(exemplars, key=int)]
         asked = re.match(rf"{_LABEL}\s*", pairs[0][0])[0]
-        answered = [re.match(_LABEL, a)[0] for _, a in pairs]
+        labels = [re.match(_LABEL, a)[0] for _, a in pairs]
+        answers = [a.removeprefix(label) for (_, a), label in zip(pairs, labels, strict=True)]
+        if direct:
+            labels = [_ANSWER[language] + re.search(_COLON, label)[0] for label in labels]
+            answers = [" " + number_answer(answer) for answer in answers]
     except (KeyError, IndexError, TypeError, ValueError, SyntaxError) as e:
         raise UserError(
             f"{path} has no {_CONSTANT}[{language!r}] with texts `q` and `a` that begin with a "
@@ -82,10 +105,10 @@ def read_prompt(path: str, language: str) -> Prompt:
     return Prompt(
         instruction="",
         before=asked,
-        after=f"\n{answered[0]}",
+        after=f"\n{labels[0]}",
         demonstrations=tuple(
-            (f"{q}\n{label}", a.removeprefix(label))
-            for (q, a), label in zip(pairs, answered, strict=True)
+            (f"{q}\n{label}", answer)
+            for (q, _), label, answer in zip(pairs, labels, answers, strict=True)
         ),
     )
 

@@ -54,6 +54,18 @@ def test_questions_get_the_labels_of_their_language(tmp_path):
     assert prompt_of(chinese) == "问：1 + 1?\n答：It is 2.\n\n问：3 + 1?\n答："
 
 
+def test_answers_alone_are_the_last_numbers_of_the_reasoning(tmp_path):
+    french, chinese = find_tasks(
+        write(tmp_path, fr="3 + 1?\t4\n", zh="3 + 1?\t4\n"), MANIFEST, "mgsm_direct"
+    )
+    assert prompt_of(french) == (
+        "Question : 1 + 1?\nRéponse : 2\n\nQuestion : 2 + 1?\nRéponse : 3\n\n"
+        "Question : 3 + 1?\nRéponse :"
+    )
+    assert prompt_of(chinese) == "问：1 + 1?\n解答： 2\n\n问：3 + 1?\n解答："
+    assert category(french) == "MGSM (answers alone)"
+
+
 def test_the_problem_of_one_row_is_the_same_in_all_languages(tmp_path):
     root = write(tmp_path, fr="a?\t1\nb?\t2\n", zh="甲?\t1\n乙?\t2\n")
     clusters = [
