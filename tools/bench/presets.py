@@ -8,6 +8,7 @@ Needs libtpu and JAX's CUDA plugin, no device. Of the settings that go together 
 an estimate of the memory lets pass is compiled; one that does not fit corrects the estimate.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -57,6 +58,7 @@ SMALLER = {
     "gpu:a100-40g:16x8": "gpu:a100-40g:8x8",
     "gpu:a100-80g:16x8": "gpu:a100-40g:16x8",
 }
+ON_TPUS = "full"  # model_config.remat: v4's compiler refuses "offload"
 MOST_COMPILATIONS = 4  # of one size on one machine
 LENGTH = 2048
 MARKS = ("<!-- written by tools/bench/presets.py -->", "<!-- to here -->")
@@ -68,11 +70,14 @@ def job(size: str, target: str, tensor: int, micro: int) -> Job:
     gin.clear_config()
     read_settings([str(ROOT / f"gin/runs/optiml_{size.replace('.', '_')}.gin")], [])
     preset = "sequence" if tensor > 1 else "standard"
+    model = model_config()
+    if target.startswith("tpu"):
+        model = dataclasses.replace(model, remat=ON_TPUS)
     return Job(
         target=parse_target(target),
         program="train",
         config=TrainConfig(plan_dir="", run_dir="", num_microbatches=micro),
-        model=model_config(),
+        model=model,
         optimizer=OptimizerConfig(),
         mesh=MeshConfig(tensor=tensor, preset=preset),
         length=LENGTH,
@@ -103,7 +108,8 @@ def estimate(one: Job, tensor: int, micro: int) -> float:
     rows = one.config.global_batch_size * tensor // (devices * micro)
     state = 16 * model.num_params / devices
     layers = 3 * 4 * 12 * model.d_model**2 / tensor
-    streams = rows * LENGTH * model.d_model * model.num_layers * 2 / tensor
+    kept = 4 if model.remat == "offload" else model.num_layers
+    streams = rows * LENGTH * model.d_model * kept * 2 / tensor
     head = 2 * 4 * model.vocab_size * model.d_model / tensor
     return (state + layers + streams + head) / GIB
 
@@ -142,7 +148,8 @@ def find(size: str, target: str) -> dict[str, Any]:
 
 def mesh_file(row: dict[str, Any]) -> str:
     """The name of the file in `gin/meshes` with the settings of a row."""
-    return f"tensor{row['tensor']}_micro{row['micro']}"
+    on_tpus = f"_{ON_TPUS}" if row["target"].startswith("tpu") else ""
+    return f"tensor{row['tensor']}_micro{row['micro']}{on_tpus}"
 
 
 def write_meshes(rows: list[dict[str, Any]]) -> None:
@@ -156,6 +163,8 @@ def write_meshes(rows: list[dict[str, Any]]) -> None:
                 f"MeshConfig.tensor = {row['tensor']}\nMeshConfig.preset = '{preset}'\n"
                 f"TrainConfig.num_microbatches = {row['micro']}\n"
             )
+            if row["target"].startswith("tpu"):
+                text += f"model_config.remat = '{ON_TPUS}'\n"
             (ROOT / "gin" / "meshes" / f"{mesh_file(row)}.gin").write_text(text, "utf-8")
 
 
@@ -194,9 +203,12 @@ def follows(found: dict[tuple[str, str], dict[str, Any]], size: str, target: str
         if found.get((size, smaller), {}).get("fits"):
             return f"`{mesh_file(found[size, smaller])}`, as {TARGETS[smaller]}"
         smaller = SMALLER.get(smaller)
-    for larger in SIZES[SIZES.index(size) + 1 : SIZES.index("66b") + 1]:  # of the same batch
+    for larger in SIZES[SIZES.index(size) + 1 :]:
         row = found.get((larger, target), {})
-        if row.get("fits") and (row["tensor"], row["micro"]) in pairs(size, target):
+        if not row.get("fits") or (row["tensor"], row["micro"]) not in pairs(size, target):
+            continue
+        more = 2 if larger == "175b" else 1  # its batch is half as large
+        if row["arguments"] + more * row["temporaries"] <= row["usable"]:
             return f"`{mesh_file(row)}`, as {larger}"
     return ""
 
