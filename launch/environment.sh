@@ -16,12 +16,7 @@ export PYTHONUNBUFFERED=1
 LOGS=${OPTIML_LOGS:-logs}
 mkdir -p "$LOGS" || fail "cannot make the log folder $LOGS; name another one: OPTIML_LOGS=/path $0"
 
-# again STATUS ATTEMPT: whether a run that ended so is started again. Not one that is done (0), that
-# the user must mend (2), or that was stopped on purpose (75: SIGTERM; 130, 143: ended by a signal).
-again() {
-  case $1 in 0 | 2 | 75 | 130 | 143) return 1 ;; esac
-  [ "$2" -lt "${OPTIML_RESTARTS:-3}" ]
-}
+. "$(dirname "${BASH_SOURCE[0]}")/again.sh"
 
 # exec_logged NAME COMMAND...: becomes the command (signals reach it), its output in $LOGS/NAME.log,
 # which is appended to.

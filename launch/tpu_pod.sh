@@ -6,8 +6,9 @@
 #   TPU, ZONE            the slice, and where it is
 #   PROJECT              of the cloud (default: gcloud's own)
 #   OPTIML_FOLDER        on the hosts (default: optiml_jax in the home folder)
-#   OPTIML_RESTARTS      how often a run that ended badly is started again (default 10): a slice that
-#                        was preempted is waited for, and the run goes on from its newest checkpoint
+#   OPTIML_RESTARTS      how often a run that failed, stalled or was preempted is started again
+#                        (default 10): the slice is waited for, and the run goes on from its newest
+#                        checkpoint; not after an error that only its user can mend (2)
 # Run.data must lie on a file system that all hosts see; Run.run_dir and Run.cache_dir there or in a bucket.
 # Every host has its log in OPTIML_FOLDER/logs; what host 0 says appears here too.
 set -euo pipefail
@@ -15,6 +16,8 @@ fail() { echo "error: $*" >&2; exit 2; }
 : "${TPU:?say which slice: TPU=NAME}" "${ZONE:?say where it is: ZONE=us-east5-a}"
 [ $# -gt 0 ] || fail "say what to run: $0 train --gin_file=gin/runs/FILE.gin"
 cd "$(dirname "$0")/.."
+OPTIML_RESTARTS=${OPTIML_RESTARTS:-10}
+. launch/again.sh
 place=(--zone="$ZONE" ${PROJECT:+--project="$PROJECT"})
 folder=${OPTIML_FOLDER:-optiml_jax}
 
@@ -33,7 +36,12 @@ if [ "${OPTIML_COPY:-0}" = 1 ] || ! on_all "test -d $folder"; then copy; fi
 command="cd $folder && launch/tpu_host.sh $(printf '%q ' "$@")"
 for ((attempt = 0; ; attempt++)); do
   if on_all "$command"; then exit 0; else status=$?; fi
-  [ "$attempt" -lt "${OPTIML_RESTARTS:-10}" ] || fail "the run failed $((attempt + 1)) times ($status); the logs are on the hosts in $folder/logs"
+  # A host that is taken away ends its processes with SIGTERM (75, 143).
+  case $status in 75 | 143) kind=1 ;; *) kind=$status ;; esac
+  if ! again "$kind" "$attempt"; then
+    echo "error: start $((attempt + 1)) ended with $status; the logs are on the hosts in $folder/logs" >&2
+    exit "$status"
+  fi
   echo "ended with $status; waiting for $TPU to be READY, then the run goes on"
   until [ "$(gcloud compute tpus tpu-vm describe "$TPU" "${place[@]}" --format='value(state)' 2>/dev/null)" = READY ]; do sleep 30; done
   on_all "test -d $folder" || copy

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 
 # Exit status of a run that was stopped before its end (sysexits.h: EX_TEMPFAIL, try again later).
 STOPPED = 75
+# ... of a training in which something that it waited for did not come.
+STALLED = 76
 _STATUS = {signal.SIGINT: 130, signal.SIGTERM: STOPPED}
 _PATIENCE = 2.0  # seconds that Python has to answer a signal
 

@@ -131,6 +131,8 @@ class Job:
         for key in sorted(said):
             kind, _, process = key.partition("/")
             if kind == "failed" and int(process) != self._index:
+                if self._index == 0:  # it keeps the job together: JAX would abort that process
+                    time.sleep(6 * _PERIOD)
                 _end(f"process {process} ended: {said[key]}")
             if kind == "stop" and self.stopped_by is None:
                 self._agree_to_stop(int(process), said[key])
@@ -298,6 +300,13 @@ def leave_now(reason: str) -> NoReturn:
     if _job is not None and is_first():
         time.sleep(4 * _PERIOD)  # it keeps the job together
     _end(reason, status=interrupt.STOPPED)
+
+
+def end_at_once(reason: str, status: int) -> NoReturn:
+    """Ends this process and the others, from whichever thread and whatever they wait for."""
+    if _job is not None:
+        _job.end_all(reason)
+    _end(reason, status)
 
 
 def _is_collective(e: BaseException) -> bool:

@@ -49,6 +49,8 @@ class TrainConfig:
       grace_seconds: from SIGTERM until the processes are killed (SLURM's KillWait is 30): a save
         that does not end in them is dropped, and the newest whole checkpoint is what there is;
         None: no limit.
+      stall_seconds: how long the training may wait for the rows of a step, for the devices, a
+        validation or a checkpoint; then it ends with status 76 and says for what. None: for ever.
       init_from: a checkpoint (run folder, checkpoints folder or step folder) whose parameters the
         run starts from, with a fresh optimiser; None starts from random weights.
       loss_chunk: positions of a row whose logits exist at the same time.
@@ -70,6 +72,7 @@ class TrainConfig:
     checkpoint_every: Positive = 500
     keep: Positive = 3
     grace_seconds: PositiveFloat | None = None
+    stall_seconds: PositiveFloat | None = 3600.0
     init_from: str | None = None
     loss_chunk: Positive = 128
     profile_steps: tuple[Positive, Positive] | None = None
@@ -139,6 +142,7 @@ def run_metadata(
         "global_batch_size": config.global_batch_size,
         "num_microbatches": config.num_microbatches,
         "num_steps": config.num_steps,
+        "continued": [list(end) for end in optimizer.continued.items()],
         "optimizer": _deciding_fields(optimizer, model),
         "init_from": config.init_from,
     }
@@ -147,12 +151,16 @@ def run_metadata(
 def _deciding_fields(optimizer: OptimizerConfig, model: DecoderConfig) -> dict[str, Any]:
     """What of the optimiser decides the parameters: the scale of the loss in float16 only."""
     values = json.loads(json.dumps(dataclasses.asdict(optimizer)))  # as they are read again
+    del values["continued"]  # compared with the number of steps
     scaled = model.dtype == "float16"
     return {k: v for k, v in values.items() if scaled or not k.startswith("loss_scale")}
 
 
 def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """UserError when the run in `run_dir` was started as something else than `current` asks for."""
+    """UserError when the run in `run_dir` was started as something else than `current` asks for.
+
+    A run may go on beyond the number of steps that it was planned with, if its settings say how.
+    """
     # What is the same update to rounding may change with the machine; dropout is drawn anew.
     if stored.get("num_microbatches") != current["num_microbatches"]:
         logger.warning(
@@ -162,13 +170,11 @@ def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str
             stored.get("num_microbatches"),
             current["num_microbatches"],
         )
-    # Fields of the optimiser that came later were at their defaults.
-    optimizer = {**dataclasses.asdict(OptimizerConfig()), **stored.get("optimizer", {})}
-    stored = {**stored, "optimizer": {name: optimizer[name] for name in current["optimizer"]}}
-    names = [
-        name for name in current if name not in {"model", "num_microbatches"} | _IN_THE_FINGERPRINT
-    ]
-    differences = _differences(stored, current, names)
+    apart = {"model", "num_microbatches", "num_steps", "continued"} | _IN_THE_FINGERPRINT
+    stored = {**stored, "optimizer": _defaults_of_optimizer() | stored.get("optimizer", {})}
+    stored["optimizer"] = {k: stored["optimizer"].get(k) for k in current["optimizer"]}
+    differences = _differences(stored, current, [name for name in current if name not in apart])
+    differences += _other_end(stored, current)
     if stored.get("plan_fingerprint") != current["plan_fingerprint"]:
         differences += changes(stored.get("plan_settings", {}), current["plan_settings"])
     fields = [name for name in current["model"] if name not in _FREE_FIELDS]
@@ -178,6 +184,30 @@ def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str
             f"{run_dir} holds another run: {'; '.join(differences)}; choose a new run_dir (with "
             "TrainConfig.init_from to start from these weights) or put the old settings back"
         )
+
+
+def _defaults_of_optimizer() -> dict[str, Any]:
+    """What a version that did not know a setting did."""
+    fields = dataclasses.fields(OptimizerConfig)
+    return {
+        f.name: f.default_factory() if f.default is dataclasses.MISSING else f.default
+        for f in fields
+    }
+
+
+def _other_end(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """What is wrong if the run neither ends where it was planned to nor is continued from there."""
+    planned, now = stored.get("num_steps"), current["num_steps"]
+    ends = [list(end) for end in stored.get("continued", [])]
+    if now == planned:
+        return _differences({"continued": ends}, current, ["continued"])
+    if now > planned:
+        before = [end for end in current["continued"] if end[0] < planned]
+        if before == ends and planned in dict(current["continued"]):
+            return []
+    how = {**dict(ends), planned: "constant"}
+    way_out = f" (to continue it: OptimizerConfig.continued = {how}, or 'decay')"
+    return [f"num_steps is {planned} there and {now} now{way_out if now > planned else ''}"]
 
 
 def check_initial_checkpoint(path: str, stored: Mapping[str, Any], current: Mapping[str, Any]):

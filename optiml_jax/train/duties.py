@@ -18,6 +18,7 @@ from optiml_jax.data.plan import Plan
 from optiml_jax.sharding import processes
 from optiml_jax.train.batches import open_batches
 from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.goodput import Goodput
 from optiml_jax.train.reporting import Reporter, not_finite, perplexity
 from optiml_jax.train.signals import StopRequest
 from optiml_jax.train.state import TrainState
@@ -71,7 +72,7 @@ class Validation:
         if not is_due(step, self.config.validate_every, self.config.num_steps):
             return
         self.reporter.flush()
-        with self.reporter.paused():
+        with self.reporter.paused("validation"):
             total, weight = self.loss(state.model_params)
             loss = total / max(weight, 1)
             self.reporter.scalars(
@@ -134,6 +135,7 @@ class Saving:
     reporter: Reporter
     checkpoints: CheckpointManager
     metadata: dict[str, Any]
+    goodput: Goodput
     saved: int
 
     def __call__(self, step: int, state: TrainState) -> None:
@@ -145,7 +147,8 @@ class Saving:
         if step == self.saved:
             return
         self.reporter.flush()
-        with self.reporter.paused():
+        self.goodput.saving(step)
+        with self.reporter.paused("checkpoint"):
             check_state(step, state)
             self.checkpoints.save(step, state.items(), self.metadata | {"step": step})
         self.saved = step
@@ -157,7 +160,8 @@ class Saving:
         """
         if seconds is None:
             self.save(step, state)
-            self.checkpoints.wait()
+            with self.reporter.paused("checkpoint"):
+                self.checkpoints.wait()
             return True
         deadline = time.monotonic() + seconds
 
@@ -168,9 +172,10 @@ class Saving:
         if not fits(self.checkpoints.save_seconds or 0.0):
             return False
         self.save(step, state)
-        if not fits(0.0):
-            return False
-        self.checkpoints.wait()
+        with self.reporter.paused("checkpoint"):
+            if not fits(0.0):
+                return False
+            self.checkpoints.wait()
         return True
 
 
@@ -196,6 +201,10 @@ class Evaluation:
         if self.reporter is not None:
             self.reporter.flush()
             check_state(step, state)  # nothing that is not finite is evaluated
-        pause = contextlib.nullcontext() if self.reporter is None else self.reporter.paused()
+        pause = (
+            contextlib.nullcontext()
+            if self.reporter is None
+            else self.reporter.paused("evaluation")
+        )
         with pause, self.stop.at_once():
             self.hook(step, self.graphdef, state.model_params)

@@ -11,6 +11,7 @@ evaluation).
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
@@ -23,6 +24,7 @@ from optiml_jax.paths import path_of
 from optiml_jax.sharding import processes
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.sharding.rules import use_mesh
+from optiml_jax.train import goodput
 from optiml_jax.train.batches import Batch, open_batches
 from optiml_jax.train.config import TrainConfig, check_batch, run_metadata
 from optiml_jax.train.duties import (
@@ -38,6 +40,7 @@ from optiml_jax.train.optimizer import OptimizerConfig
 from optiml_jax.train.programs import compile_programs
 from optiml_jax.train.reporting import Reporter, make_reporter
 from optiml_jax.train.signals import StopRequest
+from optiml_jax.train.stalls import StallWatch
 from optiml_jax.train.start import files_of_checkpoints, load_plans, start_state
 from optiml_jax.train.state import TrainState, abstract_state
 
@@ -90,26 +93,32 @@ def train(
         stack.enter_context(stop.listening())
         stack.enter_context(use_mesh(devices, mesh.preset))
         state, step, first = None, 0, 0  # until they are known
+        began = time.time()
         with stop.at_once():
             state, step = start_state(config, model, optimizer, abstract, checkpoints, metadata)
+        record = path_of(config.run_dir) / goodput.FILE if processes.is_first() else None
+        spent = goodput.Goodput(record, step, began)
         evaluation = Evaluation(evaluation_hook, evaluation_steps, abstract_model(model)[0], stop)
         if step:  # the last stop may have come in the middle of it
-            evaluation(step, state)
+            with spent.spent("evaluation"):
+                evaluation(step, state)
         validates = validation_plan is not None and config.validate_every > 0
         programs = None
         first = step
         if state is not None and step < config.num_steps and not stop.reached():
-            with stop.at_once():
+            spent.write()
+            with stop.at_once(), spent.spent("starting"):
                 programs = compile_programs(
                     config, model, optimizer, devices, mesh.preset, length, validates
                 )
         if programs is not None:
             span = (config.global_batch_size, step, config.num_steps)
             batches = stack.enter_context(open_batches(plan, devices, *span))
+            watch = stack.enter_context(StallWatch(config.stall_seconds).open())
             reporter = stack.enter_context(
-                make_reporter(config, model, devices, length, step, metadata)
+                make_reporter(config, model, devices, length, step, metadata, spent, watch)
             )
-            saving = Saving(config, reporter, checkpoints, metadata, saved=step)
+            saving = Saving(config, reporter, checkpoints, metadata, spent, saved=step)
             duties: list[Duty] = [Reporting(config, reporter, checkpoints)]
             if validates:
                 function = programs.validation_step
@@ -124,11 +133,14 @@ def train(
                     f"step {step} of {config.num_steps} is not saved: no time was left; the same "
                     f"command goes on from the newest checkpoint in {config.run_dir}"
                 )
+            spent.finish(complete=step == config.num_steps)
         elif step == config.num_steps:
             logger.info("%s is complete: all %d steps are done", config.run_dir, step)
     said = f"step {step} of {config.num_steps} is saved in {config.run_dir}"
     if step == first < config.num_steps:
         said = f"stopped before the first update; {config.run_dir} is as it was"
+    elif step > first and processes.is_first():
+        said += f"; {spent.describe()}"
     if stop.interrupted:
         raise KeyboardInterrupt(said)
     logger.info("%s", said)
@@ -146,8 +158,12 @@ def _steps(
 ) -> tuple[TrainState, int]:
     """Runs until there are no more batches or until asked to stop: the last state, its step."""
     step = start
-    while not stop.reached() and (batch := next(batches, None)) is not None:
-        with jax.transfer_guard("disallow"):
+    while not stop.reached():
+        with reporter.waiting_for_rows():
+            batch = next(batches, None)
+        if batch is None:
+            break
+        with jax.transfer_guard("disallow"), reporter.waiting_for_devices(step + 1):
             state, measured = train_step(state, batch)
         reporter.add(measured)
         step += 1

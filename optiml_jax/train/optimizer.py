@@ -4,7 +4,7 @@ Pure functions over pytrees. The transformations and their state are in transfor
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -40,6 +40,10 @@ class OptimizerConfig:
       gradient_dtype: in which the gradients of the blocks' matrices are added up over devices;
         "bfloat16" halves what they send and the memory of the gradient. Those of microbatches are
         added up in float32.
+      continued: for a run that goes on beyond the end that was planned for it, each such end
+        (a number of updates) and what the learning rate does from there on: "constant" keeps that
+        of the last update before it, "decay" falls to 0 at the next end, as it would have if that
+        had been planned (under a constant schedule: linearly, from the peak).
       beta1, beta2, epsilon: of Adam.
       weight_decay: decoupled (AdamW), times the learning rate; on every parameter, as in metaseq.
       clip_norm: the gradient is scaled down to this global norm; 0 turns clipping off.
@@ -55,6 +59,9 @@ class OptimizerConfig:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     state_dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    continued: Mapping[Positive, Literal["constant", "decay"]] = dataclasses.field(
+        default_factory=dict
+    )
     beta1: Share = 0.9
     beta2: Share = 0.95
     epsilon: PositiveFloat = 1e-8
@@ -66,14 +73,21 @@ class OptimizerConfig:
     def check(self, num_steps: int) -> None:
         """UserError when the warm-up does not end within a run of `num_steps` updates.
 
-        Or when there is no such transformation.
+        Or when the ends that were planned before are not in order, each before the next; or there
+        is no such transformation.
         """
         if self.transform != "muon":  # which asks for a model
             self.made()
-        if self.warmup_steps >= num_steps:
+        if self.warmup_steps >= min([num_steps, *self.continued]):
             raise UserError(
                 f"OptimizerConfig.warmup_steps={self.warmup_steps} must be below "
-                f"TrainConfig.num_steps={num_steps}"
+                f"TrainConfig.num_steps={num_steps}, and below every end that was planned before"
+            )
+        ends = [*self.continued, num_steps]
+        if ends != sorted(set(ends)):
+            raise UserError(
+                f"OptimizerConfig.continued={self.continued}: the ends that were planned before "
+                f"must grow, and lie before TrainConfig.num_steps={num_steps}"
             )
 
     def made(self, axes: transforms.AxesOf | None = None) -> optax.GradientTransformation:
@@ -96,12 +110,33 @@ def learning_rate_at(config: OptimizerConfig, num_steps: int, step: jax.Array | 
     a last update with one decay step left: the 0 is reached after the run, no update is wasted.
     """
     rising = (step + 1) / max(config.warmup_steps, 1)
-    falling = (num_steps - step) / (num_steps - config.warmup_steps)
+    falling = _share_of_peak(config, [*config.continued, num_steps], step)
+    return config.learning_rate * jnp.minimum(rising, falling).astype(jnp.float32)
+
+
+def _share_of_peak(
+    config: OptimizerConfig, ends: Sequence[int], step: jax.Array | int
+) -> jax.Array | float:
+    """The learning rate after the warm-up, over its peak, of a run planned to each of `ends`."""
+    *before, end = ends
+    constant = config.schedule == "constant"
+    if not before:
+        return 1.0 if constant else _decay(config, config.warmup_steps, end, step)
+    held = _share_of_peak(config, before, jnp.minimum(step, before[-1] - 1))
+    if config.continued[before[-1]] == "constant":
+        return held
+    last_peak = before[-1] if constant else config.warmup_steps
+    return jnp.where(step < before[-1], held, _decay(config, last_peak, end, step))
+
+
+def _decay(
+    config: OptimizerConfig, start: int, end: int, step: jax.Array | int
+) -> jax.Array | float:
+    """From 1 at step `start` to 0 at step `end`."""
+    falling = (end - step) / (end - start)
     if config.schedule == "cosine":
         falling = 0.5 - 0.5 * jnp.cos(jnp.pi * jnp.minimum(falling, 1))
-    elif config.schedule == "constant":
-        falling = jnp.ones(())
-    return config.learning_rate * jnp.minimum(rising, falling).astype(jnp.float32)
+    return falling
 
 
 def apply_gradient(

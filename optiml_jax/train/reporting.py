@@ -21,7 +21,9 @@ from optiml_jax.model.config import DecoderConfig
 from optiml_jax.paths import path_of
 from optiml_jax.train import metrics
 from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.goodput import Goodput, Kind
 from optiml_jax.train.loss_scale import MINIMUM
+from optiml_jax.train.stalls import StallWatch
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ class Reporter:
       slots: tokens of a global batch, padding included.
       flops_per_token: of one slot.
       total_peak_flops: FLOP/s of all devices together; None leaves MFU out.
+      goodput: counts what the time goes into.
+      watch: is told what is waited for.
     """
 
     def __init__(
@@ -49,12 +53,17 @@ class Reporter:
         slots: int,
         flops_per_token: float,
         total_peak_flops: float | None,
+        goodput: Goodput,
+        watch: StallWatch,
     ):
         self._writer = writer
         self._num_steps = num_steps
         self._slots = slots
         self._flops_per_token = flops_per_token
         self._total_peak_flops = total_peak_flops
+        self._goodput = goodput
+        self._watch = watch
+        self._waited = 0.0  # seconds of this period, for rows
         self._pending: list[dict[str, jax.Array]] = []
         self._step = start
         self._since = time.perf_counter()
@@ -62,12 +71,35 @@ class Reporter:
         if writer is not None and sys.stderr.isatty():
             self._bar = tqdm(total=num_steps, initial=start, unit="step", dynamic_ncols=True)
 
+    @contextlib.contextmanager
+    def waiting_for_rows(self) -> Iterator[None]:
+        """A block that gets the next batch: it counts as a wait if the devices have run dry."""
+        before = time.perf_counter()
+        step = self._step + 1
+        with self._watch.waiting(
+            f"the rows of step {step} did not come from the cache; look at its disk"
+        ):
+            yield
+        if all(step["loss_sum"].is_ready() for step in self._pending[-1:]):
+            self._waited += time.perf_counter() - before
+
+    @contextlib.contextmanager
+    def waiting_for_devices(self, step: int) -> Iterator[None]:
+        """A block that waits for the devices to have made the update that leads to `step`."""
+        with self._watch.waiting(
+            f"step {step} did not end on the devices (one of them hangs, or a process does not "
+            "take part in an exchange)",
+            for_others=True,
+        ):
+            yield
+
     def add(self, measured: dict[str, jax.Array]) -> None:
         """Takes what a step measured, without waiting for that step."""
         self._pending.append(measured)
         self._step += 1
         if len(self._pending) > _STEPS_AHEAD:
-            jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD])
+            with self.waiting_for_devices(self._step - _STEPS_AHEAD):
+                jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD])
         if self._bar is not None:
             self._bar.update()
 
@@ -80,12 +112,20 @@ class Reporter:
         if not self._pending:
             return
         first = self._step - len(self._pending) + 1
-        steps = jax.device_get(self._pending)
-        seconds = (time.perf_counter() - self._since) / len(steps)
+        with self.waiting_for_devices(self._step):
+            steps = jax.device_get(self._pending)
+        seconds = time.perf_counter() - self._since
+        self._goodput.add_updates(seconds - self._waited)
+        self._goodput.add("data_wait", self._waited)
         self._pending.clear()
+        self._waited = 0.0
         for step, measured in enumerate(steps, first):
             _check_finite(step, measured)
-        self.scalars(self._summary(steps, seconds))
+        self.scalars(self._summary(steps, seconds / len(steps)))
+        if self._writer is not None:
+            self._writer.scalars(self._step, self._goodput.scalars())
+            self._writer.flush()
+        self._goodput.write()
         self._since = time.perf_counter()
 
     def scalars(self, values: Mapping[str, float]) -> None:
@@ -103,10 +143,17 @@ class Reporter:
             logger.info("step %d: %s", self._step, text)
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keeps the block out of the step time."""
+    def paused(self, kind: Kind) -> Iterator[None]:
+        """Keeps the block out of the step time, and counts it as `kind`.
+
+        It is watched, but for evaluations: nobody knows how long those take.
+        """
+        watched = contextlib.nullcontext()
+        if kind != "evaluation":
+            watched = self._watch.waiting(f"the {kind} after step {self._step} did not end", True)
         before = time.perf_counter()
-        yield
+        with watched, self._goodput.spent(kind):
+            yield
         self._since += time.perf_counter() - before
 
     @contextlib.contextmanager
@@ -150,12 +197,15 @@ def make_reporter(
     sequence_length: int,
     start: int,
     metadata: Mapping[str, Any],
+    goodput: Goodput,
+    watch: StallWatch,
 ) -> Iterator[Reporter]:
     """The open reporter of a run that goes on after `start` updates.
 
     Args:
       metadata: of the run (`config.run_metadata`); TensorBoard shows it as hyperparameters, and
         the file config.gin of the run's folder, where there is one, as text.
+      goodput, watch: of the run, see `Reporter`.
     """
     device = mesh.devices.flat[0]
     peak = config.peak_flops or metrics.peak_flops(device.device_kind, model.dtype)
@@ -176,6 +226,8 @@ def make_reporter(
         slots=config.global_batch_size * sequence_length,
         flops_per_token=model.flops_per_token(sequence_length),
         total_peak_flops=peak and peak * mesh.size,
+        goodput=goodput,
+        watch=watch,
     )
     with reporter.open():
         yield reporter

@@ -114,7 +114,7 @@ def test_gpu_node_says_which_logs_to_read_when_a_process_fails(place):
 
 def test_gpu_node_starts_a_training_that_failed_again_but_no_mistake_and_no_stop(place):
     more = {"OPTIML_GPUS": "1", "OPTIML_RESTARTS": "2"}
-    for status, starts in (("1", 3), ("2", 1), ("75", 1)):
+    for status, starts in (("1", 3), ("76", 3), ("137", 3), ("2", 1), ("75", 1), ("127", 1)):
         done = run(place, "gpu_node.sh", "train", FAIL=status, **more)
         assert done.returncode == int(status)
         assert len((place[0] / "pids").read_text().splitlines()) == starts
@@ -169,10 +169,15 @@ def test_a_tpu_slice_is_copied_to_installed_and_started_again(place):
     assert "arguments=train --gin.A=b c --gin.Run.distributed=True" in said
     (folder / "calls").unlink()
     done = run(place, "tpu_pod.sh", "train", **where, FAIL="1", OPTIML_RESTARTS="1")
-    assert done.returncode == 2
-    assert "the run failed 2 times (1)" in done.stderr
+    assert done.returncode == 1
+    assert "error: start 2 ended with 1; the logs are on the hosts" in done.stderr
     calls = (folder / "calls").read_text().splitlines()
     assert calls == ["ssh 0", "ssh 1", "describe 0", "ssh 0", "ssh 1"]
+    for status, starts in (("75", 2), ("76", 2), ("2", 1)):
+        (folder / "calls").unlink()
+        done = run(place, "tpu_pod.sh", "train", **where, FAIL=status, OPTIML_RESTARTS="1")
+        assert done.returncode == int(status)
+        assert (folder / "calls").read_text().count(f"ssh {status}") == starts
     assert "say which slice" in run(place, "tpu_pod.sh", "train").stderr
 
 

@@ -1,6 +1,7 @@
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from optiml_jax.model.decoder import init_params
 from optiml_jax.model.lora import split_params
 from optiml_jax.sharding.rules import abstract_params
 from optiml_jax.train import loop
+from optiml_jax.train.goodput import KINDS
 from optiml_jax.train.loop import train
 
 # The tests run with 8 devices; rows of a batch are shared by all.
@@ -75,6 +77,8 @@ def test_a_run_reports_itself_on_lines_and_to_tensorboard(run, plan_dir, tmp_pat
         "non_pad_fraction",
         "step_seconds",
         "mfu",
+        *(f"time/{name}" for name in ("goodput", "restarts")),
+        *(f"time/{kind}_seconds" for kind in KINDS),
         "validation/loss",
         "validation/perplexity",
     }
@@ -91,6 +95,10 @@ def test_a_run_reports_itself_on_lines_and_to_tensorboard(run, plan_dir, tmp_pat
     model = tiny_run.configs("", "")[1]
     expected = model.flops_per_token(32) * rate / (8 * 1e9)
     assert values["mfu"][6] == pytest.approx(expected, rel=1e-4)
+    for tag in ("time/checkpoint_seconds", "time/starting_seconds", "time/validation_seconds"):
+        assert 0 < values[tag][12] < 600
+    assert 0 < values["time/goodput"][12] < 1
+    assert re.search(r"12 of 12 is saved in .*; goodput .* % of .* since the first start", said)
 
 
 def test_validation_is_the_same_however_its_rows_are_cut(run, plan_dir, tmp_path):

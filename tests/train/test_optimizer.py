@@ -37,6 +37,38 @@ def test_without_warm_up_the_first_update_has_the_peak():
     assert [float(learning_rate_at(config, 4, s)) for s in range(5)] == [1, 0.75, 0.5, 0.25, 0]
 
 
+@pytest.mark.parametrize(
+    ("settings", "pieces"),  # of Optax: (from, to, updates) in peaks
+    [
+        ({"schedule": "constant"}, [(1, 1, 16)]),
+        ({"continued": {12: "constant"}}, [(1, 0, 8), (1 / 8, 1 / 8, 8)]),
+        ({"continued": {12: "decay"}}, [(1, 0, 8), (8 / 16, 0, 8)]),
+        (
+            {"continued": {8: "decay", 12: "constant"}},
+            [(1, 0, 4), (4 / 8, 0, 4), (1 / 8,) * 2 + (8,)],
+        ),
+        ({"schedule": "constant", "continued": {12: "decay"}}, [(1, 1, 8), (1, 0, 8)]),
+        ({"schedule": "constant", "continued": {12: "constant"}}, [(1, 1, 16)]),
+    ],
+)
+def test_continued_runs_have_the_learning_rates_that_were_asked_for(settings, pieces):
+    config = OptimizerConfig(learning_rate=0.5, warmup_steps=4, **settings)
+    config.check(20)
+    ends = np.cumsum([4] + [piece[2] for piece in pieces])
+    rising = optax.linear_schedule(0.5 / 4, 0.5 * 5 / 4, 4)
+    parts = [rising] + [optax.linear_schedule(0.5 * a, 0.5 * b, n) for a, b, n in pieces]
+    expected = optax.join_schedules(parts, ends[:-1].tolist())
+    for step in range(20):
+        rate = float(learning_rate_at(config, 20, jnp.int32(step)))
+        assert rate == pytest.approx(float(expected(step)), rel=1e-5), step
+
+
+@pytest.mark.parametrize("continued", [{20: "decay"}, {12: "decay", 8: "constant"}, {3: "decay"}])
+def test_ends_that_are_out_of_order_are_refused(continued):
+    with pytest.raises(UserError, match=r"OptimizerConfig\..*TrainConfig.num_steps=20"):
+        OptimizerConfig(warmup_steps=4, continued=continued).check(20)
+
+
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(UserError, match=r"warmup_steps=60 .*num_steps=50"):
         OptimizerConfig().check(50)

@@ -116,7 +116,9 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(start, finish, unint
         send(process, signal.SIGKILL, random.randint(low, high))
         assert process.returncode == -signal.SIGKILL
 
-    assert "resuming" in finish(tmp_path)
+    said = finish(tmp_path)
+    assert "resuming" in said
+    assert "3 restarts" in said
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
     assert_bit_identical(last_state(tmp_path), uninterrupted())
     for points in tiny_run.read_scalars(tmp_path).values():

@@ -38,9 +38,9 @@ LAYOUTS = {  # processes x devices: mesh
 
 @pytest.fixture(scope="module")
 def start(plan_dir, compiled_once):
-    """Starts the processes of a run."""
+    """Starts the processes of a run; `last` are more options of the last one."""
 
-    def start(run_dir, number, devices, mesh, **more):
+    def start(run_dir, number, devices, mesh, last=None, **more):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
@@ -53,7 +53,8 @@ def start(plan_dir, compiled_once):
                 "JAX_NUM_PROCESSES": str(number),
                 "JAX_PROCESS_ID": str(i),
             }
-            own = json.dumps(options | ({"process": process} if number > 1 else {}))
+            own = options | ({"process": process} if number > 1 else {})
+            own = json.dumps(own | (last or {} if i == number - 1 else {}))
             started.append(
                 subprocess.Popen(
                     [sys.executable, str(PROGRAM), own],
@@ -172,3 +173,21 @@ def test_two_processes_stopped_in_a_bucket_then_one_end_as_one(start, alone, tmp
         assert losses == pytest.approx(dict(tiny_run.read_scalars(expected)["loss"]), rel=1e-5)
         before = jax.device_get(init_params(tiny_run.configs("", "")[1], 1234)[1])
         tiny_run.assert_same_parameters(params_of(run_dir), params_of(expected), before)
+
+
+@pytest.mark.parametrize(
+    ("where", "culprit", "named"),
+    [
+        ("rows", 1, "stalled: the rows of step 6 did not come from the cache"),
+        ("process", 0, "stalled: step [67] did not end on the devices"),
+    ],
+)
+def test_a_stall_ends_all_processes_and_is_named(start, tmp_path, where, culprit, named):
+    """The rows, or the program, of process 1 come to a stop."""
+    train = TRAIN | {"stall_seconds": 2, "checkpoint_every": 2}
+    started = start(tmp_path, 2, 1, {"fsdp": 2}, train=train, last={"stall": where})
+    said, status = ends(started)
+    assert status[culprit] == interrupt.STALLED, said
+    assert re.search(f"error: {named}.*TrainConfig.stall_seconds.*newest checkpoint", said[culprit])
+    assert status[1 - culprit] == 1, said
+    assert re.search(f"error: process {culprit} ended: {named}", said[1 - culprit])

@@ -138,6 +138,27 @@ def _save_slowly(manager, seconds):
     manager._seal = slowly
 
 
+def _stall(where):
+    """Makes something that the sixth step waits for take for ever: its rows, or this process."""
+    from optiml_jax.data.loader import StepSource
+    from optiml_jax.train.reporting import Reporter
+
+    read, add = StepSource.__getitem__, Reporter.add
+
+    def rows(self, step):
+        time.sleep(10**6 if step == 5 else 0)
+        return read(self, step)
+
+    def process(self, measured):
+        time.sleep(10**6 if self._step == 5 else 0)
+        add(self, measured)
+
+    if where == "rows":
+        StepSource.__getitem__ = rows
+    else:
+        Reporter.add = process
+
+
 def _count_reads(checksums, path):
     """Appends to a file the name of every file that is read to verify it."""
     read = checksums._read_checksum
@@ -172,6 +193,8 @@ def main():
         _kill_while_saving(CheckpointManager, options.pop("killed_while_saving"))
     if "save_slowly" in options:
         _save_slowly(CheckpointManager, options.pop("save_slowly"))
+    if "stall" in options:
+        _stall(options.pop("stall"))
     if "count_reads" in options:
         _count_reads(checksums, options.pop("count_reads"))
     if "process" in options:  # one of several: {JAX_COORDINATOR_ADDRESS, ...}

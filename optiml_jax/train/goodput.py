@@ -1,0 +1,137 @@
+"""What a run's time goes into, from its first start to its end: updates that count, and the rest.
+
+The sums are kept in a file of the run's folder, so that they go on over restarts. An update counts
+once: the time of those that were made after the newest checkpoint and have to be made again does
+not count, nor does the time in which the run was not running.
+"""
+
+import contextlib
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from optiml_jax.errors import UserError
+from optiml_jax.files import read_sealed, write_sealed
+
+logger = logging.getLogger(__name__)
+
+FILE = "goodput.json"
+# What a run does beside updates. "starting": reading the state and compiling.
+Kind = Literal["data_wait", "checkpoint", "validation", "evaluation", "starting"]
+KINDS: tuple[Kind, ...] = ("data_wait", "checkpoint", "validation", "evaluation", "starting")
+
+
+class Goodput:
+    """The time of one run.
+
+    Args:
+      path: the file of the sums; None keeps none (all processes but the first).
+      step: updates made when this start begins; time of later ones is dropped.
+      began: when this start began, in seconds since the epoch.
+      clock: tells such seconds.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path | None,
+        step: int,
+        began: float,
+        clock: Callable[[], float] = time.time,
+    ):
+        self._path, self._clock = path, clock
+        stored = _read(path)
+        self._began: float = stored.get("began", began)
+        if (complete := stored.get("complete")) is not None:
+            self._began += began - complete  # nobody waited for a run that was complete
+        self._starts: int = stored.get("starts", 0) + 1
+        self._seconds: dict[str, float] = {k: stored.get("seconds", {}).get(k, 0.0) for k in KINDS}
+        # Seconds in updates until each step of which there may be a checkpoint.
+        saved = {int(k): v for k, v in stored.get("updates", {}).items()}
+        self._saved = {k: v for k, v in saved.items() if k <= step}
+        self._updates = self._saved.get(max(self._saved, default=0), 0.0)
+        self._complete: float | None = None
+        self.add("starting", clock() - began)
+
+    def add_updates(self, seconds: float) -> None:
+        """Counts time in which updates were made."""
+        self._updates += seconds
+
+    def add(self, kind: Kind, seconds: float) -> None:
+        """Counts time that went into something else."""
+        self._seconds[kind] += seconds
+
+    @contextlib.contextmanager
+    def spent(self, kind: Kind) -> Iterator[None]:
+        """Counts the time of a block."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(kind, time.perf_counter() - before)
+
+    def saving(self, step: int) -> None:
+        """A checkpoint of this step begins: a restart from it keeps the updates until now."""
+        self._saved[step] = self._updates
+
+    def finish(self, complete: bool) -> None:
+        """This start ends. Time after a complete run does not belong to it."""
+        self._complete = self._clock() if complete else None
+        self.write()
+
+    def write(self) -> None:
+        """Puts the sums where the next start finds them."""
+        if self._path is not None:
+            value = {
+                "began": self._began,
+                "starts": self._starts,
+                "seconds": self._seconds,
+                "updates": {str(step): seconds for step, seconds in self._saved.items()},
+                "complete": self._complete,
+            }
+            write_sealed(self._path, value)
+
+    def scalars(self) -> dict[str, float]:
+        """The sums until now, for TensorBoard: tag -> value."""
+        seconds = {f"time/{kind}_seconds": value for kind, value in self._seconds.items()}
+        return {
+            "time/goodput": self._updates / self._elapsed(),
+            **seconds,
+            "time/restarts": self._starts - 1,
+        }
+
+    def describe(self) -> str:
+        """The sums until now, in words."""
+        elapsed = self._elapsed()
+        others = elapsed - self._updates - sum(self._seconds.values())
+        parts = [f"updates {duration(self._updates)}"]
+        parts += [f"{k.replace('_', ' ')} {duration(v)}" for k, v in self._seconds.items()]
+        return (
+            f"goodput {100 * self._updates / elapsed:.1f} % of {duration(elapsed)} since the first "
+            f"start ({', '.join(parts)}, lost or not running {duration(others)}), "
+            f"{self._starts - 1} restarts"
+        )
+
+    def _elapsed(self) -> float:
+        """Seconds since the first start; a clock that was put back does not make goodput > 1."""
+        passed = (self._complete or self._clock()) - self._began
+        return max(passed, self._updates + sum(self._seconds.values()), 1e-9)
+
+
+def duration(seconds: float) -> str:
+    """Below a minute as "7.3 s", else as hours, minutes and seconds: "26:03:07"."""
+    if seconds < 59.95:
+        return f"{max(seconds, 0):.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _read(path: pathlib.Path | None) -> dict:
+    if path is None or not path.exists():
+        return {}
+    try:
+        return read_sealed(path, "the record of the run's time", "it is begun anew")
+    except UserError as e:  # no update depends on it
+        logger.warning("%s", e)
+        return {}
