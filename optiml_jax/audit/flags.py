@@ -3,7 +3,8 @@
 import os
 
 from optiml_jax.audit import pairs
-from optiml_jax.files import read_json, write_json
+from optiml_jax.audit.tables import MEND
+from optiml_jax.files import read_sealed, write_sealed
 from optiml_jax.paths import path_of
 
 _TRAINED = "trained.json"
@@ -12,7 +13,7 @@ Flags = dict[str, frozenset[tuple[str, str]]]
 
 def write_trained(folder: str | os.PathLike, tasks: list[str]) -> None:
     """Notes which of the scanned tasks the mixture trains on."""
-    write_json(path_of(folder) / _TRAINED, sorted(tasks))
+    write_sealed(path_of(folder) / _TRAINED, {"tasks": sorted(tasks)})
 
 
 def read_flags(folder: str | os.PathLike) -> Flags | None:
@@ -22,7 +23,8 @@ def read_flags(folder: str | os.PathLike) -> Flags | None:
     """
     if not (path_of(folder) / _TRAINED).exists():
         return None
-    trained = {*read_json(path_of(folder) / _TRAINED, "the training tasks of an audit")}
+    stored = read_sealed(path_of(folder) / _TRAINED, "the training tasks of an audit", MEND)
+    trained = {*stored["tasks"]}
     found: dict[str, set[tuple[str, str]]] = {
         row["eval_task"]: set() for row in pairs.read_rows(folder, "eval_tasks")
     }

@@ -27,13 +27,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from optiml_jax.audit.prompt_words import PromptWords
+from optiml_jax.audit.tables import MEND
 from optiml_jax.audit.texts import Batch, batches
 from optiml_jax.audit.words import AuditWords
 from optiml_jax.data.example import Example
 from optiml_jax.errors import UserError
-from optiml_jax.files import disk_errors, read_json, write_json
+from optiml_jax.files import checksum, damage, disk_errors, read_sealed, write_sealed
 
 FORMAT = 2  # raise it when the same texts give another index
+_DESCRIPTION = "index.json"
 CONTENT = np.uint32(1 << 31)
 _PLACE = np.uint32((1 << 31) - 1)
 _BUCKETS = 64  # the table is sorted in so many parts, one in memory at a time
@@ -183,7 +185,9 @@ class IndexWriter:
                 "rows": self._rows,
                 "tasks": self._tasks,
             }
-            write_json(self._folder / "index.json", meta | dict(about))
+            names = sorted(p.name for p in self._folder.iterdir() if p.name != _DESCRIPTION)
+            meta["files"] = {name: checksum(self._folder / name) for name in names}
+            write_sealed(self._folder / _DESCRIPTION, meta | dict(about))
 
 
 def _once(rows: np.ndarray) -> np.ndarray:
@@ -201,7 +205,7 @@ class Index:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = pathlib.Path(folder)
-        self.meta = read_json(self.folder / "index.json", "the index of an audit (index.json)")
+        self.meta = read_sealed(self.folder / _DESCRIPTION, "the index of an audit", MEND)
         self.rules = AuditWords(**self.meta["rules"])
         self.tasks: dict[str, tuple[int, int]] = {
             t: tuple(v) for t, v in self.meta["tasks"].items()
@@ -228,9 +232,13 @@ class Index:
                 else np.zeros(0, dtype)
             )
         except (OSError, ValueError) as e:
-            raise UserError(
-                f"{path} is missing or damaged; delete {self.folder} and start again"
-            ) from e
+            raise UserError(f"{path} is missing or damaged; {MEND}") from e
+
+    def verify(self) -> None:
+        """UserError unless all files are as they were written; reads each once."""
+        if problem := damage(self.folder, self.meta["files"]):
+            what = f"the index of an audit in {self.folder}"
+            raise UserError(f"{what} is damaged ({problem}); {MEND}")
 
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which hashes are in the table.

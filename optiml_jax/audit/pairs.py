@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from optiml_jax.audit.index import Index
 from optiml_jax.audit.scan import read_scan
+from optiml_jax.audit.tables import read_table
 from optiml_jax.errors import UserError
-from optiml_jax.paths import local_copy, path_of
+from optiml_jax.paths import path_of
 
+DESCRIPTION = "tables.json"  # of the tables in an audit's folder
 # One row for each (training task, evaluation task) with any overlap. `overlap` counts evaluation
 # examples with an n-gram of content in common, or whose short content is there as a whole.
 _PAIRS = pa.schema(
@@ -169,12 +170,7 @@ def indexed_tasks(folder: str | os.PathLike) -> set[str]:
 
 def read_rows(folder: str | os.PathLike, name: str) -> list[dict[str, Any]]:
     """The rows of one of an audit's tables; errors as of `read_pairs`."""
-    path = path_of(folder) / f"{name}.parquet"
-    try:
-        return pq.read_table(local_copy(path)).to_pylist()
-    except FileNotFoundError as e:
-        raise UserError(
-            f"no audit in {folder} ({name}.parquet is missing); run optiml audit"
-        ) from e
-    except (OSError, pa.ArrowInvalid) as e:
-        raise UserError(f"{path} is damaged ({e}); run optiml audit again") from e
+    description = path_of(folder) / DESCRIPTION
+    if not description.exists():
+        raise UserError(f"no audit in {folder} ({DESCRIPTION} is missing); run optiml audit")
+    return read_table(description, name).to_pylist()

@@ -14,17 +14,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import pyarrow.parquet as pq
 import tqdm
 
 from optiml_jax.audit import pairs
 from optiml_jax.audit.index import FORMAT, Index, IndexWriter
 from optiml_jax.audit.scan import ScanOutcome, is_scanned, scan_file, scan_task, source_stamp
+from optiml_jax.audit.tables import write_tables
 from optiml_jax.audit.words import AuditWords
 from optiml_jax.data import pool
 from optiml_jax.data.example import Example, TaskSource, check_unique_names
 from optiml_jax.errors import UserError
-from optiml_jax.files import atomic_path, disk_errors, fingerprint
+from optiml_jax.files import fingerprint
 from optiml_jax.one_writer import one_writer
 
 logger = logging.getLogger(__name__)
@@ -108,11 +108,7 @@ def audit(
                 f"({'; '.join(failures)}); put the files right and run the same command again"
             )
         paths = {s.name: scan_file(folder, s.name) for s in training}
-        tables = pairs.collect(paths, index)
-        for name, table in tables.items():
-            path = folder / f"{name}.parquet"
-            with disk_errors(path, "the result of an audit"), atomic_path(path) as temporary:
-                pq.write_table(table, temporary, compression="zstd")
+        write_tables(folder / pairs.DESCRIPTION, pairs.collect(paths, index), {})
     return AuditSummary(outcomes, index.meta["examples"])
 
 
@@ -127,10 +123,13 @@ def _index(evaluation: Sequence[EvaluationTask], folder: pathlib.Path, rules: Au
     )
     path = folder / "index"
     if (path / "index.json").exists():
-        with contextlib.suppress(UserError):
+        try:
             index = Index(path)
             if index.meta.get("fingerprint") == wanted:
+                index.verify()
                 return index
+        except UserError as e:
+            logger.warning("%s: it is made anew", e)
     writer = IndexWriter(path, rules)
     bar = tqdm.tqdm(evaluation, desc="index", unit="task", disable=not sys.stderr.isatty())
     for task in bar:

@@ -5,7 +5,6 @@ in the audit's folder, whole or not at all.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import pathlib
@@ -14,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from optiml_jax.audit.index import Index
 from optiml_jax.audit.prompt_words import shared_by_prompt
+from optiml_jax.audit.tables import read_about, read_table, write_tables
 from optiml_jax.audit.texts import Batch, batches, content_text
 from optiml_jax.data.example import Drops, Example, TaskSource, seqio_name
 from optiml_jax.data.pool import Stopped
 from optiml_jax.errors import UserError
-from optiml_jax.files import atomic_path, disk_errors, fingerprint
+from optiml_jax.files import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -173,17 +172,17 @@ class Scan:
 
 
 def scan_file(folder: str | os.PathLike, task: str) -> pathlib.Path:
-    """Where the result of a training task lies in an audit's folder."""
-    return pathlib.Path(folder) / "scans" / f"{seqio_name(task)}.parquet"
+    """Description of the result of a training task, which lies beside it; see `tables.py`."""
+    return pathlib.Path(folder) / "scans" / f"{seqio_name(task)}.json"
 
 
 def read_scan(path: pathlib.Path) -> tuple[pa.Table, dict[str, Any]]:
-    """The overlapping evaluation examples, and what is known of the scan (see `scan_task`)."""
-    try:
-        table = pq.read_table(path)
-        return table, json.loads(table.schema.metadata[b"scan"])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{path} is damaged ({e}); delete it and run the audit again") from e
+    """The overlapping evaluation examples, and what is known of the scan (see `scan_task`).
+
+    Raises:
+      UserError: they are not as they were written.
+    """
+    return read_table(path, path.stem), read_about(path)
 
 
 def source_stamp(source: TaskSource) -> list[Any]:
@@ -203,8 +202,9 @@ def is_scanned(source: TaskSource, folder: str | os.PathLike, index: Index) -> b
     """Whether the folder holds the result of this task against this index."""
     path = scan_file(folder, source.name)
     try:
-        return path.exists() and read_scan(path)[1]["fingerprint"] == _fingerprint(source, index)
-    except UserError:
+        return path.exists() and read_about(path)["fingerprint"] == _fingerprint(source, index)
+    except UserError as e:
+        logger.warning("%s: %s is scanned anew", e, source.name)
         return False
 
 
@@ -218,7 +218,7 @@ def scan_task(
 
     `stopped` is asked now and then whether to give up, which raises `Stopped`.
 
-    The file's metadata `scan` is JSON: task, examples, drops (reason -> records), source_datasets,
+    The description of the table says: task, examples, drops (reason -> records), source_datasets,
     witnesses, fingerprint.
     """
     try:
@@ -238,9 +238,7 @@ def scan_task(
             "fingerprint": _fingerprint(source, index),
         }
         path = scan_file(folder, source.name)
-        table = table.replace_schema_metadata({"scan": json.dumps(about, ensure_ascii=False)})
-        with disk_errors(path, "the result of an audit"), atomic_path(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+        write_tables(path, {path.stem: table}, about)
         return ScanOutcome(source.name, "scanned", scan.examples)
     except UserError as e:
         return ScanOutcome(source.name, "failed", error=str(e))

@@ -12,7 +12,7 @@ from optiml_jax.audit import pairs
 from optiml_jax.cli.settings import Audit, Run
 from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
-from optiml_jax.files import fingerprint, read_json, write_json
+from optiml_jax.files import fingerprint, read_sealed, write_sealed
 from tasks.audit import Judged, judge
 from tasks.splits import Manifest
 
@@ -67,7 +67,7 @@ def write_seen(run: Run, undecided: Sequence[str]) -> None:
     path, settings = _note(run), Audit()
     if settings.paper_mode:
         state = {"audit": _audit_state(run), "undecided": list(undecided)}
-        write_json(path, state)
+        write_sealed(path, state)
     else:
         path.unlink(missing_ok=True)
 
@@ -88,7 +88,7 @@ def check_plan_decided(run: Run) -> None:
             f"paper mode: the plan in {path.parent} was made without it; run optiml plan with "
             "Audit.paper_mode = True"
         )
-    seen = read_json(path, "what the plan saw of the audit")
+    seen = read_sealed(path, "what the plan saw of the audit", "run optiml plan again")
     if settings.folder_of(run).exists() and seen["audit"] != _audit_state(run):
         raise UserError(
             f"paper mode: the audit in {settings.folder_of(run)} or the decisions changed since "

@@ -4,6 +4,7 @@ A specification is `<kind>:<place>`; what the kinds mean is in vocabulary.py.
 """
 
 import json
+import logging
 import os
 import pathlib
 import re
@@ -11,8 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from optiml_jax.errors import UserError
-from optiml_jax.files import read_json
+from optiml_jax.files import damage, read_json
 from optiml_jax.paths import local_copies, path_of
+
+logger = logging.getLogger(__name__)
 
 # metaseq's names, then Hugging Face's.
 BPE_FILES = (("gpt2-vocab.json", "gpt2-merges.txt"), ("vocab.json", "merges.txt"))
@@ -28,6 +31,7 @@ SENTENCEPIECE = "vocabulary.model"
 HUB_FILES = (TOKENIZER, *BPE_FILES[1], *MORE_FILES)  # what is wanted of a model on the Hub
 IN_CHECKPOINT = "tokenizer"  # the folder in a step folder
 _KIND = "vocabulary.json"
+_DESCRIPTION = "optiml.json"  # of a step folder, see checkpoint/manager.py
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -101,14 +105,42 @@ def kind_of(spec: str) -> str:
 
 
 def spec_of_step(folder: str | os.PathLike) -> str | None:
-    """The specification of a step folder's own vocabulary; None: it has none."""
-    folder = path_of(folder).absolute() / IN_CHECKPOINT
-    if not (folder / _KIND).is_file():
+    """The specification of a step folder's own vocabulary; None: it has none.
+
+    Raises:
+      UserError: its files are not as they were written; says how to get them back.
+    """
+    step = path_of(folder).absolute()
+    folder = step / IN_CHECKPOINT
+    if not folder.is_dir():
         return None
+    _check_whole(step)
     kind = read_json(folder / _KIND, "the vocabulary of a checkpoint")["kind"]
     folder = local_copies(folder)
     place = folder / SENTENCEPIECE if kind == "sentencepiece" else folder
     return f"{kind}:{place}"
+
+
+def _check_whole(step: pathlib.Path) -> None:
+    """UserError unless the vocabulary's files are those that the checkpoint's description lists."""
+    manifest = read_json(step / _DESCRIPTION, "the description of a checkpoint", dict)
+    files = manifest.get("files", {})
+    listed = {k: v for k, v in files.items() if k.startswith(f"{IN_CHECKPOINT}/")}
+    there = {f"{IN_CHECKPOINT}/{file.name}" for file in (step / IN_CHECKPOINT).iterdir()}
+    problem = damage(step, listed)
+    if foreign := sorted(there - {*listed}):
+        problem = problem or f"{foreign[0]} does not belong to it"
+    if problem is None:
+        return
+    about = manifest.get("metadata", {})
+    again = "optiml train, which goes on from the checkpoint before"
+    if source := about.get("source"):
+        again = f"optiml convert --gin.Convert.source={source} into another folder"
+    raise UserError(
+        f"the vocabulary in the checkpoint {step} is damaged ({problem}); set Run.vocabulary to "
+        f"where the vocabulary came from (it was {about.get('vocabulary', {}).get('spec')}), or "
+        f"make the checkpoint again: {again}"
+    )
 
 
 def spec_in_checkpoint(place: str) -> str:
@@ -118,16 +150,23 @@ def spec_in_checkpoint(place: str) -> str:
       place: a run folder, its `checkpoints` folder or one step folder; of several steps the newest.
 
     Raises:
-      UserError: none there.
+      UserError: none there, or all are damaged.
     """
     path = path_of(place).expanduser().absolute()
     steps = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     numbered = [f for f in steps.glob("*") if f.name.isdigit()] if steps.is_dir() else []
+    problems = []
     for folder in (path, *sorted(numbered, key=lambda f: -int(f.name))):
-        spec = spec_of_step(folder)
+        try:
+            spec = spec_of_step(folder)
+        except UserError as e:
+            problems.append(str(e))
+            continue
         if spec is not None:
+            for problem in problems:
+                logger.warning("%s; taking that of %s", problem, folder)
             return spec
-    raise UserError(f"no checkpoint with a vocabulary in {place}")
+    raise UserError(problems[0] if problems else f"no checkpoint with a vocabulary in {place}")
 
 
 def special_tokens(folder: pathlib.Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ audit([source(f"t{{k}}") for k in range(6)], [evaluation(source(f"e{{k}}")) for 
       {str(tmp_path / "audit")!r}, AuditWords(), num_workers=1)
 """
     statuses = []
-    for stop in (20, 66, 70, 71, 10_000):
+    for stop in (20, 67, 72, 73, 78, 10_000):
         run = subprocess.run(
             [sys.executable, "-c", code, str(stop)], capture_output=True, text=True, check=False
         )
@@ -151,15 +152,47 @@ def test_a_task_that_cannot_be_read_is_named_and_the_others_are_scanned(tmp_path
     os.remove(tmp_path / "files" / "t3.tsv")
     with pytest.raises(AuditError, match=r"1 of 6 training tasks .*b/t3: cannot read .*t3.tsv"):
         audit(training, evaluated, tmp_path / "audit", AuditWords(), num_workers=1)
-    assert len(list((tmp_path / "audit" / "scans").iterdir())) == 5
+    assert len(list((tmp_path / "audit" / "scans").glob("*.json"))) == 5
 
 
 def test_no_audit_and_a_damaged_one_are_told_apart(done, tmp_path):
     with pytest.raises(UserError, match=r"no audit in .*run optiml audit"):
         pairs.read_pairs(tmp_path)
-    (tmp_path / "pairs.parquet").write_bytes((done / "pairs.parquet").read_bytes()[:50])
-    with pytest.raises(UserError, match="is damaged"):
-        pairs.read_pairs(tmp_path)
+    shutil.copytree(done, tmp_path / "audit")
+    path = tmp_path / "audit" / "pairs.parquet"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"pairs.parquet is not as .* run optiml audit again"):
+        pairs.read_pairs(tmp_path / "audit")
+
+
+@pytest.mark.parametrize(
+    ("name", "scanned"),
+    [
+        ("index/hashes.bin", 0),
+        ("index/texts.bin", 0),
+        ("index/examples.parquet", 0),
+        ("index/index.json", 0),
+        ("scans/b.t2.parquet", 1),
+        ("scans/b.t2.json", 1),
+        ("instances.parquet", 0),
+        ("tables.json", 0),
+    ],
+)
+def test_a_flipped_bit_in_any_file_of_an_audit_is_noticed_and_mended(
+    bench, done, tmp_path, caplog, name, scanned
+):
+    folder = tmp_path / "audit"
+    shutil.copytree(done, folder)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(bytes(data))
+    if "/" not in name:
+        with pytest.raises(UserError, match="run optiml audit again"):
+            pairs.read_rows(folder, "instances")
+    outcomes = audit(*bench, folder, AuditWords(), num_workers=1).outcomes.values()
+    assert [o.status for o in outcomes].count("scanned") == scanned
+    assert ("damaged" in caplog.text) == ("/" in name)
+    assert digests(folder) == digests(done)
 
 
 def test_the_progress_says_rate_and_time_left(bench, tmp_path, caplog):

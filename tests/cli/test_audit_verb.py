@@ -5,11 +5,11 @@ import re
 import shutil
 
 import gin
-import pyarrow.parquet as pq
 import pytest
 from tiny_bench import write_tiny_bench
 
-from optiml_jax.audit.pairs import read_pairs, read_rows
+from optiml_jax.audit.pairs import DESCRIPTION, read_pairs, read_rows
+from optiml_jax.audit.tables import read_table, write_tables
 from optiml_jax.cli.main import main
 from tasks.decisions import Decisions
 
@@ -140,8 +140,10 @@ def test_paper_mode_stops_training_evaluation_and_export_too(run):
     assert out.out.count(f" and {THIRD}: ") == 2
     other = run.decisions.parent / "other"
     shutil.copytree(run.root / "run" / "audit", other)
-    table = pq.read_table(other / "eval_tasks.parquet")
-    pq.write_table(table.slice(0, len(table) - 1), other / "eval_tasks.parquet")
+    names = ("pairs", "eval_tasks", "train_tasks", "instances")
+    tables = {name: read_table(other / DESCRIPTION, name) for name in names}
+    tables["eval_tasks"] = tables["eval_tasks"].slice(0, len(tables["eval_tasks"]) - 1)
+    write_tables(other / DESCRIPTION, tables, {})
     code, out = run("evaluate", every, name, mode, f"--gin.Audit.folder={other}")
     assert code == 2
     assert "did not see 1 evaluation tasks" in out.err

@@ -5,11 +5,13 @@ import pickle
 import random
 import shutil
 
+import jax.numpy as jnp
 import pytest
 import tensorflow as tf
 import tokenizers
 import transformers
 
+from optiml_jax.checkpoint.manager import CheckpointManager
 from optiml_jax.data.sentencepiece_export import export_sentencepiece
 from optiml_jax.data.tokenizer_vocabulary import TokenizerVocabulary
 from optiml_jax.data.vocabulary import (
@@ -150,16 +152,46 @@ def test_sentencepiece_models_are_exported_with_equal_ids(tmp_path):
     assert (theirs.eos_token_id, theirs.pad_token_id, theirs.bos_token_id) == (2, 1, 2)
 
 
+def save_checkpoint(folder, step, spec, **metadata):
+    manager = CheckpointManager(folder, async_save=False, files=content_for_checkpoint(spec))
+    manager.save(step, {"params": {"w": jnp.ones(1)}}, {"vocabulary": {"spec": spec}, **metadata})
+    manager.close()
+
+
+def test_a_damaged_vocabulary_in_a_checkpoint_is_named_and_an_older_one_taken(tmp_path, caplog):
+    opt_folder(tmp_path / "source")
+    spec = f"opt:{tmp_path / 'source'}"
+    for step in (1, 2):
+        save_checkpoint(tmp_path / "run", step, spec)
+    tokenizer = tmp_path / "run" / "2" / "tokenizer" / "tokenizer.json"
+    text = tokenizer.read_text()
+    values = json.loads(text)
+    values["model"]["merges"].pop()  # it loads
+    tokenizer.write_text(json.dumps(values))
+    assert spec_in_checkpoint(str(tmp_path / "run")) == f"opt:{tmp_path}/run/1/tokenizer"
+    assert "tokenizer.json is not as it was written" in caplog.text
+    with pytest.raises(UserError, match=rf"set Run.vocabulary to .*it was {spec}.*optiml train"):
+        load_vocabulary(f"checkpoint:{tmp_path / 'run' / '2'}")
+    tokenizer.write_text(text)
+    load_vocabulary(f"checkpoint:{tmp_path / 'run' / '2'}")
+
+    save_checkpoint(tmp_path / "converted", 0, spec, source="facebook/opt-125m")
+    foreign = tmp_path / "converted" / "0" / "tokenizer" / "added_tokens.json"
+    foreign.write_text('{"foo": 7}')
+    message = (
+        r"added_tokens.json does not belong to it.*optiml convert --gin.Convert.source=facebook"
+    )
+    with pytest.raises(UserError, match=message):
+        load_vocabulary(f"checkpoint:{tmp_path / 'converted'}")
+
+
 def test_what_a_checkpoint_keeps_is_the_same_vocabulary(tmp_path):
     opt_folder(tmp_path / "source", added=["foo bar"])
     train_sentencepiece([*AWKWARD, "yes no"] * 5, tmp_path / "small.model", 330)
     for step, spec in enumerate(
         (f"opt:{tmp_path / 'source'}", f"sentencepiece:{tmp_path / 'small.model'}")
     ):
-        for name, content in content_for_checkpoint(spec).items():
-            path = tmp_path / "run" / "checkpoints" / str(step) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        save_checkpoint(tmp_path / "run" / "checkpoints", step, spec)
         kept = load_vocabulary(f"checkpoint:{tmp_path / 'run'}")
         assert vocabulary_fingerprint(kept) == vocabulary_fingerprint(load_vocabulary(spec))
     assert spec_in_checkpoint(str(tmp_path / "run")).startswith("sentencepiece:")
