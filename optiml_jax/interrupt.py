@@ -55,11 +55,15 @@ def patient() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
+def watched(last: bool = False) -> Iterator[None]:
     """A block in which signals are answered, by Python or by the end of the process.
 
     Ctrl-C is a KeyboardInterrupt, as always; other handlers call `answered`. Outside of the main
     thread, which alone gets signals, nothing is done.
+
+    Args:
+      last: nothing but the end of the program comes after the block, which Ctrl-C then ends
+        without a word.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -74,8 +78,8 @@ def watched() -> Iterator[None]:
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if last else before)
         signal.set_wakeup_fd(descriptor)
-        signal.signal(signal.SIGINT, before)
         theirs.close()  # ends the thread
         thread.join()
         ours.close()

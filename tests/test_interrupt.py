@@ -49,3 +49,20 @@ def test_a_call_whose_result_must_be_saved_is_waited_for():
     body = "with interrupt.patient(): hashlib.pbkdf2_hmac('sha256', b'', b'', 3 * 10**6)"
     returned, said = ended_by(signal.SIGTERM, body)
     assert (returned, said) == (0, "")
+
+
+def test_ctrl_c_after_the_last_block_ends_the_program_without_a_word():
+    program = """
+from optiml_jax import interrupt
+with interrupt.watched(last=True):
+    pass
+print("ready", flush=True)
+import time
+time.sleep(60)
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[1] == ""
+    assert process.returncode == -signal.SIGINT  # 130 for a shell

@@ -62,12 +62,14 @@ def _evaluate(run: Run, settings: Evaluate) -> int:
     for place in places:
         try:
             failures += evaluation.of_checkpoint(place)
-        except (UserError, OSError, ValueError) as e:
+        except Exception as e:
             # A training that goes on removes old checkpoints (TrainConfig.keep).
             gone = "/" in place and not path_of(place).exists()
-            if len(places) == 1 or not (gone or isinstance(e, UserError)):
+            if not (gone or isinstance(e, UserError)) or (len(places) == 1 and not gone):
                 raise
             why = "it was removed while it was read" if gone else e
+            if len(places) == 1:
+                raise UserError(f"checkpoint {place}: {why}; choose another one") from e
             failures.append(f"checkpoint {place}: {why}")
             _log.warning("%s", failures[-1])
     processes.on_first(lambda: write_scalars(run))

@@ -14,10 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-import optiml_jax.cli.settings  # noqa: F401 - what gin may set
 from optiml_jax import interrupt
-from optiml_jax.cli.compilation_cache import CompilationCache
-from optiml_jax.cli.gin_files import read_settings
 from optiml_jax.errors import UserError, printable
 from optiml_jax.files import OF_THE_MACHINE
 
@@ -47,18 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     before its end, and the same command goes on; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verbs = list(itertools.takewhile(VERBS.__contains__, arguments))
     try:
-        if arguments[:1] in ([], ["-h"], ["--help"]):
-            print(_usage())
-            return 0 if arguments else 2
-        if not verbs:
-            raise UserError(f"unknown verb {arguments[0]!r}; the verbs are {', '.join(VERBS)}")
-        _logging()
-        parse_gin(verbs, arguments[len(verbs) :])
-        CompilationCache().enable()
-        with interrupt.watched():
-            return _run(verbs)
+        with interrupt.watched(last=_is_the_program(argv)):
+            return _answer(arguments)
     except UserError as e:
         # Gin adds lines of its own to what is raised inside a configurable.
         print(f"error: {str(e).splitlines()[0]}", file=sys.stderr)
@@ -80,6 +68,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"interrupted{f': {e}' if str(e) else ''}; the same command continues", file=sys.stderr
         )
         return 130
+
+
+def _is_the_program(argv: Sequence[str] | None) -> bool:
+    """Whether this process runs verbs and ends: `optiml VERB`, `python -m optiml_jax.cli.VERB`."""
+    return argv is None or sys.argv[0].endswith(os.path.join("cli", f"{(*argv, '')[0]}.py"))
+
+
+def _answer(arguments: list[str]) -> int:
+    verbs = list(itertools.takewhile(VERBS.__contains__, arguments))
+    if arguments[:1] in ([], ["-h"], ["--help"]):
+        print(_usage())
+        return 0 if arguments else 2
+    if not verbs:
+        raise UserError(f"unknown verb {arguments[0]!r}; the verbs are {', '.join(VERBS)}")
+    _logging()
+    parse_gin(verbs, arguments[len(verbs) :])
+    from optiml_jax.cli.compilation_cache import CompilationCache
+
+    CompilationCache().enable()
+    return _run(verbs)
 
 
 def _run(verbs: Sequence[str]) -> int:
@@ -126,6 +134,10 @@ def parse_gin(verbs: Sequence[str], arguments: Sequence[str]) -> None:
     flags = {"dry_run": "Fetch", "review": "Audit", "allow_undecided": "Audit"}
     flags |= {"status": "Launch", "report": "Launch"}
     bindings += [f"{flags[name]}.{name} = True" for name in flags if getattr(parsed, name, False)]
+    # Seconds of imports: here, where a signal has an answer.
+    import optiml_jax.cli.settings  # noqa: F401 - what gin may set
+    from optiml_jax.cli.gin_files import read_settings
+
     read_settings(parsed.gin_file, bindings)
 
 

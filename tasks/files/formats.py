@@ -18,7 +18,7 @@ import numpy as np
 from optiml_jax.errors import UserError
 from optiml_jax.files import regular_file
 from tasks.files import columnar
-from tasks.files.text_files import json_array
+from tasks.files.text_files import json_array, warn_if_cut
 from tasks.files.values import loads, without_nan
 
 Row = dict[str, Any]
@@ -206,6 +206,8 @@ def _read_table(file: str) -> Iterator[Row]:
                 "repair the line or download the file again"
             )
         yield dict(zip(columns, row, strict=True))
+    if file.endswith((".csv", ".tsv")):  # where a compressed one is cut, decompression ends
+        warn_if_cut(file)
 
 
 def _csv_cells(file: str) -> Iterator[tuple[int, list[str]]]:

@@ -27,6 +27,7 @@ MAX_LINE_BYTES = 1 << 31  # metaseq's limit (metaseq/data/jsonl_dataset.py)
 # NUL, the replacement character of broken encodings, and lone surrogates, which UTF-8 cannot hold.
 BAD_CHARACTERS = re.compile("[\x00\ufffd\ud800-\udfff]")
 NUM_DEMONSTRATIONS = 1000
+CUT_LINE = "last line without its end"
 _CHUNK = 1 << 20
 _SHOWN = 5  # malformed lines of a file that are named in the log
 
@@ -100,7 +101,8 @@ def tsv_rows(path: str, columns: Container[int], drops: Drops) -> Iterator[tuple
 
     No quoting, no escapes: a tab always divides, a quotation mark is a character like others. Rows
     of another width are counted as "wrong number of columns" and the first of them named in the
-    log.
+    log. So is a last line without the end that all lines before it have: the file was cut there,
+    in a cell that may still look whole.
 
     Raises:
       UserError: the file is missing or a line is not UTF-8; the message names the line.
@@ -108,6 +110,9 @@ def tsv_rows(path: str, columns: Container[int], drops: Drops) -> Iterator[tuple
     malformed = _Malformed(path, drops)
     for number, raw in _raw_lines(path, malformed):
         text = decode(raw, path, number)
+        if number > 1 and not raw.endswith(b"\n"):
+            malformed.add(number, CUT_LINE, "the file was cut, or put a newline at its end")
+            continue
         cells = text.removesuffix("\n").removesuffix("\r").split("\t")
         if len(cells) in columns:
             yield number, cells
@@ -132,10 +137,23 @@ def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
                 number = reader.line_num
                 if cells:
                     yield number, cells
+        warn_if_cut(path)
     except FileNotFoundError as e:
         raise UserError(f"data file not found: {path}") from e
     except (csv.Error, UnicodeDecodeError) as e:
         raise UserError(f"{path} is damaged after line {number} ({e}); download it again") from e
+
+
+def warn_if_cut(path: str) -> None:
+    """Names a text file whose last line has no end, though lines before it have one."""
+    with regular_file(path).open("rb") as file:
+        several = b"\n" in file.read(_CHUNK)
+        if several and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
+            logger.warning(
+                "%s: its last line has no end; if the file was cut there, get it again, else put "
+                "a newline at its end",
+                path,
+            )
 
 
 def csv_records(path: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -28,7 +28,7 @@ from tasks.splits import Manifest
 from tasks.templates.instructions import instructions
 
 UPSTREAM = "https://github.com/google-research/FLAN (flan/v2/cot_data)"
-READER_VERSION = 3  # raise it when the same file gives other Examples: caches are then redone
+READER_VERSION = 4  # raise it when the same file gives other Examples: caches are then redone
 NUM_TEST = 250  # items of a validation task (paper, section 4.1)
 
 logger = logging.getLogger(__name__)

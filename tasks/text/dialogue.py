@@ -5,6 +5,7 @@ or knowledge lines; empty input, loss on everything (OPT-IML paper, section 4.7 
 """
 
 import dataclasses
+import logging
 import os
 import pathlib
 import re
@@ -24,7 +25,9 @@ from tasks.files.text_files import (
 from tasks.files.values import text_of
 from tasks.splits import Manifest
 
-READER_VERSION = 2  # raise it when the same file gives other Examples: caches are then redone
+logger = logging.getLogger(__name__)
+
+READER_VERSION = 3  # raise it when the same file gives other Examples: caches are then redone
 
 # ParlAI: fields `name:value`, divided by tabs; lines of `text` that are no turn.
 _KNOWLEDGE = re.compile(r"(?:your|partner's) persona: |__\w+__")
@@ -140,9 +143,10 @@ def _parlai(path: str, drops: Drops) -> Iterator[tuple[str, str, list[str]]]:
     """Episodes of a file in ParlAI's text format; candidates, personas and knowledge are left out.
 
     A line is a pair of turns. Some teachers repeat the history in `text`: then only its last line
-    is new.
+    is new. Where the file is cut inside a line, the episode of that line is left out.
     """
     turns: list[str] = []
+    number, raw, ended = 0, b"", False
     with regular_file(path).open("rb") as file:
         for number, raw in enumerate(file, 1):
             cells = decode(raw, path, number).rstrip("\r\n").split("\t")
@@ -155,8 +159,13 @@ def _parlai(path: str, drops: Drops) -> Iterator[tuple[str, str, list[str]]]:
             turns += _one_line_each([*new, label.replace("\\n", " ")])
             if fields.get("episode_done", "").strip() == "True":
                 yield "", "", turns
-                turns = []
-    if turns:
+                turns, ended = [], True
+    if turns and number > 1 and not raw.endswith(b"\n"):
+        logger.warning("%s: its last episode and line have no end: the file was cut", path)
+        drops["episode cut off"] += 1
+    elif turns:
+        if ended:
+            drops["warning: last episode without its end"] += 1
         yield "", "", turns
 
 

@@ -15,6 +15,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from tiny_bench import write_tiny_bench
 
+from optiml_jax.checkpoint import manager
 from optiml_jax.checkpoint.manager import find_checkpoint, load_metadata, load_params
 from optiml_jax.cli.checkpoints import _name, find_places
 from optiml_jax.cli.main import main
@@ -138,6 +139,23 @@ def test_a_damaged_checkpoint_is_reported_and_the_others_are_evaluated(copy, tra
     assert f"failed: checkpoint {run}/checkpoints/2: " in said
     assert len(records(run)) == 3
     assert set(map(tuple, scalars(run).values())) == {(4,)}
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_named_and_the_others_are_evaluated(
+    copy, trained, monkeypatch, capsys
+):
+    run, check = pathlib.Path(copy.split("=")[1]), manager._check_shapes
+
+    def check_and_remove(path, *shapes):
+        check(path, *shapes)
+        if path.parent.name == "2":  # what a training that goes on does (TrainConfig.keep)
+            shutil.rmtree(path.parent)
+
+    monkeypatch.setattr(manager, "_check_shapes", check_and_remove)
+    assert optiml("evaluate", trained, copy, "--gin.Evaluate.checkpoint=all") == 1
+    said = capsys.readouterr().err
+    assert f"failed: checkpoint {run}/checkpoints/2: it was removed while it was read" in said
+    assert len(records(run)) == 3
 
 
 def test_one_folder_for_two_checkpoints_is_refused(copy, trained, capsys):

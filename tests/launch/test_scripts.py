@@ -106,10 +106,10 @@ def test_gpu_node_starts_processes_with_equal_shares_and_a_log_each(place):
 
 
 def test_gpu_node_says_which_logs_to_read_when_a_process_fails(place):
-    done = run(place, "gpu_node.sh", "train", OPTIML_PROCESSES="2", OPTIML_GPUS="2", FAIL="3")
-    assert done.returncode == 3
+    done = run(place, "gpu_node.sh", "train", OPTIML_PROCESSES="2", OPTIML_GPUS="2", FAIL="76")
+    assert done.returncode == 76
     assert "started again (3 of 3)" in done.stderr
-    assert "a process failed (3): see logs/process_*.log" in done.stderr
+    assert "a process failed (76): see logs/process_*.log" in done.stderr
 
 
 def test_gpu_node_starts_a_training_that_failed_again_but_no_mistake_and_no_stop(place):

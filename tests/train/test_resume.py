@@ -105,11 +105,12 @@ def assert_bit_identical(left, right):
 
 
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(start, finish, uninterrupted, tmp_path):
-    process = start(tmp_path, killed_while_saving=16)
-    process.communicate(timeout=300)
-    assert process.returncode == -signal.SIGKILL
-    assert steps(tmp_path) == [8]
-    assert list((tmp_path / "checkpoints").glob("16.*tmp*"))
+    for moment in ({"killed_while_compiling": 0.3}, {"killed_while_saving": 8}):
+        process = start(tmp_path, **moment)
+        process.communicate(timeout=300)
+        assert process.returncode == -signal.SIGKILL
+        assert steps(tmp_path) == []
+    assert list((tmp_path / "checkpoints").glob("8.*tmp*"))
 
     for low, high in ((10, 20), (22, STEPS - 5)):
         process = start(tmp_path)
@@ -118,7 +119,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(start, finish, unint
 
     said = finish(tmp_path)
     assert "resuming" in said
-    assert "3 restarts" in said
+    assert "4 restarts" in said
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
     assert_bit_identical(last_state(tmp_path), uninterrupted())
     for points in tiny_run.read_scalars(tmp_path).values():

@@ -9,6 +9,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 import types
 
@@ -127,6 +128,20 @@ def _kill_while_saving(manager, step):
     manager._seal = killed
 
 
+def _kill_while_compiling(seconds):
+    """Makes this process kill itself so long after it began to trace and compile."""
+    from optiml_jax.train import loop
+
+    compile_programs = loop.compile_programs
+
+    def killed(*arguments):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        compile_programs(*arguments)
+        time.sleep(300)
+
+    loop.compile_programs = killed
+
+
 def _save_slowly(manager, seconds):
     """Makes a save take so long, in the background."""
     seal = manager._seal
@@ -191,6 +206,8 @@ def main():
 
     if "killed_while_saving" in options:
         _kill_while_saving(CheckpointManager, options.pop("killed_while_saving"))
+    if "killed_while_compiling" in options:
+        _kill_while_compiling(options.pop("killed_while_compiling"))
     if "save_slowly" in options:
         _save_slowly(CheckpointManager, options.pop("save_slowly"))
     if "stall" in options:

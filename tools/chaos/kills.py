@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import threading
 import time
 
 from tools.chaos.line import VERBS, Line, ends, result, start
@@ -26,7 +27,40 @@ def kills(line: Line, seconds: dict[str, float], rng: random.Random, number: int
             table.outcomes += _judge(line, verb, sent, wanted)
 
 
+def _while_compiling(wait: float) -> None:
+    """The process kills itself while it traces and compiles the first program."""
+    from optiml_jax.train import loop
+
+    compile_programs = loop.compile_programs
+
+    def killed(*arguments):
+        threading.Timer(wait, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        compile_programs(*arguments)
+        time.sleep(60)
+
+    loop.compile_programs = killed
+
+
+def _while_saving(wait: float) -> None:
+    """... when the arrays of the first checkpoint are written and not yet in place."""
+    from optiml_jax.checkpoint.manager import CheckpointManager
+
+    CheckpointManager._seal = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_inside(line: Line, rng: random.Random) -> str:
+    """A training that has not saved anything is killed at one of its worst moments."""
+    moment, wait = rng.choice((_while_compiling, _while_saving)), rng.uniform(0, 2)
+    more = ("--gin.CompilationCache.folder=",)  # nothing was compiled before
+    child = start(line, "train", line.root / "killed.log", *more, prepared=lambda: moment(wait))
+    if ends(child, 120) is None:
+        return "hang"
+    return f"SIGKILL {moment.__name__.strip('_').replace('_', ' ')}"
+
+
 def _kill(line: Line, verb: str, rng: random.Random, seconds: float) -> str:
+    if verb == "train" and rng.random() < 0.2:
+        return _kill_inside(line, rng)
     number, wait = rng.choice(_SIGNALS), rng.uniform(0, 1.1 * seconds)
     child = start(line, verb, line.root / "killed.log")
     time.sleep(wait)

@@ -7,13 +7,14 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tools.chaos.outcome import silenced
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-VERBS = ("prepare", "plan", "train", "evaluate", "report")
+VERBS = ("prepare", "plan", "train", "evaluate", "report", "audit")
 _GIN = """
 include 'gin/models/demo.gin'
 Run.data = {{'demo_superni': '{root}/bench/superni'}}
@@ -39,6 +40,8 @@ Evaluate.roles = ('test', 'dev')
 Evaluate.shots = (0,)
 EvalConfig.max_new_tokens = 4
 EvalConfig.max_examples = 4
+AuditWords.n = 4
+Audit.num_workers = 1
 Report.replicates = 20
 CompilationCache.folder = '{root}/compiled'
 """
@@ -80,11 +83,21 @@ class Line:
         """Runs a verb in this process; its exit status."""
         from optiml_jax.cli.main import main
 
-        return main(self.arguments(verb, more))
+        sys.argv = ["optiml", *self.arguments(verb, more)]
+        return main()
 
 
-def start(line: Line, verb: str, said: pathlib.Path, *more: str) -> int:
-    """Starts a verb in a forked process whose output goes to the file `said`; returns its id."""
+def start(
+    line: Line,
+    verb: str,
+    said: pathlib.Path,
+    *more: str,
+    prepared: Callable[[], None] = lambda: None,
+) -> int:
+    """Starts a verb in a forked process whose output goes to the file `said`; returns its id.
+
+    `prepared` is called in that process before.
+    """
     child = os.fork()
     if child:
         return child
@@ -93,6 +106,7 @@ def start(line: Line, verb: str, said: pathlib.Path, *more: str) -> int:
         descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        prepared()
         status = line.call(verb, *more)
     except BaseException:
         import traceback
@@ -153,6 +167,8 @@ def result(line: Line, verb: str) -> dict[str, str]:
         return arrays(line.run / "checkpoints" / "6")
     if verb == "evaluate":
         return _files(line.run / "evaluation", "*/records/*.jsonl")
+    if verb == "audit":
+        return _files(line.run / "audit", "**/*.parquet") | _files(line.run / "audit", "**/*.bin")
     return _files(line.run / "report", "*.csv")
 
 

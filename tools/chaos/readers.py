@@ -8,12 +8,16 @@ import shutil
 
 from optiml_jax.data.example import Drops
 from optiml_jax.errors import UserError
+from optiml_jax.fetch import provenance
 from tools.chaos.damage import KINDS, TEXT_KINDS, damage
 from tools.chaos.outcome import Kind, Table, attempt, warnings
 
 # What no reader can know: a text file with other letters, with a whole record more or fewer, or a
 # split that was never there (`plan` refuses a task without its training part).
 _UNKNOWABLE = ("bit", "byte", "line_doubled", "line_removed", "doubled", "removed")
+# ... unless `optiml fetch` wrote down what it brought, here with sizes as they are compared when
+# tasks are looked for.
+_PROMISED = ("line_doubled", "line_removed", "doubled", "removed", "cut")
 
 
 def inputs(root: pathlib.Path, rng: random.Random, number: int, table: Table) -> None:
@@ -27,15 +31,29 @@ def inputs(root: pathlib.Path, rng: random.Random, number: int, table: Table) ->
         folder = bench / name
         files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
         path = rng.choice(files)
-        kind = rng.choice(_possible(path))
+        promised = rng.random() < 0.2
+        kind = rng.choice(_PROMISED if promised else _possible(path))
         kept = root / "kept"
         shutil.copy2(path, kept)
+        entry = {"files": provenance.describe(folder, [str(path.relative_to(folder))])}
         try:
             what = damage(rng, path, kind)
+            if promised or _at_a_line(path, kept):
+                provenance.record(folder, "chaos", entry)
+                what += ", as fetched it was whole"
             judge = _judge(bench, name, wanted[name])
             table.add(attempt(f"read {name}", what, judge, 60))
         finally:
+            (folder / provenance.FILE).unlink(missing_ok=True)
             _put_back(path, kept)
+
+
+def _at_a_line(path: pathlib.Path, kept: pathlib.Path) -> bool:
+    """Whether a file of lines was cut between two of them, which it cannot tell by itself."""
+    if not path.is_file() or path.suffix not in (".tsv", ".csv", ".jsonl", ".txt"):
+        return False
+    now, before = path.read_bytes(), kept.read_bytes()
+    return now.endswith(b"\n") and len(now) < len(before) and before.startswith(now)
 
 
 def _possible(path: pathlib.Path) -> list[str]:

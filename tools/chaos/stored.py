@@ -11,16 +11,16 @@ import numpy as np
 
 from optiml_jax.errors import UserError
 from tools.chaos.damage import KINDS, TEXT_KINDS, damage
-from tools.chaos.line import Line, arrays
+from tools.chaos.line import VERBS, Line, arrays, result
 from tools.chaos.outcome import Kind, Table, attempt, warnings
 
 
 def damages(line: Line, rng: random.Random, number: int, table: Table) -> None:
-    """`number` damages, shared by cache, plan, checkpoints and evaluations."""
-    line.restore("evaluate")
+    """`number` damages, shared by all that the verbs stored."""
+    line.restore(VERBS[-1])
     wanted = {name: _use(line, name) for name in _USES}
     for i in range(number):
-        line.restore("evaluate")
+        line.restore(VERBS[-1])
         name = list(_USES)[i % len(_USES)]
         path = rng.choice(_files(line, name))
         kinds = KINDS + (TEXT_KINDS if path.suffix in (".json", ".jsonl") else ())
@@ -57,9 +57,13 @@ def _files(line: Line, name: str) -> list[pathlib.Path]:
         "cache": line.cache,
         "plan": line.run / "plan",
         "checkpoint": line.run / "checkpoints" / "6",
+        "vocabulary": line.run / "checkpoints" / "6" / "tokenizer",
         "evaluation": line.run / "evaluation",
+        "audit": line.run / "audit",
     }[name]
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+    if name == "audit":  # its report is for people
+        files = [p for p in files if not p.name.startswith("report")]
     if name == "cache":  # SeqIO verifies its own files; they are ours to mend, not to read
         files = [p for p in files if "tfrecord" not in p.name]
     return files
@@ -88,6 +92,24 @@ def _checkpoint(line: Line) -> dict[str, str]:
     return arrays(find_checkpoint(line.run))
 
 
+def _vocabulary(line: Line) -> str:
+    from optiml_jax.data.vocabulary import load_vocabulary
+
+    return load_vocabulary(f"checkpoint:{line.run / 'checkpoints' / '6'}").fingerprint
+
+
+def _audit(line: Line) -> str:
+    """What evaluations and paper mode read of it, and what `optiml audit` makes of it."""
+    from optiml_jax.audit import flags, pairs
+
+    folder = line.run / "audit"
+    seen = [flags.read_flags(folder), pairs.read_pairs(folder), pairs.scanned_tasks(folder)]
+    if line.call("audit") != 0:
+        raise UserError("optiml audit failed")
+    seen = [{k: sorted(v) for k, v in seen[0].items()}, seen[1], sorted(seen[2])]
+    return repr(seen) + repr(sorted(result(line, "audit").items()))
+
+
 def _evaluation(line: Line) -> tuple[list, dict[str, float]]:
     from optiml_jax.evaluate.rollup import rollup
 
@@ -98,15 +120,22 @@ def _evaluation(line: Line) -> tuple[list, dict[str, float]]:
     return sorted(table.failures), dict(sorted(table.scalars().items()))
 
 
-_USES = {"cache": _rows, "plan": _rows, "checkpoint": _checkpoint, "evaluation": _evaluation}
+_USES = {
+    "cache": _rows,
+    "plan": _rows,
+    "checkpoint": _checkpoint,
+    "vocabulary": _vocabulary,
+    "evaluation": _evaluation,
+    "audit": _audit,
+}
 
 
 def _mended(line: Line, name: str, message: str, wanted: object) -> tuple[Kind, str]:
-    """Does what the message says (delete a folder, `optiml prepare` or `plan`), uses the result."""
+    """Does what the message says (delete a folder, `optiml prepare`, ...), uses the result."""
     foreign = re.search(r"(/\S+) was not written by .*; delete it", message)
     if foreign is not None:
         shutil.rmtree(foreign[1])
-    verb = re.search(r"`optiml (prepare|plan)`", message)
+    verb = re.search(r"optiml (prepare|plan|audit)\b", message)
     if verb is None:
         return "noticed", message
     if line.call(verb[1]) != 0:

@@ -5,7 +5,7 @@ import pytest
 from optiml_jax.data.example import Drops
 from optiml_jax.errors import UserError
 from tasks.files import text_files
-from tasks.files.text_files import RecordFilter, json_items, json_records, tsv_rows
+from tasks.files.text_files import RecordFilter, csv_rows, json_items, json_records, tsv_rows
 
 
 def write(path, content) -> str:
@@ -14,7 +14,7 @@ def write(path, content) -> str:
 
 
 def test_tsv_cells_keep_quotation_marks_and_foreign_line_separators(tmp_path):
-    path = write(tmp_path / "a.tsv", 'a "b\t"c"\t\u2028d\x0be\r\n x \ty\tz')
+    path = write(tmp_path / "a.tsv", 'a "b\t"c"\t\u2028d\x0be\r\n x \ty\tz\n')
     rows = list(tsv_rows(path, (3,), Drops()))
     assert rows == [(1, ['a "b', '"c"', "\u2028d\x0be"]), (2, [" x ", "y", "z"])]
 
@@ -26,6 +26,23 @@ def test_rows_of_another_width_are_counted_and_named_with_file_and_line(tmp_path
     assert drops == {"wrong number of columns": 2, "empty line": 1}
     assert f"{path}, line 2 dropped: wrong number of columns (1 columns)" in caplog.text
     assert f"{path}, line 4 dropped: wrong number of columns (3 columns)" in caplog.text
+
+
+def test_a_file_that_was_cut_inside_its_last_cell_is_named(tmp_path, caplog):
+    path = write(tmp_path / "a.tsv", "a\tb\nc\tdefgh"[:-3])
+    drops = Drops()
+    assert [number for number, _ in tsv_rows(path, (2,), drops)] == [1]
+    assert drops == {"last line without its end": 1}
+    assert f"{path}, line 2 dropped: last line without its end (the file was cut" in caplog.text
+    only = write(tmp_path / "only.tsv", "a\tb")  # nothing says that its lines have ends
+    assert len(list(tsv_rows(only, (2,), Drops()))) == 1
+
+    cut = write(tmp_path / "a.csv", "x,y\na,b\nc,d")
+    assert len(list(csv_rows(cut))) == 3
+    assert f"{cut}: its last line has no end" in caplog.text
+    caplog.clear()
+    assert len(list(csv_rows(write(tmp_path / "b.csv", "x,y\na,b\n")))) == 2
+    assert not caplog.text
 
 
 def test_a_tsv_line_that_is_not_utf8_is_named(tmp_path):

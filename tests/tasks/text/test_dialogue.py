@@ -50,7 +50,22 @@ def test_parlai_files_give_each_turn_once(tmp_path):
         "Hi\nHello!\nHow are you?\nFine",
         "cut off\nhere",
     ]
-    assert drops == {"duplicate": 1}
+    assert drops == {"duplicate": 1, "warning: last episode without its end": 1}
+
+
+def test_a_parlai_file_that_was_cut_inside_a_label_loses_that_episode_and_is_named(
+    tmp_path, caplog
+):
+    whole = "text:Hi\tlabels:Hello!\tepisode_done:True\ntext:Bye\tlabels:See you\tepisode_done:True"
+    path = tmp_path / "chat.txt"
+    path.write_text(whole)  # only the end of the last line is gone
+    drops = Drops()
+    assert len(read(tmp_path, drops)) == 2
+    assert not drops
+    path.write_text(whole[: whole.index("you")])
+    assert [e.target for e in read(tmp_path, drops)] == ["Hi\nHello!"]
+    assert drops == {"episode cut off": 1}
+    assert f"{path}: its last episode and line have no end: the file was cut" in caplog.text
 
 
 def test_numbers_among_the_turns_keep_their_spelling_and_lines_without_text_are_counted(tmp_path):
