@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from optiml_jax import interrupt
 from optiml_jax.checkpoint.manager import find_checkpoint
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.records import RunFolder
@@ -90,7 +91,8 @@ def _unfinished(run: StudyRun, stage: str) -> RunState:
     claimed = {"plan": run.folder / "plan", "train": run.folder, "evaluate": run.evaluation}[stage]
     if log.running or writer_of(claimed, f"optiml {stage}"):
         return RunState(stage, "running", step)
-    if log.status not in (None, 0, 130, -15, 143):  # Ctrl-C and SIGTERM are no failures
+    # Ctrl-C and SIGTERM are no failures.
+    if log.status not in (None, 0, interrupt.STOPPED, 130, -15, 143):
         return RunState(stage, "failed", step, log.reason)
     return RunState(stage, "stopped" if log.starts else "waiting", step)
 
