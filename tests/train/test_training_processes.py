@@ -184,7 +184,7 @@ def test_two_processes_stopped_in_a_bucket_then_one_end_as_one(start, alone, tmp
 )
 def test_a_stall_ends_all_processes_and_is_named(start, tmp_path, where, culprit, named):
     """The rows, or the program, of process 1 come to a stop."""
-    train = TRAIN | {"stall_seconds": 2, "checkpoint_every": 2}
+    train = TRAIN | {"stall_seconds": 6}
     started = start(tmp_path, 2, 1, {"fsdp": 2}, train=train, last={"stall": where})
     said, status = ends(started)
     assert status[culprit] == interrupt.STALLED, said
