@@ -63,6 +63,17 @@ def test_continued_runs_have_the_learning_rates_that_were_asked_for(settings, pi
         assert rate == pytest.approx(float(expected(step)), rel=1e-5), step
 
 
+def test_a_continued_cosine_takes_up_that_of_the_longer_run():
+    def rates(num_steps, **more):
+        config = OptimizerConfig(warmup_steps=4, schedule="cosine", **more)
+        return [float(learning_rate_at(config, num_steps, jnp.int32(s))) for s in range(num_steps)]
+
+    short, long = rates(12), rates(20)
+    np.testing.assert_allclose(rates(20, continued={12: "decay"}), short + long[12:], rtol=1e-6)
+    held = short + [short[-1]] * 8
+    np.testing.assert_allclose(rates(20, continued={12: "constant"}), held, rtol=1e-6)
+
+
 @pytest.mark.parametrize("continued", [{20: "decay"}, {12: "decay", 8: "constant"}, {3: "decay"}])
 def test_ends_that_are_out_of_order_are_refused(continued):
     with pytest.raises(UserError, match=r"OptimizerConfig\..*TrainConfig.num_steps=20"):
