@@ -135,6 +135,7 @@ def parse_gin(verbs: Sequence[str], arguments: Sequence[str]) -> None:
     flags |= {"status": "Launch", "report": "Launch"}
     bindings += [f"{flags[name]}.{name} = True" for name in flags if getattr(parsed, name, False)]
     # Seconds of imports: here, where a signal has an answer.
+    import optiml_jax.cli.compilation_cache
     import optiml_jax.cli.settings  # noqa: F401 - what gin may set
     from optiml_jax.cli.gin_files import read_settings
 
