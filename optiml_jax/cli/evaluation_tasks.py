@@ -13,7 +13,7 @@ from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.data.made_of import reader_settings
 from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.text_vocabulary import TextVocabulary
-from optiml_jax.data.vocabulary import decode, encode_batch, padded_size
+from optiml_jax.data.vocabulary import encode_batch, padded_size
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import EvalTask
@@ -65,7 +65,7 @@ def request_tokens(vocabulary: TextVocabulary, settings: Export) -> Tokens:
     )
     return Tokens(
         encode=functools.partial(encode_batch, vocabulary),
-        decode=functools.partial(decode, vocabulary),
+        decode=vocabulary.spell,
         positions=positions,
     )
 

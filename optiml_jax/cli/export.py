@@ -43,6 +43,11 @@ def main() -> int:
 def requests(run: Run, settings: Export, folder: pathlib.Path) -> int:
     """Writes the requests of the evaluation; 1 if some tasks failed."""
     vocabulary = load_run_vocabulary(run)
+    if settings.form == "openai" and PromptConfig().chat is not None:
+        raise UserError(
+            "batch files hold messages, which their model puts into its own template; export them "
+            "(and evaluate the answers) with --gin.PromptConfig.chat=None"
+        )
     tasks = evaluation_tasks(run, Evaluate())
     writers = {
         "jsonl": lambda: JsonLines(folder),

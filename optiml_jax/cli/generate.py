@@ -8,6 +8,8 @@ from optiml_jax.cli import main as command_line
 from optiml_jax.cli.checkpoints import load_model
 from optiml_jax.cli.settings import Evaluate, Generate, Run, configured, expand
 from optiml_jax.cli.vocabularies import load_run_vocabulary
+from optiml_jax.data import chat
+from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.decoding import Sampling
@@ -65,7 +67,7 @@ def answer_file(generator: Generator, settings: Generate, default: TextPrompt) -
         atomic_path(output) as temporary,
         open(temporary, "w", encoding="utf-8") as file,
     ):
-        for batch in read_prompts(prompts, default):
+        for batch in read_prompts(prompts, default, PromptConfig().chat):
             for prompt, answer in zip(batch, generator.answers(batch), strict=True):
                 row = {"id": prompt.id, "text": answer.text, "finished": answer.finished}
                 row |= {"num_tokens": answer.num_tokens, "logprob": answer.logprob}
@@ -120,7 +122,8 @@ def converse(generator: Generator, settings: Generate, default: TextPrompt) -> N
 
 
 def _with_text(default: TextPrompt, text: str) -> TextPrompt:
-    return TextPrompt(text, default.max_new_tokens, default.stop, default.seed)
+    framed = chat.put_in(PromptConfig().chat, text)
+    return TextPrompt(framed, default.max_new_tokens, default.stop, default.seed)
 
 
 if __name__ == "__main__":

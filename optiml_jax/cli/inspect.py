@@ -21,7 +21,7 @@ from optiml_jax.data.mixture import Mixture
 from optiml_jax.data.plan import PLAN_FILE, Plan, PlanConfig
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.store import Store
-from optiml_jax.data.vocabulary import EOS_ID, decode, encode_batch
+from optiml_jax.data.vocabulary import encode_batch
 from optiml_jax.errors import UserError
 from optiml_jax.paths import path_of
 from optiml_jax.report import composition, page, table1
@@ -127,8 +127,9 @@ def renderer(run: Run) -> Renderer:
     return Renderer(
         config=PromptConfig(),
         encode=lambda text: encode_batch(vocabulary, [text])[0],
-        decode=functools.partial(decode, vocabulary),
+        decode=vocabulary.spell,
         sequence_length=PlanConfig(num_rows=1).sequence_length,
+        end=vocabulary.spell([vocabulary.eos_id]),
     )
 
 
@@ -175,7 +176,7 @@ def show_rows(run: Run, settings: Inspect) -> None:
     print(f"{terminal.LEGEND}\n")
     record_ids = RecordIds(plan.meta["cache_dir"])
     for row in range(first, first + number):
-        segments = row_segments(plan, row, functools.partial(decode, vocabulary), EOS_ID)
+        segments = row_segments(plan, row, vocabulary.spell)
         tokens, loss = (sum(s.tokens[i] for s in segments) for i in (0, 1))
         print(
             f"row {row}: {len(segments)} examples, {tokens} of {plan.config.sequence_length} slots "

@@ -29,6 +29,7 @@ import optiml_jax.train.optimizer
 import tasks.flan.templates
 import tasks.promptsource.templates
 import tasks.splits
+import tasks.templates.chat
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.protocol import RULE_NAMES

@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 
 import gin
 
 from optiml_jax.cli.settings import Evaluate, Run, expand
+from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary import load_vocabulary
 from optiml_jax.data.vocabulary_files import spec_in_checkpoint
@@ -32,15 +34,26 @@ def run_vocabulary(run: Run) -> str:
 
 def _find(run: Run, places: Sequence[str]) -> tuple[str, TextVocabulary]:
     try:
-        return run.vocabulary, load_vocabulary(run.vocabulary)
+        return run.vocabulary, _checked(load_vocabulary(run.vocabulary))
     except UserError as e:
         for place in (*places, *_named_checkpoints(), run.run_dir):
             with contextlib.suppress(UserError):
                 spec = spec_in_checkpoint(place)
                 vocabulary = load_vocabulary(spec)
                 _log.warning("%s; taking the vocabulary of the checkpoint %s", e, place)
-                return spec, vocabulary
+                return spec, _checked(vocabulary)
         raise
+
+
+def _checked(vocabulary: TextVocabulary) -> TextVocabulary:
+    """Warns of a chat that is another model's."""
+    named = re.findall(r"<\|[^<>|\s]+\|>", PromptConfig().chat or "")
+    if unknown := [token for token in named if token not in vocabulary.special_tokens]:
+        _log.warning(
+            "PromptConfig.chat: %s is no special token of the vocabulary and is spelled out",
+            unknown[0],
+        )
+    return vocabulary
 
 
 def _named_checkpoints() -> Iterator[str]:

@@ -48,6 +48,7 @@ _PARTS = {
     "separator": tf.TensorSpec([], tf.string),
     "head_end": tf.TensorSpec([], tf.string),
     "suffix_start": tf.TensorSpec([], tf.int32),
+    "frame": tf.TensorSpec([2], tf.string),
 }
 
 _BATCH = 256  # examples encoded in one call

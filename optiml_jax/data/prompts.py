@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
+from optiml_jax.data import chat
 from optiml_jax.data.example import Example, InstructionLevel
 from optiml_jax.data.options import OPTION_FORMATS, relist
 from optiml_jax.errors import UserError
@@ -66,6 +67,9 @@ class PromptConfig:
       option_format: how options are listed: as the reader has them, one of `OPTION_FORMATS`, or
         "random", which draws one of these per prompt. See `options.relist`.
       without_options: benchmark -> the part of its training prompts that list no options.
+      chat: what an instruct model was trained to see around a prompt, with `{prompt}` in its place;
+        `@chat_frame()` makes it of the model's own template. The whole prompt, demonstrations too,
+        is then one message of the user. Texts without a prompt and verbatim tasks stay as they are.
     """
 
     seed: Seed = 1234
@@ -77,8 +81,15 @@ class PromptConfig:
     option_order: Literal["given", "shuffled"] = "given"
     option_format: str = "given"
     without_options: Mapping[str, Probability] | None = None
+    chat: str | None = None
 
     def __post_init__(self):
+        if self.chat is not None:
+            chat.check_frame(self.chat)
+            if self.loss == "suffix":
+                raise UserError(
+                    "PromptConfig.loss = 'suffix' and PromptConfig.chat exclude each other"
+                )
         if self.option_format not in _OPTION_FORMATS:
             raise UserError(
                 f"PromptConfig.option_format is {self.option_format!r}; it must be one of "
@@ -115,6 +126,7 @@ class RenderedPrompt:
       head_end: stands after the head when no demonstration does.
       suffix_start: under suffix loss the number of characters of the first demonstration that stand
         before its label; 0 under label loss.
+      frame: what stands before and behind all of them in a chat; see `chat.frame`.
     """
 
     head: str
@@ -125,14 +137,15 @@ class RenderedPrompt:
     demonstration_ids: tuple[str, ...] = ()
     head_end: str = "\n"
     suffix_start: int = 0
+    frame: tuple[str, ...] = ("", "")
 
     def source(self, keep: int | None = None) -> str:
         """The text before the target, with the first `keep` demonstrations (None: all)."""
         shown = self.demonstrations[:keep]
         head = (self.head,) if self.head else ()
-        if shown:
-            return self.separator.join((*head, *shown, self.query))
-        return self.head_end.join((*head, self.query))
+        before, behind = self.frame
+        joint = self.separator if shown else self.head_end
+        return before + joint.join((*head, *shown, self.query)) + behind
 
     def without_and_with_loss(self, keep: int | None = None) -> tuple[str, str]:
         """The text that is only read, and the text after it that is trained on.
@@ -152,9 +165,10 @@ def target_text(source: str, target: str) -> str:
     """The text of a target or candidate as it is encoded after `source`.
 
     One space joins both. The pre-tokeniser of GPT-2's BPE starts a new piece at that space, so the
-    ids of `source` and of this text, concatenated, are the ids of the whole.
+    ids of `source` and of this text, concatenated, are the ids of the whole. Behind the frame of a
+    chat there is no space.
     """
-    return f" {target.strip()}" if source else target.strip()
+    return f" {target.strip()}" if source and source[-1] != chat.MARK else target.strip()
 
 
 def render(
@@ -171,8 +185,26 @@ def render(
 
     "verbatim" joins instruction, demonstrations and instance by the separator and adds no label and
     no delimiter; a demonstration is its input and its target as they are, with whatever white space
-    the reader put between them.
+    the reader put between them. It has no chat.
     """
+    prompt = _render(example, demonstrations, level, config)
+    if config.chat is None or level == "verbatim" or not prompt.query:
+        return prompt
+    return dataclasses.replace(
+        prompt,
+        head=chat.shown(prompt.head),  # no text of the data ends the frame
+        demonstrations=tuple(map(chat.shown, prompt.demonstrations)),
+        query=chat.shown(prompt.query),
+        frame=chat.frame(config.chat),
+    )
+
+
+def _render(
+    example: Example,
+    demonstrations: Sequence[Example],
+    level: InstructionLevel,
+    config: PromptConfig,
+) -> RenderedPrompt:
     separator, option_format = _separator(example, config), _option_format(example, config)
     if level == "verbatim":
         return RenderedPrompt(
@@ -295,6 +327,8 @@ def fit_source(
 ) -> FittedSource:
     """Fits a source into `budget` tokens: drops whole demonstrations, last first, then cuts left.
 
+    The frame of a chat is not cut.
+
     Args:
       prompt: the rendered prompt.
       source_ids: ids of `prompt.source()`, no specials.
@@ -309,7 +343,21 @@ def fit_source(
         shots -= 1
         source_ids = encode(prompt.source(shots))
     dropped = max(0, len(source_ids) - budget)
-    return FittedSource(list(source_ids[dropped:]), shots, dropped)
+    return FittedSource(cut_left(prompt.frame[0], source_ids, dropped, encode), shots, dropped)
+
+
+def cut_left(
+    front: str, source_ids: Sequence[int], dropped: int, encode: Callable[[str], Sequence[int]]
+) -> list[int]:
+    """The ids of a source without `dropped` ids on its left, behind the `front` of a chat."""
+    kept = front_length(front, len(source_ids) - dropped, encode) if dropped else 0
+    return [*source_ids[:kept], *source_ids[kept + dropped :]]
+
+
+def front_length(front: str, room: int, encode: Callable[[str], Sequence[int]]) -> int:
+    """Number of ids of a chat's front, which are not cut; 0 where they do not fit."""
+    length = len(encode(front)) if front else 0
+    return length if length <= room else 0
 
 
 def fit_example(
@@ -340,7 +388,8 @@ def fit_example(
     budget = sequence_length - len(target_ids) - 1
     if budget < 0:
         return None
-    return list(source_ids[max(0, len(source_ids) - budget) :]), [*target_ids, eos_id]
+    dropped = max(0, len(source_ids) - budget)
+    return cut_left(prompt.frame[0], source_ids, dropped, encode), [*target_ids, eos_id]
 
 
 def passthrough_features(example: Example) -> dict[str, str]:

@@ -8,7 +8,7 @@ finds them.
 
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -73,7 +73,8 @@ class TokenizerVocabulary(TextVocabulary):
         names = special_tokens(folder)
         special = {token["content"] for token in added if token["special"]} | set(names.values())
         self._ids = {**table, **{token["content"]: token["id"] for token in added}}
-        self._special_ids = frozenset(self._ids[text] for text in special if text in self._ids)
+        self._special_tokens = {text: self._ids[text] for text in special if text in self._ids}
+        self._special_ids = frozenset(self._special_tokens.values())
         self._size = 1 + max(self._ids.values())
         self._named = {key: self._ids.get(text) for key, text in names.items()}
         if self._named.get("eos_token") is None:
@@ -111,9 +112,9 @@ class TokenizerVocabulary(TextVocabulary):
         return self._fingerprint
 
     @property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that stand for no text."""
-        return self._special_ids
+    def special_tokens(self) -> Mapping[str, int]:
+        """Name -> id of the tokens that stand for no text."""
+        return self._special_tokens
 
     def token_id(self, content: str) -> int | None:
         """The id of a token by its text, special ones too; None: there is none."""
@@ -140,12 +141,10 @@ class TokenizerVocabulary(TextVocabulary):
     def vocab_size(self) -> int:
         return self._size
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; no special token is added or recognised."""
+    def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of every text, on all cores."""
+    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [e.ids for e in encoded]
 

@@ -122,20 +122,18 @@ class OPTVocabulary(TextVocabulary):
         return UNK_ID
 
     @property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that stand for no text."""
-        return _SPECIAL_IDS
+    def special_tokens(self) -> Mapping[str, int]:
+        """Name -> id of the tokens that stand for no text."""
+        return _SPECIALS
 
     @property
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size()
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; no special token is added or recognised."""
+    def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of every text, on all cores."""
+    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [
             e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
@@ -184,9 +182,9 @@ class SentencePieceVocabulary(TextVocabulary):
         return fingerprint({"sentencepiece": self.sp_model.hex()})
 
     @property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that stand for no text."""
-        return _SPECIAL_IDS
+    def special_tokens(self) -> Mapping[str, int]:
+        """Name -> id of the tokens that stand for no text."""
+        return {self._processor.IdToPiece(i): i for i in _SPECIAL_IDS}
 
     @property
     def bos_id(self) -> int:
@@ -208,12 +206,10 @@ class SentencePieceVocabulary(TextVocabulary):
     def vocab_size(self) -> int:
         return self._processor.GetPieceSize()
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; no special token is added or recognised."""
+    def _encode(self, text: str) -> list[int]:
         return self._processor.EncodeAsIds(text)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of every text, on all cores."""
+    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.Encode(list(texts), out_type=int, num_threads=-1)
 
     def _decode(self, ids: Iterable[int]) -> str:
@@ -260,7 +256,7 @@ def padded_size(vocabulary: TextVocabulary) -> int:
 
 
 def encode_batch(vocabulary: TextVocabulary, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of every text on all cores; no special token is added or recognised."""
+    """Ids of every text on all cores; special tokens are read in the frame of a chat alone."""
     return vocabulary.encode_batch(texts)
 
 

@@ -197,6 +197,7 @@ def evaluate_with(
         "demonstrations": prompts.demonstrations,
         "option_order": prompts.option_order,
         "option_format": prompts.option_format,
+        "chat": prompts.chat,
         "prompt_seed": prompts.seed,
         "max_new_tokens": config.max_new_tokens,
         "max_examples": config.max_examples,

@@ -110,7 +110,8 @@ class InstanceBuilder:
             return self._to_generate(pairs)
         if any(e.contexts for e, _ in pairs):
             return [self._with_contexts(e, d) for e, d in pairs]
-        if self.joiner != " ":
+        in_chat = self.prompts.chat is not None and self.level != "verbatim"
+        if self.joiner != " " and not in_chat:  # behind a chat's frame nothing joins
             return [self._joined(e, d) for e, d in pairs]
         return self._to_rank(pairs)
 
@@ -136,19 +137,18 @@ class InstanceBuilder:
         candidates = [_candidates(e) for e, _ in pairs]
         wanted = list(
             dict.fromkeys(
-                (bool(source), text)
+                target_text(source, text)
                 for source, texts in zip(sources, candidates, strict=True)
                 for text in texts
             )
         )
-        texts = [target_text("x" if behind else "", text) for behind, text in wanted]
-        known = dict(zip(wanted, self.encode(texts), strict=True))
+        known = dict(zip(wanted, self.encode(wanted), strict=True))
         instances = []
         for (e, _), prompt, source, full, options in zip(
             pairs, prompts, sources, ids, candidates, strict=True
         ):
-            own = tuple(known[bool(source), text] for text in options)
             behind = tuple(target_text(source, text) for text in options)
+            own = tuple(known[text] for text in behind)
             room = self._room(e, max(map(len, own)))
             instances.append(_ranked(self._fit(e, prompt, full, room), options, own, behind))
         return instances
@@ -190,13 +190,13 @@ class InstanceBuilder:
                 f"example {example.example_id} has {len(example.contexts)} contexts for "
                 f"{len(options)} distinct options"
             )
-        behind = target_text("x", example.target)
-        (scored,) = self.encode([behind])
-        room = self._room(example, len(scored))
         prompts = [
             self._render(dataclasses.replace(example, input=c), shown) for c in example.contexts
         ]
         full_texts = tuple(prompt.source() for prompt in prompts)
+        behind = target_text(full_texts[0], example.target)
+        (scored,) = self.encode([behind])
+        room = self._room(example, len(scored))
         ids = self.encode(full_texts)
         fitted = [self._fit(example, *pair, room) for pair in zip(prompts, ids, strict=True)]
         shots = min(len(f.demonstration_ids) for f in fitted)

@@ -45,6 +45,7 @@ GIN_NAMES = {
     "demonstrations": "PromptConfig.demonstrations",
     "option_order": "PromptConfig.option_order",
     "option_format": "PromptConfig.option_format",
+    "chat": "PromptConfig.chat",
     "prompt_seed": "PromptConfig.seed",
     "max_new_tokens": "EvalConfig.max_new_tokens",
     "max_examples": "EvalConfig.max_examples",

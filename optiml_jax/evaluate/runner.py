@@ -67,7 +67,7 @@ class Answerer(Protocol):
         """Texts to ids."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids to text."""
+        """Ids of a prompt to text, special tokens by their names."""
 
     def watch(self, progress: Callable[[int], None]) -> None:
         """`progress` is called with the number of rows done, from now on."""
@@ -116,7 +116,7 @@ class Runner:
         (self.context,) = self.encode([UNCONDITIONAL_CONTEXT])
 
     def decode(self, ids: Sequence[int]) -> str:
-        return decode(self.vocabulary, ids)
+        return self.vocabulary.spell(ids)
 
     @property
     def max_positions(self) -> int:

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from optiml_jax.data import chat
+from optiml_jax.data.prompts import cut_left
 from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary import decode, encode_batch
 from optiml_jax.errors import UserError
@@ -72,7 +74,7 @@ class Generator:
         cut = [max(0, len(row) - room) for row, room in zip(ids, rooms, strict=True)]
         asked = [
             decoding.Prompt(
-                tokens=row[n:],
+                tokens=cut_left(chat.front(prompt.text), row, n, self._vocabulary.encode),
                 max_new_tokens=prompt.max_new_tokens,
                 stop=stopper(self._vocabulary, prompt.stop),
                 seed=prompt.seed,
@@ -106,10 +108,13 @@ class Generator:
         return room
 
 
-def read_prompts(path: pathlib.Path, default: TextPrompt) -> Iterator[list[TextPrompt]]:
+def read_prompts(
+    path: pathlib.Path, default: TextPrompt, frame: str | None = None
+) -> Iterator[list[TextPrompt]]:
     """The prompts of a file of JSON lines, in batches; what a line does not say is `default`'s.
 
-    Rows of ranked candidates, as `optiml export` writes them, are not prompts to continue.
+    Rows of ranked candidates, as `optiml export` writes them, are not prompts to continue. The
+    special tokens of a prompt are read where it shows the `frame` of a chat, as exported ones do.
 
     Raises:
       UserError: no such file, or a line that is no prompt; names it.
@@ -119,7 +124,11 @@ def read_prompts(path: pathlib.Path, default: TextPrompt) -> Iterator[list[TextP
         with open(path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    batch.append(_prompt(f"{path}, line {number}", line, number, default))
+                    prompt = _prompt(f"{path}, line {number}", line, number, default)
+                    message = chat.taken_out(frame, prompt.text)
+                    if message is not None:
+                        prompt = dataclasses.replace(prompt, text=chat.put_in(frame, message))
+                    batch.append(prompt)
                 if len(batch) == _BATCH:
                     yield batch
                     batch = []

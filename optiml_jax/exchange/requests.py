@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from optiml_jax.data import chat
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import EvalTask, instance_builder, prompts_of_evaluation
@@ -45,7 +46,7 @@ class Tokens:
     """How texts become tokens, and how many a prompt may have.
 
     Attributes:
-      encode, decode: texts to ids, and ids to text.
+      encode, decode: texts to ids, and ids to text with special tokens by their names.
       positions: of a row: leading token, prompt, and candidate or new tokens.
     """
 
@@ -58,7 +59,7 @@ class Tokens:
         """Nothing is ever left out: every character is a token, and there is room for all."""
         return cls(
             encode=lambda texts: [list(map(ord, text)) for text in texts],
-            decode=lambda ids: "".join(map(chr, ids)),
+            decode=lambda ids: chat.shown("".join(map(chr, ids))),
             positions=2**62,
         )
 
@@ -91,10 +92,11 @@ def request_rows(
 def prompt_texts(instance: Instance, tokens: Tokens) -> tuple[str, ...]:
     """The prompt as the model sees it, or under partial scoring the prompt of each candidate."""
     if not instance.is_cut:
-        return instance.texts
-    # A cut may fall into a character.
+        return tuple(map(chat.shown, instance.texts))
+    front = chat.shown(chat.front(instance.texts[0]))
     ids = instance.contexts or (instance.prompt,)
-    return tuple(tokens.decode(row).lstrip("\ufffd") for row in ids)
+    texts = (tokens.decode(row).removeprefix(front) for row in ids)
+    return tuple(front + text.lstrip("\ufffd") for text in texts)  # a cut may fall in a character
 
 
 def _row(

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from optiml_jax.data import chat
 from optiml_jax.data.cache_records import RecordIds
 from optiml_jax.data.plan import Plan
 from optiml_jax.data.store import CachedTask, Store
@@ -41,7 +42,8 @@ class TrainingRows:
     Args:
       vocabulary: the one that the cache was made with.
       layout: "prompt_completion": the two texts, whose concatenation is what is trained on (the
-        completion begins with its space); "chat": messages of user and assistant.
+        completion begins with its space); "chat": messages of user and assistant, prompts without
+        the frame that they have in the cache.
     """
 
     def __init__(self, cache_dir: str, vocabulary: TextVocabulary, layout: Layout):
@@ -73,7 +75,10 @@ class TrainingRows:
         info = task.info
         for index, (source, target) in zip(indices, task.read(split, indices), strict=True):
             example_id, prompt_id = self._ids.get(task, split, index)
-            yield self._texts(self._text(source), self._text(target)) | {
+            prompt = self._vocabulary.spell(source.tolist())
+            message = chat.taken_out(info["prompts"].get("chat"), prompt)
+            completion = decode(self._vocabulary, target.tolist())
+            yield self._texts(prompt, prompt if message is None else message, completion) | {
                 "task": task.name,
                 "benchmark": info["benchmark"],
                 "category": info["category"],
@@ -81,14 +86,11 @@ class TrainingRows:
                 "example_id": example_id,
             }
 
-    def _text(self, ids: np.ndarray) -> str:
-        return decode(self._vocabulary, ids.tolist())
-
-    def _texts(self, prompt: str, completion: str) -> dict[str, Any]:
+    def _texts(self, prompt: str, message: str, completion: str) -> dict[str, Any]:
         if self._layout == "prompt_completion":
             return {"prompt": prompt, "completion": completion}
         # Plain text and dialogues have no prompt.
-        user = [{"role": "user", "content": prompt}] if prompt else []
+        user = [{"role": "user", "content": message}] if prompt else []
         answer = {"role": "assistant", "content": completion.strip() if prompt else completion}
         return {"messages": [*user, answer]}
 

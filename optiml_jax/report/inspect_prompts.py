@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from optiml_jax.data import chat
 from optiml_jax.data.example import Drops, Example, InstructionLevel, TaskSource
 from optiml_jax.data.loader import read_rows
 from optiml_jax.data.plan import Plan
@@ -18,6 +19,7 @@ from optiml_jax.data.prompts import (
     PromptConfig,
     RenderedPrompt,
     draw_shots,
+    front_length,
     render,
     select_demonstrations,
     target_text,
@@ -52,8 +54,9 @@ class Span:
     """A piece of a prompt.
 
     Attributes:
-      kind: "cut" (does not fit the row), "instruction", "separator", "demonstration", "answer" (of
-        a demonstration), "input", "options", "delimiter", "target"; of a row "source" or "target".
+      kind: "chat" (the frame of one), "cut" (does not fit the row), "instruction", "separator",
+        "demonstration", "answer" (of a demonstration), "input", "options", "delimiter", "target";
+        of a row "source" or "target".
     """
 
     kind: str
@@ -67,10 +70,10 @@ class PromptView:
 
     Attributes:
       shots: demonstrations of an evaluation prompt; None: a training prompt.
-      spans: in order; together the source, the target and `</s>`.
+      spans: in order; together the source, the target and the end of text.
       demonstration_ids: of the demonstrations in `spans`.
-      tokens: (before the target, target with `</s>`) that are in a row; under suffix loss the
-        target is all that carries loss.
+      tokens: (before the target, target with the end of text) that are in a row; under suffix loss
+        the target is all that carries loss.
       dropped: (demonstrations, tokens) that did not fit.
       fits: False when what carries loss is longer than a row: then the example is not trained on.
     """
@@ -90,14 +93,16 @@ class Renderer:
 
     Attributes:
       config: of the prompts.
-      encode, decode: text to ids and back, no specials.
+      encode, decode: text to ids and back, special tokens by their names.
       sequence_length: tokens of source and target together.
+      end: how the end of text is shown.
     """
 
     config: PromptConfig
     encode: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
     sequence_length: int
+    end: str = END
 
     def views(
         self,
@@ -142,12 +147,16 @@ class Renderer:
             read, trained = map(self.encode, prompt.without_and_with_loss(kept))
         cut = max(0, len(read) + len(trained) + 1 - self.sequence_length)
         spans = _spans(prompt, example, demonstrations[:kept], level, config)
-        before, after = _split(spans, len(prompt.without_and_with_loss(kept)[0]))
-        gone, before = _split(before, len(self.decode(read[:cut])))
+        spans.append(Span("target", target_text(prompt.source(), prompt.target) + self.end))
+        before, after = _split(spans, len(chat.shown(prompt.without_and_with_loss(kept)[0])))
+        stays = front_length(prompt.frame[0], len(read) - cut, self.encode) if cut else 0
+        front, before = _split(before, len(chat.shown(prompt.frame[0])) if stays else 0)
+        gone, before = _split(before, len(self.decode(read[stays : stays + cut])))
         return PromptView(
             example=example,
             shots=shots,
             spans=(
+                *front,
                 *(dataclasses.replace(span, kind="cut") for span in gone),
                 *before,
                 *(dataclasses.replace(span, loss=shots is None) for span in after),
@@ -166,7 +175,8 @@ def _spans(
     level: InstructionLevel,
     config: PromptConfig,
 ) -> list[Span]:
-    """The spans of source and target, with the first `demonstrations` and `</s>`."""
+    """The spans of the source, with the first `demonstrations`."""
+    before, behind = map(chat.shown, prompt.frame)
     spans = [Span("instruction", prompt.head)] if prompt.head else []
     for text, demonstration in zip(prompt.demonstrations, demonstrations, strict=False):
         answer = demonstration.target
@@ -181,8 +191,8 @@ def _spans(
     if level == "instance" and example.instruction and body.startswith(example.instruction):
         spans.append(Span("instruction", example.instruction))
         body = body[len(example.instruction) :]
-    target = target_text(prompt.query, prompt.target) + END
-    spans += [*_input_spans(body, example), Span("delimiter", delimiter), Span("target", target)]
+    spans += [*_input_spans(body, example), Span("delimiter", delimiter)]
+    spans = [Span("chat", before), *spans, Span("chat", behind)]
     return [span for span in spans if span.text]
 
 
@@ -241,26 +251,24 @@ class Segment:
     tokens: tuple[int, int]
 
 
-def row_segments(
-    plan: Plan, row: int, decode: Callable[[Sequence[int]], str], eos_id: int
-) -> list[Segment]:
+def row_segments(plan: Plan, row: int, spell: Callable[[Sequence[int]], str]) -> list[Segment]:
     """The contents of one row of a plan, decoded from the arrays that training gets."""
     batch = {name: array[0] for name, array in read_rows(plan, [row]).items()}
     segments = []
     for number, (task, index) in enumerate(plan.row(row), 1):
         here = batch["segment_ids"] == number
         ids, weights = batch["targets"][here], batch["loss_weights"][here]
-        spans = tuple(_runs(ids, weights, decode, eos_id))
+        if plan.config.bos_id is None:  # nothing predicts the first token: see `loader.assemble`
+            ids, weights = batch["tokens"][here], np.roll(weights, 1)
+        spans = tuple(_runs(ids, weights, spell))
         segments.append(Segment(task, index, spans, (len(ids), int(np.count_nonzero(weights)))))
     return segments
 
 
 def _runs(
-    ids: np.ndarray, weights: np.ndarray, decode: Callable[[Sequence[int]], str], eos_id: int
+    ids: np.ndarray, weights: np.ndarray, spell: Callable[[Sequence[int]], str]
 ) -> Iterator[Span]:
     """Runs of tokens with and without loss, as text."""
     for part in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(weights > 0)) + 1):
-        own = ids[part].tolist()
-        text = decode([i for i in own if i != eos_id]) + (END if own[-1] == eos_id else "")
         loss = bool(weights[part[0]] > 0)
-        yield Span("target" if loss else "source", text, loss)
+        yield Span("target" if loss else "source", spell(ids[part].tolist()), loss)

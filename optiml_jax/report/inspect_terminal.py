@@ -14,6 +14,7 @@ from optiml_jax.report.inspect_prompts import PromptView, Segment, Span, TaskFac
 LOSS = "*"
 LEGEND = f"margin: what a piece of the prompt is; {LOSS}: carries loss; ⏎: a newline of the prompt"
 _COLOURS = {
+    "chat": "2",
     "cut": "2;9",  # dim, struck through
     "instruction": "36",
     "separator": "2",

@@ -35,7 +35,7 @@ _AFTER_PREPARE = re.compile(
     r"|always_categories)$"
 )
 # What the prompts in a cache depend on, beside the vocabulary and the data.
-_PROMPTS = re.compile(r"PromptConfig\.|zipf_shots\.|PlanConfig\.sequence_length$")
+_PROMPTS = re.compile(r"(PromptConfig|zipf_shots|chat_frame)\.|PlanConfig\.sequence_length$")
 
 
 @dataclasses.dataclass(frozen=True)

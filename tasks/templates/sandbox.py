@@ -8,10 +8,11 @@ is in `tasks/promptsource/templates.py`.
 
 import functools
 import hashlib
+import json
 import re
 import statistics
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jinja2
@@ -85,8 +86,11 @@ class Environment(sandbox.SandboxedEnvironment):
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
-    def __init__(self, strict_undefined: bool = False):
-        self._budget = Budget()
+    def __init__(
+        self, strict_undefined: bool = False, functions: Mapping[str, Callable] | None = None
+    ):
+        """`functions`: further ones that templates may call, by name."""
+        self._budget, self._functions = Budget(), tuple((functions or {}).values())
         self._choices = Choices("")
         super().__init__(
             undefined=jinja2.StrictUndefined if strict_undefined else jinja2.Undefined,
@@ -95,6 +99,7 @@ class Environment(sandbox.SandboxedEnvironment):
         )
         self.concat = self._concat
         self.globals = {"range": self._range, "zip": zip, "namespace": Namespace}
+        self.globals |= functions or {}
         self.filters = {name: self._guarded(filters.FILTERS[name]) for name in _FILTERS}
         self.filters |= {
             "choice": self._choose,
@@ -105,6 +110,7 @@ class Environment(sandbox.SandboxedEnvironment):
             "replace": self._replace,
             "format": self._format,
             "round": self._round,
+            "tojson": self._guarded(json.dumps),
             # Put in by `_Guard`; no template can spell these names.
             "#each": self._each,
             "#bounded": self._budget.bounded,
@@ -172,6 +178,8 @@ class Environment(sandbox.SandboxedEnvironment):
         for value in (*args, *kwargs.values()):
             __self._budget.bounded(value)
         if __obj is zip or __obj is Namespace or __obj == __self._range:
+            return __obj(*args, **kwargs)
+        if any(__obj is function for function in __self._functions):
             return __obj(*args, **kwargs)
         if isinstance(__obj, types.BuiltinMethodType):
             owner, name = __obj.__self__, __obj.__name__

@@ -10,8 +10,14 @@ import pytest
 import tensorflow as tf
 import tokenizers
 import transformers
+from toy_tasks import toy_source, write_task_file
 
 from optiml_jax.checkpoint.manager import CheckpointManager
+from optiml_jax.data.example import Drops
+from optiml_jax.data.loader import read_rows
+from optiml_jax.data.plan import Plan, PlanConfig, build_plan
+from optiml_jax.data.prepare import prepare
+from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.sentencepiece_export import export_sentencepiece
 from optiml_jax.data.tokenizer_vocabulary import TokenizerVocabulary
 from optiml_jax.data.vocabulary import (
@@ -210,3 +216,31 @@ def test_folders_without_a_tokenizer_or_an_end_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="the tokenizer is damaged"):
         load_vocabulary(f"huggingface:{tmp_path}")
+
+
+def test_ids_above_sixteen_bits_reach_the_rows_of_training(tmp_path):
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    words = ["<|end|>", *(f"unused{i}" for i in range(70_000)), *letters]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[])
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    theirs.save_pretrained(tmp_path / "model")
+    source = toy_source(write_task_file(tmp_path, "large"))
+    cache = tmp_path / "cache"
+    config = PromptConfig(delimiter="")
+    prepare([source], f"huggingface:{tmp_path / 'model'}", config, cache, num_workers=1)
+    config = PlanConfig(num_rows=2, sequence_length=2048, bos_id=70_000, pad_id=0)
+    build_plan(cache, [source.name], {source.name: 1}, "train", config, tmp_path / "plan")
+    plan = Plan.load(tmp_path / "plan")
+    batch = read_rows(plan, [0])
+    (_, index), *_ = plan.row(0)
+    example = list(source.read("train", Drops()))[index]
+    text = f"Instructions: {example.instruction}\nInput: {example.input} {example.target}"
+    expected = [*theirs(text)["input_ids"], theirs.eos_token_id]
+    assert min(expected[:-1]) > 2**16
+    first = batch["segment_ids"][0] == 1
+    assert batch["tokens"][0][first].tolist() == [70_000, *expected[:-1]]
+    assert batch["targets"][0][first].tolist() == expected

@@ -9,7 +9,7 @@ import tokenizers
 
 from optiml_jax.data.example import Example
 from optiml_jax.data.prompts import PromptConfig
-from optiml_jax.data.vocabulary import decode, encode_batch, load_vocabulary, padded_size
+from optiml_jax.data.vocabulary import encode_batch, load_vocabulary, padded_size
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import EvalTask
 from optiml_jax.evaluate.metrics import METRICS
@@ -60,7 +60,7 @@ def vocabulary():
 def tokens(positions: int = POSITIONS) -> Tokens:
     return Tokens(
         functools.partial(encode_batch, vocabulary()),
-        functools.partial(decode, vocabulary()),
+        vocabulary().spell,
         positions,
     )
 

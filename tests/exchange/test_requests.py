@@ -15,7 +15,9 @@ import pytest
 
 from optiml_jax.cli.evaluation_tasks import evaluation_task
 from optiml_jax.cli.settings import Evaluate
-from optiml_jax.data.vocabulary import decode, encode_batch, load_vocabulary
+from optiml_jax.data import chat
+from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.data.vocabulary import encode_batch, load_vocabulary
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import evaluate_with
 from optiml_jax.evaluate.records import Candidate
@@ -63,15 +65,18 @@ class Keeper:
         return [[Answer("x", 1, True, 0.0, "x")] * (r.samples or 1) for r in requests]
 
 
-def check_same(tasks, tokens: Tokens, config: EvalConfig, folder) -> list[dict]:
+def check_same(
+    tasks, tokens: Tokens, config: EvalConfig, folder, asked: PromptConfig = bench.PROMPTS
+) -> list[dict]:
     """Exports and evaluates the tasks, compares, and returns the rows."""
     keeper = Keeper(tokens)
-    assert not evaluate_with(keeper, tasks, config, str(folder), run={"checkpoint": "x"})
+    run = {"checkpoint": "x"}
+    assert not evaluate_with(keeper, tasks, config, str(folder), prompts=asked, run=run)
     rows = [
         row
         for task in tasks
         for shots in task.info.shots
-        for row in request_rows(task, shots, config, bench.PROMPTS, tokens)
+        for row in request_rows(task, shots, config, asked, tokens)
     ]
     assert len({row["id"] for row in rows}) == len(rows)
     assert {row["id"] for row in rows} == keeper.fed.keys()
@@ -87,7 +92,10 @@ def check_same(tasks, tokens: Tokens, config: EvalConfig, folder) -> list[dict]:
                 whole = tokens.decode([*prompts[own], *ids]).lstrip("\ufffd")
                 assert whole == texts[own] + text
         elif not row["is_cut"]:
-            assert tokens.encode(texts) == [*prompts]
+            messages = [chat.taken_out(asked.chat, text) for text in texts]
+            pairs = zip(texts, messages, strict=True)
+            framed = [t if m is None else chat.put_in(asked.chat, m) for t, m in pairs]
+            assert tokens.encode(framed) == [*prompts]
     return rows
 
 
@@ -96,6 +104,18 @@ def test_every_way_to_ask_is_exported_as_it_is_fed(tmp_path, positions):
     rows = check_same(bench.tasks(), bench.tokens(positions), bench.CONFIG, tmp_path)
     assert any(row["is_cut"] for row in rows) == (positions == CUT)
     assert any(row["num_demonstrations"] for row in rows) == (positions != CUT)
+
+
+@pytest.mark.parametrize("positions", [bench.POSITIONS, 34])
+def test_a_chat_is_exported_as_it_is_fed(tmp_path, positions):
+    asked = PromptConfig(chat="<s>user\n{prompt}</s>\n<s>bot\n")
+    rows = check_same(bench.tasks(), bench.tokens(positions), bench.CONFIG, tmp_path, asked)
+    cut = [row for row in rows if row["is_cut"]]
+    assert bool(cut) == (positions == 34)
+    for row in rows:
+        framed = chat.taken_out(asked.chat, row["prompt"]) is not None
+        assert framed != row["task"].endswith("schema"), row  # which is verbatim
+        assert not framed or all(t in row["candidates"] for t in row.get("continuations", ()))
 
 
 REAL = {  # benchmark -> folder of the real data, tasks
@@ -111,9 +131,7 @@ REAL = {  # benchmark -> folder of the real data, tasks
 def test_real_requests_are_what_the_evaluator_feeds(tmp_path, real_data):
     """SuperNI, PromptSource, FLAN, BBH and MGSM with OPT's own vocabulary, at all their shots."""
     vocabulary = load_vocabulary(f"opt:{real_data / 'gpt2_bpe'}")
-    tokens = Tokens(
-        functools.partial(encode_batch, vocabulary), functools.partial(decode, vocabulary), 2048
-    )
+    tokens = Tokens(functools.partial(encode_batch, vocabulary), vocabulary.spell, 2048)
     manifest = Manifest.load()
     roles = ("dev", "test", "test_max", "test_extra")
     settings = Evaluate(roles=roles, shots=(0, 2, 3, 5, 8))

@@ -5,6 +5,7 @@ import io
 
 import pytest
 
+from optiml_jax.data import chat
 from optiml_jax.data.example import Example, TaskSource
 from optiml_jax.data.prompts import PromptConfig, fit_example, render_for_training
 from optiml_jax.report import inspect_terminal
@@ -44,7 +45,7 @@ def source(examples: list[Example], level: str = "task") -> TaskSource:
 
 def encode(text: str) -> list[int]:
     """A token is a character: lengths can be counted by hand."""
-    return [ord(c) for c in text]
+    return [ord(c) for c in chat.shown(text)]
 
 
 def renderer(length: int = 2000, **config) -> Renderer:
@@ -64,6 +65,7 @@ CONFIGS = {
     "suffix loss": {"shots": (0, 0, 1.0), "loss": "suffix"},
     "options anew": {"option_format": "letters", "option_order": "shuffled"},
     "no delimiter": {"delimiter": ""},
+    "a chat": {"chat": "<u>{prompt}</u>", "shots": (0, 0, 1.0)},
 }
 
 
