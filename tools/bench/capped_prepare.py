@@ -53,11 +53,10 @@ def prepare(folder: pathlib.Path, cap: int | None, workers: int) -> None:
     )
     seconds = time.perf_counter() - began
     kept = sum(row["kept"] for row in summary.rows())
-    peaks = [
-        resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    ]
-    print(f"cap {cap}, {workers} workers: {kept:,} examples, {seconds:.1f} s", end=", ")
-    print(f"peak {max(peaks) / 2**20:.2f} GiB")
+    used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu, peak = sum(u.ru_utime + u.ru_stime for u in used), max(u.ru_maxrss for u in used)
+    print(f"cap {cap}, {workers} workers: {kept:,} examples, {seconds:.1f} s", end=" ")
+    print(f"({cpu:.1f} s of CPU with the start), peak {peak / 2**20:.2f} GiB")
 
 
 def examples(cache: pathlib.Path) -> dict[str, bytes]:
