@@ -109,7 +109,12 @@ class BucketPath(gpath.PosixGPath):
 
     def upload(self, file: pathlib.Path) -> None:
         """Puts a local file here; whoever reads sees the old content or all of the new."""
-        self.files.put_file(str(file), str(self))
+        try:
+            self.files.put_file(str(file), str(self))
+        except Exception as e:  # the services, their clients and the network have each their own
+            raise UserError(
+                f"cannot write {self} ({_reason(e)}); the same command continues"
+            ) from e
 
     def download(self, file: pathlib.Path) -> None:
         self.files.get_file(str(self), str(file))
@@ -131,11 +136,14 @@ def reach(place: BucketPath) -> None:
         with contextlib.suppress(FileNotFoundError):
             place.files.info(str(place))
     except Exception as e:  # the services, their clients and the network have each their own
-        reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise UserError(
-            f"{bucket} cannot be used ({reason}); look at its name and your credentials"
+            f"{bucket} cannot be used ({_reason(e)}); look at its name and your credentials"
         ) from e
     _reached.add(bucket)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class _Stat(types.SimpleNamespace):

@@ -183,7 +183,7 @@ def damage(folder: str | os.PathLike, checksums: Mapping[str, list[int]]) -> str
         try:
             found = checksum(path_of(folder) / name)
         except OSError as e:
-            return f"{name}: {e.strerror}"
+            return f"{name}: {e.strerror or 'it is not there'}"
         except UserError as e:
             return str(e)
         if found != expected:

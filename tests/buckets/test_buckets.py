@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from optiml_jax.bucket_claim import BucketClaim
+from optiml_jax.buckets import BucketPath
 from optiml_jax.errors import UserError
 from optiml_jax.files import atomic_path, read_json, write_json
 from optiml_jax.one_writer import one_writer
@@ -73,11 +74,14 @@ def test_local_copies_are_made_once_and_anew_when_the_content_changes(objects, s
 
 
 @both
-def test_a_bucket_that_cannot_be_used_is_said_in_one_line(objects, scheme):
+def test_a_bucket_that_cannot_be_used_is_said_in_one_line(objects, tmp_path, scheme):
     with pytest.raises(
         UserError, match=f"{scheme}://forbidden cannot be used .*; look at its name"
     ):
         path_of(f"{scheme}://forbidden/run")
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(UserError, match=f"cannot write {scheme}://forbidden/x .*; the same"):
+        BucketPath(f"{scheme}://forbidden/x").upload(tmp_path / "x")
 
 
 @both
