@@ -60,7 +60,7 @@ from optiml_jax.model.kernels import choice
 from optiml_jax.model.kernels.contract import Keys
 from optiml_jax.sharding.hardware import accelerator_of, xla_flags
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
-from optiml_jax.sharding.rules import abstract_params, batch_sharding, use_mesh
+from optiml_jax.sharding.rules import batch_sharding, use_mesh
 from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.optimizer import OptimizerConfig
 from optiml_jax.train.programs import trace_train_step
@@ -289,10 +289,9 @@ def _said(size: str, rows: int, remat: str, fields: dict[str, Any]) -> dict[str,
 
 
 def _engine(shapes: Shapes, size: str) -> Engine:
-    model = shapes.model(size, eos_id=3)  # the prompts have no such token
+    model = shapes.model(size)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_params(model, mesh))
-    graphdef, params = init_params(model, 0, shardings)
+    graphdef, params = init_params(model, 0)
     params = jax.tree.map(lambda x: x.astype(shapes.dtype), params)
     return Engine(graphdef, params, model, tokens_per_batch=32 * shapes.length, mesh=mesh)
 
@@ -315,7 +314,8 @@ def scoring(shapes: Shapes, size: str) -> Iterator[dict[str, Any]]:
 
 def decoding(shapes: Shapes, size: str) -> Iterator[dict[str, Any]]:
     engine = _engine(shapes, size)
-    engine = dataclasses.replace(engine, config=dataclasses.replace(engine.config, eos_id=-1))
+    config = dataclasses.replace(engine.config, eos_id=engine.config.vocab_size)  # is never said
+    engine = dataclasses.replace(engine, config=config)
     rows = _prompts(shapes, engine.config, shapes.prompts, shapes.prompt)
     prompts = [Prompt(row, shapes.new) for row in rows]
     taken = _second_call(lambda: generate(engine, prompts))

@@ -78,7 +78,7 @@ def jax_generate(
     config: OPTConfig, graphdef, params, tokens: np.ndarray, new: int
 ) -> Callable[[], None]:
     """Greedy decoding of `new` tokens, all rows to the end, as evaluation does it."""
-    config = dataclasses.replace(config, eos_id=-1)  # is never said
+    config = dataclasses.replace(config, eos_id=config.vocab_size)  # is never said
     engine = Engine(graphdef, params, config, bos_id=int(tokens[0, 0]))
     prompts = [Prompt(row[1:].tolist(), new) for row in tokens]
     return lambda: generate(engine, prompts)
