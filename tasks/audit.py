@@ -1,4 +1,4 @@
-"""What the pairs of an audit mean here: which are to be decided, and what relates their tasks."""
+"""Interprets the pairs of an audit: which need a decision, and how their tasks are related."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ class Overlap(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A pair and what is known of it.
+    """A pair with its decision and the relation of its tasks.
 
     Attributes:
       overlap: the pair.
@@ -83,7 +83,7 @@ def judge(
 
 
 def relation(overlap: Overlap, manifest: Manifest) -> str:
-    """What the two tasks are made of by the provenance table, in words."""
+    """The data sets of the two tasks by the provenance table, in words."""
     provenance = manifest.provenance
     own, its = map(provenance.items_of, (overlap.train_task, overlap.eval_task))
     common = [d for d in own if d in its]

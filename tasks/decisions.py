@@ -1,4 +1,4 @@
-"""What was decided about pairs of a training and an evaluation task that share examples.
+"""Decisions about pairs of a training and an evaluation task that share examples.
 
 A file of decisions: `data/decisions.yaml`, or one of the user's own. Later rows do not win: two
 rows that say different things of one pair are an error.

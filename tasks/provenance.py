@@ -21,7 +21,7 @@ _ROW_KEYS = ("tasks", "data", "unknown", "evidence")
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What is known of one task.
+    """The provenance of one task.
 
     Attributes:
       data: the data sets that it is made of by its rows.
@@ -63,7 +63,7 @@ class Provenance:
         return _load(pathlib.Path(path or DEFAULT_PROVENANCE))
 
     def origin(self, task: str) -> Origin:
-        """What is known of a task, all matching rows taken together."""
+        """The provenance of a task, all matching rows merged."""
         if task not in self._origins:
             found = [o for p, o in self._rows.get(task.split("/", 1)[0], ()) if p.fullmatch(task)]
             data = tuple(dict.fromkeys(d for o in found for d in o.data))

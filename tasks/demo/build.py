@@ -46,7 +46,7 @@ def load_words() -> Words:
 
 
 def load_tasks() -> dict[str, list[dict[str, Any]]]:
-    """Collection -> the tasks of `tasks.yaml`, with what they have in common filled in."""
+    """Collection -> the tasks of `tasks.yaml`, with their shared fields filled in."""
     collections = yaml.safe_load((HERE / "tasks.yaml").read_text("utf-8"))
     for collection, common in collections.items():
         common["collection"] = collection

@@ -18,7 +18,7 @@ def stem(task: dict[str, Any]) -> str:
 
 
 def task_content(task: dict[str, Any], candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """What the task's JSON file holds.
+    """The content of the task's JSON file.
 
     Args:
       task: its entry in `tasks.yaml`.

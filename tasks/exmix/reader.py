@@ -261,7 +261,7 @@ class ExMixTask:
     def _rows(
         self, split: str, drops: Drops, sample: RowSample | None
     ) -> Iterator[tuple[str, Row | None]]:
-        """Answer and row, by turns from each answer and each of its files, while all have rows."""
+        """Answer and row, taking turns among the answers and their files, while all have rows."""
         columns = self.description.get("columns")
         return _in_turn(
             [

@@ -1,4 +1,4 @@
-"""Whether Parquet and Arrow files are whole, found out in a process of its own.
+"""Checks Parquet and Arrow files for damage in a separate process.
 
 A damaged one can make the library read memory that is not its own, which ends the process. So each
 file is read once, whole, by a helper that may die; then it is read here.

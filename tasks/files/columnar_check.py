@@ -1,4 +1,4 @@
-"""Program that reads whole Parquet and Arrow files, so that a damaged one crashes nobody else.
+"""Reads whole Parquet and Arrow files in its own process, where a damaged one may crash it.
 
     python columnar_check.py    a path a line on standard input; for each "" or what is wrong
 
@@ -10,7 +10,7 @@ import sys
 
 
 def problem(path: str) -> str:
-    """What is wrong with a file, "" for nothing."""
+    """The damage of a file in words; "" for none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -136,7 +136,7 @@ def open_bytes(file: str) -> BinaryIO:
 
 
 def _lines(file: str) -> Iterator[tuple[int, str]]:
-    """Number and text of every line; a byte order mark is no text."""
+    """Number and text of every line; without a byte order mark."""
     number = 0
     try:
         with open_bytes(file) as f:

@@ -1,4 +1,4 @@
-"""What a folder of data promises: links that lead somewhere, whole files, what was fetched."""
+"""Checks a folder of data: no broken links, complete files, everything fetched."""
 
 import logging
 import os

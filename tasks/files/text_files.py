@@ -1,4 +1,4 @@
-"""What the readers of TSV, CSV and JSON share: streaming records, and the rules for every record.
+"""Shared by the readers of TSV, CSV and JSON: streaming, and the rules for every record.
 
 One line is in memory at a time, and one number (a hash) for every record that was kept. Formats
 and tasks are the readers' own. The rules: outer whitespace goes, `\\r\\n` becomes `\\n`, a record
@@ -92,7 +92,7 @@ def hashed_id(*fields: str) -> str:
 
 
 def demonstration_pool(examples: Iterable[Example]) -> list[Example]:
-    """The first `NUM_DEMONSTRATIONS` of a training split: nobody shows more, whatever its size."""
+    """The first `NUM_DEMONSTRATIONS` of a training split; no prompt shows more."""
     return list(itertools.islice(examples, NUM_DEMONSTRATIONS))
 
 

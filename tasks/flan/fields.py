@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 
 class UnusableError(Exception):
-    """A row that has not what a value needs; the text is the reason that is counted."""
+    """A row that lacks what a value needs; the text is the reason that is counted."""
 
 
 class Value:
@@ -58,7 +58,7 @@ class Value:
 
 
 def look_up(row: Row, path: str) -> Any:
-    """What lies at a path of keys divided by dots."""
+    """The value at a path of keys separated by dots."""
     value: Any = row
     for key in path.split("."):
         items = value if isinstance(value, list) else [value]

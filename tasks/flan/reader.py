@@ -135,7 +135,7 @@ def chosen_templates(
 def _rows(
     root: pathlib.Path, facts: TaskFacts, config: FlanConfig
 ) -> tuple[TaskFacts, dict[str, Split]]:
-    """The facts for rows as they are there, and the splits that they name."""
+    """The facts for the rows found, and the splits that they name."""
     facts = facts.fixed() if config.fix_typos else facts
     splits = {}
     if facts.files is not None:
@@ -155,7 +155,7 @@ def _rows_folder(root: pathlib.Path) -> pathlib.Path:
 
 
 def _parts(facts: TaskFacts, splits: dict[str, Split], row: Row) -> tuple[str, ...]:
-    """The parts that have rows; none if those are missing that the task is there for.
+    """The parts that have rows; none if the essential ones are missing.
 
     One that only lacks its training rows stays, for the plan to refuse it. Of a task that is not
     trained on, "train" holds what demonstrations are taken from.

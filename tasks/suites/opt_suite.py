@@ -300,7 +300,7 @@ def derived(row: Row) -> dict[str, Any]:
 
 
 def _lowered(sentence: str) -> str:
-    """As it goes on after other words."""
+    """The text in the form it has after other words."""
     return sentence if re.match(r"I\b", sentence) else sentence[:1].lower() + sentence[1:]
 
 
@@ -317,7 +317,7 @@ def _partial(before: str, options: Sequence[str], after: str, right: int) -> Ite
 
 
 def _in_place(option: str, pronoun: str, after: str) -> str:
-    """An option as it stands in the place of the pronoun."""
+    """An option in the place of the pronoun."""
     first, space, others = option.partition(" ")
     if pronoun[:1].isupper():
         option = option[:1].upper() + option[1:]

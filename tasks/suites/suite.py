@@ -1,4 +1,4 @@
-"""What the readers of evaluation suites share: tasks whose prompts upstream wrote, rendered as is.
+"""Shared by the readers of evaluation suites: tasks whose prompts are upstream's, unchanged.
 
 A suite has a test part and demonstrations of its own; nothing of it is trained on. A reader says
 how records and prompts are found in its files.

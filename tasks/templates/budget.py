@@ -1,4 +1,4 @@
-"""What one rendering of a template of unknown origin may create, and how long it may take.
+"""Limits on the size and time of rendering a template of unknown origin.
 
 Sizes are charged before values are made; the language itself is restricted in `sandbox.py`.
 """
@@ -26,7 +26,7 @@ class LimitError(Exception):
 
 
 class Budget:
-    """What one rendering may still create, and until when."""
+    """The remaining size and time of one rendering."""
 
     def __init__(self):
         self.start(0)
