@@ -225,12 +225,12 @@ def print_plan(plan: Plan) -> None:
         for name, part in sorted(summary[kind].items(), key=lambda item: -item[1]["rate"]):
             print(
                 f"  {name:32}{part['tasks']:5} tasks {part['examples']:9,} examples: "
-                f"{part['share']:6.1%} (asked for {part['rate']:.1%}), "
+                f"{part['share']:6.1%} (requested {part['rate']:.1%}), "
                 f"{part['token_share']:.1%} of the tokens"
             )
     for name, part in summary["row_shares"].items():
         if name:
-            print(f"  rows of {name}: {part['planned']:.1%} (asked for {part['asked']:.1%})")
+            print(f"  rows of {name}: {part['planned']:.1%} (requested {part['asked']:.1%})")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from optiml_jax.report.tables import Table
 _SERIES = {
     "all": "all examples",
     "capped": "after the cap",
-    "asked": "asked for",
+    "asked": "requested",
     "planned": "planned",
 }
 _CONFIGURED = "benchmark, as configured"

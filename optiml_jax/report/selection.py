@@ -23,7 +23,7 @@ from optiml_jax.report.run_tables import (
 from optiml_jax.report.tables import MARK, Table
 
 WAYS = {"A": "A", "B": "B", "levels": "level means"}
-NOISE, HERE, BEHIND = "within noise", "behind on these tasks", "behind"
+NOISE, WORSE_HERE, WORSE = "within noise", "worse on these tasks", "worse"
 
 
 def selection_table(runs: Mapping[str, Rollup], replicates: int = NUM_REPLICATES) -> Table:
@@ -62,7 +62,7 @@ def selection_table(runs: Mapping[str, Rollup], replicates: int = NUM_REPLICATES
         "A: mean of the averages over shots; B: mean of all category x shots cells; level means: "
         "mean of the levels; in brackets the rank by each",
         "gain: of A over the best run, paired by example; within noise: the 95 % CI over the "
-        "examples of these tasks holds 0; behind on these tasks: that over new tasks holds 0, or "
+        "examples of these tasks contains 0; worse on these tasks: that over new tasks contains 0, or "
         "there are too few tasks for one",
         *missing_notes(left_out),
     )
@@ -101,7 +101,7 @@ def verdict(difference: Difference) -> str:
     fixed, new = difference.fixed_tasks, difference.new_tasks
     if fixed.low <= 0 <= fixed.high:
         return NOISE
-    return HERE if new is None or new.low <= 0 <= new.high else BEHIND
+    return WORSE_HERE if new is None or new.low <= 0 <= new.high else WORSE
 
 
 def _conclusion(best: str, ranked: Mapping[str, list[str]], verdicts: Mapping[str, str]) -> str:

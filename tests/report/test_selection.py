@@ -5,7 +5,7 @@ import pytest
 
 from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import rollup
-from optiml_jax.report.selection import BEHIND, HERE, NOISE, on_common_tasks, selection_table
+from optiml_jax.report.selection import NOISE, WORSE, WORSE_HERE, on_common_tasks, selection_table
 from optiml_jax.report.tables import MARK
 
 HELD, TAUGHT = "fully_held_out", "fully_supervised"
@@ -64,7 +64,7 @@ def test_runs_are_ranked_and_a_margin_within_noise_is_called_so(tmp_path):
     assert rows[first]["verdict"] == "best"
     assert rows[second]["verdict"] == NOISE
     assert rows["worse"]["rank"] == "3"
-    assert rows["worse"]["verdict"] == BEHIND
+    assert rows["worse"]["verdict"] == WORSE
     gain = float(rows["worse"]["gain"]) + 10.0
     assert gain == pytest.approx(0.0, abs=1.0)
     assert f"its margin over {second} is within noise" in table.notes[0]
@@ -120,7 +120,7 @@ def test_a_gain_on_a_few_tasks_is_not_called_one_on_new_tasks(tmp_path):
         return base(task, shots) - (0.2 if task in ("b/x0", "b/y0", "b/z0") else 0.0)
 
     runs = {"best": write(tmp_path / "b", base), "other": write(tmp_path / "o", one_task)}
-    assert by_run(selection_table(runs, replicates=1000))["other"]["verdict"] == HERE
+    assert by_run(selection_table(runs, replicates=1000))["other"]["verdict"] == WORSE_HERE
 
 
 def test_runs_without_a_common_task_are_not_ranked(tmp_path):
