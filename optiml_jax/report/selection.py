@@ -62,8 +62,8 @@ def selection_table(runs: Mapping[str, Rollup], replicates: int = NUM_REPLICATES
         "A: mean of the averages over shots; B: mean of all category x shots cells; level means: "
         "mean of the levels; in brackets the rank by each",
         "gain: of A over the best run, paired by example; within noise: the 95 % CI over the "
-        "examples of these tasks contains 0; worse on these tasks: that over new tasks contains 0, or "
-        "there are too few tasks for one",
+        "examples of these tasks contains 0; worse on these tasks: that over new tasks contains 0, "
+        "or there are too few tasks for one",
         *missing_notes(left_out),
     )
     return Table("Model selection", columns, tuple(rows), 2, notes)
