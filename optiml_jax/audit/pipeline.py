@@ -11,7 +11,6 @@ import logging
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import tqdm
@@ -23,13 +22,12 @@ from optiml_jax.audit.tables import write_tables
 from optiml_jax.audit.words import AuditWords
 from optiml_jax.data import pool
 from optiml_jax.data.example import Example, TaskSource, check_unique_names
+from optiml_jax.data.jobs import Progress, input_bytes
 from optiml_jax.errors import UserError
 from optiml_jax.files import fingerprint
 from optiml_jax.one_writer import one_writer
 
 logger = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +93,13 @@ def audit(
         jobs = [s for s in training if not is_scanned(s, folder, index)]
         waiting = {s.name for s in jobs}
         outcomes = {s.name: ScanOutcome(s.name, "unchanged") for s in training}
-        jobs.sort(key=_input_bytes, reverse=True)  # the largest must not come last, alone
+        jobs.sort(key=input_bytes, reverse=True)  # the largest must not come last, alone
         engine = _engine(jobs, folder, num_workers, runner, runner_options)
-        with contextlib.closing(engine), _Progress(jobs, len(training) - len(waiting)) as progress:
+        progress = Progress("audit", jobs, len(training) - len(waiting), logger)
+        with contextlib.closing(engine), progress:
             for outcome in engine:
                 outcomes[outcome.task] = outcome
-                progress.advance(outcome)
+                progress.advance(outcome.task, outcome.examples, outcome.error)
         failures = [f"{o.task}: {o.error}" for o in outcomes.values() if o.status == "failed"]
         if failures:
             raise AuditError(
@@ -172,52 +171,3 @@ def open_index(folder: str) -> Index:
 def scan_in_folder(source: TaskSource, folder: str) -> ScanOutcome:
     """What a worker does with one training task."""
     return scan_task(source, folder, open_index(folder), pool.stopped)
-
-
-def _input_bytes(source: TaskSource) -> int:
-    return sum(os.path.getsize(file) for file in source.files if os.path.exists(file))
-
-
-class _Progress:
-    """A bar over the bytes of the input files, or a line now and then; failures as they happen."""
-
-    def __init__(self, jobs: Sequence[TaskSource], unchanged: int):
-        self._sizes = {s.name: _input_bytes(s) or 1 for s in jobs}
-        self._examples = self._done = self._bytes = 0
-        self._total = sum(self._sizes.values())
-        self._unchanged = unchanged
-        self._start = self._last_line = time.monotonic()
-        self._bar = tqdm.tqdm(
-            total=self._total,
-            desc="audit",
-            unit="B",
-            unit_scale=True,
-            disable=not sys.stderr.isatty() or not jobs,
-        )
-
-    def __enter__(self) -> "_Progress":
-        logger.info("audit: %d tasks to scan, %d unchanged", len(self._sizes), self._unchanged)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def advance(self, outcome: ScanOutcome) -> None:
-        self._done += 1
-        self._examples += outcome.examples
-        self._bytes += self._sizes[outcome.task]
-        self._bar.update(self._sizes[outcome.task])
-        now = time.monotonic()
-        rate = self._examples / max(now - self._start, 1e-9)
-        self._bar.set_postfix_str(f"{rate:,.0f} examples/s", refresh=False)
-        if outcome.status == "failed":
-            with tqdm.tqdm.external_write_mode():
-                logger.error("audit: %s: %s", outcome.task, outcome.error)
-        is_last = self._done == len(self._sizes)
-        if self._bar.disable and (is_last or now - self._last_line > _SECONDS_BETWEEN_LINES):
-            self._last_line = now
-            left = (now - self._start) * (self._total / max(self._bytes, 1) - 1)
-            logger.info(
-                "audit: %d of %d tasks, %d examples, %.0f a second, %.0f s left",
-                *(self._done, len(self._sizes), self._examples, rate, left),
-            )

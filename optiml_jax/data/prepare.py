@@ -9,12 +9,8 @@ import dataclasses
 import functools
 import logging
 import os
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import tqdm
 
 from optiml_jax.data import pool
 from optiml_jax.data.cache_task import (
@@ -25,6 +21,7 @@ from optiml_jax.data.cache_task import (
 )
 from optiml_jax.data.cache_writer import remove_temporaries
 from optiml_jax.data.example import Drops, TaskSource, check_unique_names
+from optiml_jax.data.jobs import Progress, input_bytes
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.vocabulary import load_vocabulary, vocabulary_fingerprint
 from optiml_jax.errors import UserError
@@ -34,7 +31,6 @@ from optiml_jax.paths import path_of
 logger = logging.getLogger(__name__)
 
 _WARNING = "warning: "  # how readers mark records that they mended and kept
-_SECONDS_BETWEEN_LINES = 10.0
 # Starting workers costs as much as caching some ten small tasks.
 _SMALL_RUN_BYTES = 4_000_000
 
@@ -166,14 +162,16 @@ def prepare(
                 jobs.append(source)
         for reason, number in sorted(reasons.items()):
             logger.warning("prepare: %d tasks are cached anew: %s", number, reason)
-        jobs.sort(key=_input_bytes, reverse=True)  # the largest must not come last, alone
+        jobs.sort(key=input_bytes, reverse=True)  # the largest must not come last, alone
         engine = _engine(jobs, settings, num_workers, runner, runner_options)
-        with contextlib.closing(engine), _Progress(len(jobs), len(outcomes)) as progress:
+        progress = Progress("prepare", jobs, len(outcomes), logger)
+        with contextlib.closing(engine), progress:
             for outcome in engine:
                 if outcome.fatal:
                     raise UserError(outcome.error)
                 outcomes[outcome.task] = outcome
-                progress.advance(outcome)
+                examples = sum(row["examples"] for row in outcome.splits.values())
+                progress.advance(outcome.task, examples, outcome.error)
     summary = PrepareSummary({source.name: outcomes[source.name] for source in sources})
     if summary.failures:
         raise PrepareError(summary)
@@ -193,7 +191,7 @@ def _engine(
 
         return beam_prepare.run(jobs, settings, runner, runner_options)
     if num_workers is None:
-        small = sum(map(_input_bytes, jobs)) < _SMALL_RUN_BYTES
+        small = sum(map(input_bytes, jobs)) < _SMALL_RUN_BYTES
         num_workers = 1 if small else len(os.sched_getaffinity(0))
     if min(num_workers, len(jobs)) <= 1:
         return (cache_task(source, settings) for source in jobs)
@@ -222,38 +220,3 @@ def _claim(cache_dir: str | os.PathLike, part: int | None) -> Iterator[None]:
 
 def _name(source: TaskSource) -> str:
     return f"{source.name} ({', '.join(source.files[:1])})"
-
-
-def _input_bytes(source: TaskSource) -> int:
-    return sum(os.path.getsize(file) for file in source.files if os.path.exists(file))
-
-
-class _Progress:
-    """A bar on a terminal, a line now and then elsewhere; failures are told as they happen."""
-
-    def __init__(self, total: int, unchanged: int):
-        self._total, self._unchanged = total, unchanged
-        self._done = 0
-        self._last_line = time.monotonic()
-        self._bar = tqdm.tqdm(
-            total=total, desc="prepare", unit="task", disable=not sys.stderr.isatty() or not total
-        )
-
-    def __enter__(self) -> "_Progress":
-        logger.info("prepare: %d tasks to look at, %d unchanged", self._total, self._unchanged)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.close()
-
-    def advance(self, outcome: TaskOutcome) -> None:
-        self._done += 1
-        self._bar.update()
-        if outcome.status == "failed":
-            with tqdm.tqdm.external_write_mode():
-                logger.error("prepare: %s: %s", outcome.task, outcome.error)
-        now = time.monotonic()
-        is_last = self._done == self._total
-        if self._bar.disable and (is_last or now - self._last_line > _SECONDS_BETWEEN_LINES):
-            self._last_line = now
-            logger.info("prepare: %d of %d tasks (%s)", self._done, self._total, outcome.task)
