@@ -156,9 +156,10 @@ def _binding(argument: str) -> str:
 
 
 def _logging() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.basicConfig()  # does nothing where Orbax's import of absl has done it already
+    for handler in logging.root.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     for name in ("optiml_jax", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO)
 

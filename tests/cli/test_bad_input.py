@@ -1,13 +1,15 @@
 """Mistakes a user is likely to make: one line that names the thing and the way out, status 2."""
 
+import io
 import json
+import logging
 import pathlib
 import shutil
 
 import pytest
 from tiny_bench import write_tiny_bench
 
-from optiml_jax.cli.main import main
+from optiml_jax.cli.main import _logging, main
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +148,12 @@ def test_batch_and_vocabulary_must_fit(root, capsys):
     error = error_of(capsys, "evaluate", gin_file, other)
     assert "vocabulary" in error
     assert "fingerprint" in error
+
+
+def test_log_lines_are_ours_whoever_set_logging_up(monkeypatch):
+    """Importing Orbax gives the root logger a handler that would print control characters."""
+    written = io.StringIO()
+    monkeypatch.setattr(logging.root, "handlers", [logging.StreamHandler(written)])
+    _logging()
+    logging.getLogger("optiml_jax.data").info("file \x1b[31m.jsonl")
+    assert written.getvalue() == "INFO: file \\x1b[31m.jsonl\n"
