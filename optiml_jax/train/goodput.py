@@ -52,6 +52,7 @@ class Goodput:
         self._saved = {k: v for k, v in saved.items() if k <= step}
         self._updates = self._saved.get(max(self._saved, default=0), 0.0)
         self._complete: float | None = None
+        self._written = 0.0
         self.add("starting", clock() - began)
 
     def add_updates(self, seconds: float) -> None:
@@ -74,15 +75,21 @@ class Goodput:
     def saving(self, step: int) -> None:
         """A checkpoint of this step begins: a restart from it keeps the updates until now."""
         self._saved[step] = self._updates
+        self.write()
 
     def finish(self, complete: bool) -> None:
         """This start ends. Time after a complete run does not belong to it."""
         self._complete = self._clock() if complete else None
         self.write()
 
-    def write(self) -> None:
-        """Puts the sums where the next start finds them."""
-        if self._path is not None:
+    def write(self, every: float = 0.0) -> None:
+        """Puts the sums where the next start finds them.
+
+        Args:
+          every: seconds since the last time before which nothing is done: a bucket is slow.
+        """
+        if self._path is not None and abs(self._clock() - self._written) >= every:
+            self._written = self._clock()
             value = {
                 "began": self._began,
                 "starts": self._starts,

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 # Steps handed to the devices before the host waits for the oldest: enough to keep them busy, few
 # enough that a signal or an error is answered soon.
 _STEPS_AHEAD = 2
+_SECONDS_OF_ACCOUNT = 30.0  # between two times that the account of the time is written
 
 
 class Reporter:
@@ -125,7 +126,7 @@ class Reporter:
         if self._writer is not None:
             self._writer.scalars(self._step, self._goodput.scalars())
             self._writer.flush()
-        self._goodput.write()
+        self._goodput.write(every=_SECONDS_OF_ACCOUNT)
         self._since = time.perf_counter()
 
     def scalars(self, values: Mapping[str, float]) -> None:
