@@ -64,6 +64,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
+        if path.is_dir():
+            with contextlib.suppress(OSError):
+                path.rmdir()  # an empty folder in the place of the file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
