@@ -1,5 +1,7 @@
 """Scores and greedy tokens equal those of Hugging Face's models, live where torch is installed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.special
@@ -13,12 +15,17 @@ torch = pytest.importorskip("torch", reason="torch is not installed: no live com
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 PAD = 1
+QWEN_2 = dataclasses.replace(
+    tiny_models.GROUPED, family="qwen2", num_kv_heads=1, qkv_bias=True, tied=True
+)
+QWEN_3 = dataclasses.replace(tiny_models.GROUPED, family="qwen3", qk_norm=True, head_dim=16)
+MODELS = tiny_models.MODELS | {"qwen_2": QWEN_2, "qwen_3": QWEN_3}
 
 
-@pytest.fixture(scope="module", params=tiny_models.MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def models(request, tmp_path_factory):
     """(our engine, Hugging Face's model) with the same weights."""
-    config = tiny_models.MODELS[request.param]
+    config = MODELS[request.param]
     folder = tmp_path_factory.mktemp("hf") / request.param
     write_huggingface(folder, config, tiny_models.weights(config)[1])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -59,6 +59,14 @@ CASES: dict[str, dict] = {
 }
 
 
+# The same families with the other kind of head.
+OTHER_HEADS = {
+    f"{name}_{'untied' if CASES[name]['tie_word_embeddings'] else 'tied'}": CASES[name]
+    | {"tie_word_embeddings": not CASES[name]["tie_word_embeddings"]}
+    for name in ("mistral", "qwen_2", "qwen_3")
+}
+
+
 def tensor_shapes(values: dict) -> dict[str, tuple[int, ...]]:
     """name -> shape of every tensor of the Hugging Face model of a config.json."""
     d, f, v = (values[k] for k in ("hidden_size", "intermediate_size", "vocab_size"))

@@ -80,13 +80,17 @@ def test_left_padding_changes_no_logits(name, tmp_path):
         np.testing.assert_allclose(logits[row, start:], alone[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", llama_cases.CASES)
-def test_gradients_equal_those_of_torch_in_double_precision(name, tmp_path):
+LLAMAS = llama_cases.CASES | llama_cases.OTHER_HEADS
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+def test_logits_and_gradients_equal_those_of_torch_in_double_precision(name, tmp_path):
     torch = pytest.importorskip("torch", reason=ABSENT)
-    folder = llama_cases.write_folder(tmp_path, llama_cases.CASES[name])
-    tokens = llama_cases.random_tokens(llama_cases.CASES[name])
+    folder = llama_cases.write_folder(tmp_path, LLAMAS[name])
+    tokens = llama_cases.random_tokens(LLAMAS[name])
     theirs = llama_cases.torch_model(folder).double()
-    theirs(torch.asarray(tokens), labels=torch.asarray(tokens)).loss.backward()
+    output = theirs(torch.asarray(tokens), labels=torch.asarray(tokens))
+    output.loss.backward()
     expected = {key: value.grad.numpy() for key, value in theirs.named_parameters()}
     config, params = read_huggingface(folder)
     graphdef = abstract_model(config)[0]
@@ -96,9 +100,10 @@ def test_gradients_equal_those_of_torch_in_double_precision(name, tmp_path):
     def loss(params):
         logits = nnx.merge(graphdef, params)(ids, positions, DocumentMask(jnp.ones_like(ids)))
         logprobs = jax.nn.log_softmax(logits[:, :-1])
-        return -jnp.take_along_axis(logprobs, ids[:, 1:, None], -1).mean()
+        return -jnp.take_along_axis(logprobs, ids[:, 1:, None], -1).mean(), logits
 
-    gradient = jax.jit(jax.grad(loss))(params)
+    gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+    np.testing.assert_allclose(logits, output.logits.detach().numpy(), atol=1e-4)
     compared = 0
     for layout in huggingface_tensors(config):
         ours = gradient

@@ -13,6 +13,7 @@ import sys
 import jax
 import pytest
 import tiny_run
+from tiny_run import DECODERS
 
 from optiml_jax import interrupt
 from optiml_jax.checkpoint.manager import CheckpointManager
@@ -21,10 +22,6 @@ from optiml_jax.sharding.rules import abstract_params
 
 PROGRAM = pathlib.Path(tiny_run.__file__)
 STEPS = 40
-DECODERS = {
-    "opt": {},
-    "llama": {"architecture": "llama", "num_kv_heads": 2, "tied": False, "dropout": 0.1},
-}
 TRAIN = {"num_steps": STEPS, "log_every": 1, "checkpoint_every": 8}
 
 
@@ -167,10 +164,12 @@ def test_a_save_that_does_not_end_in_the_grace_time_is_dropped(start, finish, tm
 
 
 def test_a_run_goes_on_with_another_number_of_devices(finish, uninterrupted, tmp_path):
-    finish(tmp_path, devices=8, mesh={"data": 2, "fsdp": 2, "tensor": 2})
+    """Of Llama's kind; OPT does so in test_training_processes.py."""
+    model = DECODERS["llama"]
+    finish(tmp_path, devices=8, mesh={"data": 2, "fsdp": 2, "tensor": 2}, model=model)
     for step in steps(tmp_path)[1:]:
         shutil.rmtree(tmp_path / "checkpoints" / str(step))
-    finish(tmp_path)
-    before = jax.device_get(init_params(tiny_run.configs("", "")[1], 1234)[1])
-    here, there = last_state(tmp_path)["params"], uninterrupted()["params"]
+    finish(tmp_path, model=model)
+    before = jax.device_get(init_params(tiny_run.configs("", "", model=model)[1], 1234)[1])
+    here, there = last_state(tmp_path, "llama")["params"], uninterrupted("llama")["params"]
     tiny_run.assert_same_parameters(here, there, before)

@@ -33,13 +33,17 @@ def batches(plan_dir):
 
 
 @functools.cache
-def initial_params():
-    return jax.device_get(init_params(tiny_run.configs("", "")[1], 3)[1])
+def initial_params(decoder="opt"):
+    return jax.device_get(init_params(model_config(decoder), 3)[1])
 
 
-def run(batches, mesh, microbatches=1, model=None, **optimizer):
+def model_config(decoder, **changed):
+    return tiny_run.configs("", "", model=tiny_run.DECODERS[decoder] | changed)[1]
+
+
+def run(batches, mesh, microbatches=1, model=None, decoder="opt", **optimizer):
     """What every step measured, and the last parameters, after one step per batch."""
-    config = tiny_run.configs("", "", model=model)[1]
+    config, start = model_config(decoder, **(model or {})), initial_params(decoder)
     mesh = make_mesh(MeshConfig(*mesh), jax.devices()[: np.prod(mesh)])
     # With a large epsilon Adam's update is a smooth function of the gradient: rounding stays small.
     smooth = {"learning_rate": 1e-2, "warmup_steps": 2, "epsilon": 1e-2}
@@ -56,8 +60,8 @@ def run(batches, mesh, microbatches=1, model=None, **optimizer):
     with use_mesh(mesh):
         abstract = abstract_state(config, optimizer, mesh, "standard")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        zeros = jax.tree.map(np.zeros_like, initial_params())
-        state = TrainState(np.int32(0), initial_params(), {"mu": zeros, "nu": zeros})
+        zeros = jax.tree.map(np.zeros_like, start)
+        state = TrainState(np.int32(0), start, {"mu": zeros, "nu": zeros})
         state = jax.device_put(state, shardings)
         batches = [jax.device_put(batch, batch_sharding(mesh)) for batch in batches]
         step = jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
@@ -74,7 +78,7 @@ def series(measured, name):
     return np.array([numbers[name] for numbers in measured])
 
 
-def assert_params_close(left, right):
+def assert_params_close(left, right, decoder):
     """They differ by at most a thousandth of what the updates changed, leaf by leaf.
 
     Another order of summation changes a float32 gradient by some 1e-5 of itself, and Adam passes
@@ -85,39 +89,48 @@ def assert_params_close(left, right):
     def compare(a, b, start):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * np.abs(b - start).max())
 
-    jax.tree.map(compare, left, right, initial_params())
+    jax.tree.map(compare, left, right, initial_params(decoder))
 
 
 @pytest.fixture(scope="module")
 def on_one_device(batches):
-    return run(batches, (1, 1, 1))
+    """Decoder -> its run on one device."""
+    return functools.cache(lambda decoder: run(batches, (1, 1, 1), decoder=decoder))
 
 
+@pytest.mark.parametrize("decoder", tiny_run.DECODERS)
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2), (8, 1, 1)])
-def test_every_mesh_gives_the_same_losses_with_dropout_on(batches, on_one_device, mesh):
-    measured, params = run(batches, mesh)
+def test_every_mesh_gives_the_same_losses_with_dropout_on(batches, on_one_device, mesh, decoder):
+    measured, params = run(batches, mesh, decoder=decoder)
+    expected, expected_params = on_one_device(decoder)
     for name in ("loss_sum", "gradient_norm", "loss_weight", "tokens"):
-        expected = series(on_one_device[0], name)
-        np.testing.assert_allclose(series(measured, name), expected, rtol=1e-5)
-    assert_params_close(params, on_one_device[1])
+        np.testing.assert_allclose(series(measured, name), series(expected, name), rtol=1e-5)
+    assert_params_close(params, expected_params, decoder)
 
 
 @pytest.fixture(scope="module")
 def without_dropout(batches):
-    return run(batches, (1, 1, 1), 1, {"dropout": 0.0})
+    """Decoder -> its run on one device, without dropout."""
+    still = {"dropout": 0.0}
+    return functools.cache(lambda decoder: run(batches, (1, 1, 1), 1, still, decoder))
 
 
-@pytest.mark.parametrize(("mesh", "microbatches"), [((1, 1, 1), 16), ((2, 2, 1), 4)])
-def test_accumulated_microbatches_are_the_big_batch(batches, without_dropout, mesh, microbatches):
-    whole, whole_params = without_dropout
+@pytest.mark.parametrize(
+    ("mesh", "microbatches", "decoder"),
+    [((1, 1, 1), 16, "opt"), ((2, 2, 1), 4, "opt"), ((2, 2, 1), 4, "llama")],
+)
+def test_accumulated_microbatches_are_the_big_batch(
+    batches, without_dropout, mesh, microbatches, decoder
+):
+    whole, whole_params = without_dropout(decoder)
     model = {"dropout": 0.0, "remat": "offload"}  # which changes no number either
-    pieces, pieces_params = run(batches, mesh, microbatches, model)
+    pieces, pieces_params = run(batches, mesh, microbatches, model, decoder)
     parts = [(b, m) for b in batches for m in range(microbatches)]
     weights = [b["loss_weights"][m::microbatches].sum() for b, m in parts]
     assert max(weights) > 1.5 * min(weights)
     for name in ("loss_sum", "loss_weight", "gradient_norm"):
         np.testing.assert_allclose(series(pieces, name), series(whole, name), rtol=1e-5)
-    assert_params_close(pieces_params, whole_params)
+    assert_params_close(pieces_params, whole_params, decoder)
 
 
 def test_gradients_of_kernels_are_added_up_in_the_type_of_the_kernel():
@@ -135,13 +148,14 @@ def test_gradients_of_kernels_are_added_up_in_the_type_of_the_kernel():
 
 
 def test_bfloat16_gradients_train_as_float32_ones_to_rounding(batches, without_dropout):
+    whole, whole_params = without_dropout("opt")
     measured, params = run(batches, (1, 4, 1), 2, {"dropout": 0.0}, gradient_dtype="bfloat16")
-    norms, expected = (series(m, "gradient_norm") for m in (measured, without_dropout[0]))
+    norms, expected = (series(m, "gradient_norm") for m in (measured, whole))
     np.testing.assert_allclose(norms, expected, rtol=1e-2)
     assert (norms != expected).all()
     update = [
         np.concatenate([(a - b).ravel() for a, b in zip(*map(jax.tree.leaves, pair), strict=True)])
-        for pair in ((params, initial_params()), (without_dropout[1], initial_params()))
+        for pair in ((params, initial_params()), (whole_params, initial_params()))
     ]
     assert np.linalg.norm(update[0] - update[1]) < 0.05 * np.linalg.norm(update[1])
 
@@ -154,13 +168,15 @@ def test_dropout_differs_between_steps_and_microbatches(batches):
     assert split[0] not in (first, second)
 
 
-def test_the_loss_is_the_negative_log_likelihood_of_the_target_tokens(batches, without_dropout):
-    config = tiny_run.configs("", "")[1]
+@pytest.mark.parametrize("decoder", tiny_run.DECODERS)
+def test_the_loss_is_the_negative_log_likelihood_of_the_target_tokens(
+    batches, without_dropout, decoder
+):
     batch = jax.tree.map(jnp.asarray, batches[0])
-    model = nnx.merge(abstract_model(config)[0], initial_params())
+    model = nnx.merge(abstract_model(model_config(decoder))[0], initial_params(decoder))
     logits = model(batch["tokens"], batch["positions"], DocumentMask(batch["segment_ids"]))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    measured = without_dropout[0][0]
+    measured = without_dropout(decoder)[0][0]
     expected = jnp.sum(losses * batch["loss_weights"])
     np.testing.assert_allclose(measured["loss_sum"], expected, rtol=1e-5)
     assert measured["loss_weight"] == batches[0]["loss_weights"].sum()
@@ -169,7 +185,7 @@ def test_the_loss_is_the_negative_log_likelihood_of_the_target_tokens(batches, w
 
 def test_bfloat16_computes_the_same_loss_roughly_and_keeps_float32_state(batches, on_one_device):
     measured, params = run(batches, (1, 2, 1), 1, {"dtype": "bfloat16"})
-    expected = series(on_one_device[0], "loss_sum")
+    expected = series(on_one_device("opt")[0], "loss_sum")
     np.testing.assert_allclose(series(measured, "loss_sum"), expected, rtol=2e-2)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
 

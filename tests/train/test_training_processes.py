@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from tiny_run import DECODERS
 
 from optiml_jax import interrupt
 from optiml_jax.checkpoint.manager import load_params
@@ -28,11 +29,11 @@ import bucket_server
 
 PROGRAM = pathlib.Path(tiny_run.__file__)
 TRAIN = {"num_steps": 10, "log_every": 1, "checkpoint_every": 5}
-LAYOUTS = {  # processes x devices: mesh
-    "2x1, fsdp across": (2, 1, {"fsdp": 2}),
-    "2x2, tensor across": (2, 2, {"fsdp": 1, "tensor": 4}),
-    "4x1, tensor and fsdp across": (4, 1, {"fsdp": 2, "tensor": 2}),
-    "2x4, tensor inside": (2, 4, {"data": 2, "fsdp": 2, "tensor": 2}),
+LAYOUTS = {  # processes x devices: mesh, decoder
+    "2x1, fsdp across": (2, 1, {"fsdp": 2}, "opt"),
+    "2x2, tensor across": (2, 2, {"fsdp": 1, "tensor": 4}, "llama"),
+    "4x1, tensor and fsdp across": (4, 1, {"fsdp": 2, "tensor": 2}, "opt"),
+    "2x4, tensor inside": (2, 4, {"data": 2, "fsdp": 2, "tensor": 2}, "llama"),
 }
 
 
@@ -83,37 +84,41 @@ def wait_for_step(process, step):
 
 @pytest.fixture
 def alone(plan_dir, compiled_once, tmp_path, monkeypatch):
-    """alone(number, mesh): the folder of the run of this process, on as many devices."""
+    """alone(number, mesh, decoder): the folder of the run of this process, on as many devices."""
 
-    def alone(number, mesh):
+    def alone(number, mesh, decoder="opt"):
         some = functools.partial(make_mesh, devices=jax.devices()[:number])
         monkeypatch.setattr(loop, "make_mesh", some)
         run_dir = tmp_path / "alone"
         options = {"train": TRAIN, "mesh": mesh, "optimizer": tiny_run.SMOOTH}
+        options["model"] = DECODERS[decoder]
         assert loop.train(*tiny_run.configs(plan_dir, run_dir, **options)) == 0
         return run_dir
 
     return alone
 
 
-def params_of(run_dir):
-    return jax.device_get(load_params(run_dir, abstract_params(tiny_run.configs("", "")[1])))
+def params_of(run_dir, decoder="opt"):
+    config = tiny_run.configs("", "", model=DECODERS[decoder])[1]
+    return jax.device_get(load_params(run_dir, abstract_params(config)))
 
 
-def assert_same_training(run_dir, expected):
+def assert_same_training(run_dir, expected, decoder="opt"):
+    config = tiny_run.configs("", "", model=DECODERS[decoder])[1]
     losses, wanted = (dict(tiny_run.read_scalars(d)["loss"]) for d in (run_dir, expected))
     assert list(losses) == list(wanted) == [*range(1, 11)]
     np.testing.assert_allclose(list(losses.values()), list(wanted.values()), rtol=1e-5)
-    before = jax.device_get(init_params(tiny_run.configs("", "")[1], 1234)[1])
-    tiny_run.assert_same_parameters(params_of(run_dir), params_of(expected), before)
+    before = jax.device_get(init_params(config, 1234)[1])
+    ends = (params_of(folder, decoder) for folder in (run_dir, expected))
+    tiny_run.assert_same_parameters(*ends, before)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_processes_train_as_one(start, alone, tmp_path, name):
-    number, devices, mesh = LAYOUTS[name]
-    said, status = ends(start(tmp_path / "run", number, devices, mesh))
+    number, devices, mesh, decoder = LAYOUTS[name]
+    said, status = ends(start(tmp_path / "run", number, devices, mesh, model=DECODERS[decoder]))
     assert status == [0] * number, said
-    assert_same_training(tmp_path / "run", alone(number * devices, mesh))
+    assert_same_training(tmp_path / "run", alone(number * devices, mesh, decoder), decoder)
 
 
 def test_four_processes_stopped_then_two_then_one_end_as_one(start, alone, tmp_path):

@@ -18,6 +18,10 @@ VOCABULARY_SIZE = 64
 # a slope of at most the learning rate), so that rounding is not blown up.
 SMOOTH = {"epsilon": 1.0, "learning_rate": 1.0}
 SEQUENCE_LENGTH = 32
+DECODERS = {  # name -> what `configs` is given of a model
+    "opt": {},
+    "llama": {"architecture": "llama", "num_kv_heads": 2, "tied": False, "dropout": 0.1},
+}
 
 
 def make_plan(folder, num_rows=400, seed=7, vocabulary="tiny", sequence_length=SEQUENCE_LENGTH):
