@@ -101,11 +101,27 @@ def study_tables(results: Results) -> list[Table]:
     ]
     if results.lacking:
         notes.append(f"not evaluated: {'; '.join(results.lacking)}")
+    notes += [
+        f"{', '.join(names)} have the same scores everywhere: does {results.study.factor} change "
+        "anything in these runs?"
+        for names in _without_effect(ours)
+    ]
     title = results.study.title or results.study.name
     made = [Table(title, (*columns, "paper"), tuple(rows), 3, tuple(notes))]
     if results.fits:
         made.append(_fit_table(results))
     return made
+
+
+def _without_effect(points: Sequence[Point]) -> list[list[str]]:
+    """Groups of variants whose scores are all equal, as of one run made twice."""
+    seen: dict[str, list[object]] = {}
+    for p in points:
+        seen.setdefault(p.variant, []).append((p.level, p.shots, p.value))
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for variant, scores in seen.items():
+        groups.setdefault(tuple(scores), []).append(variant)
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def _fit_table(results: Results) -> Table:

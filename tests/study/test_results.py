@@ -118,6 +118,15 @@ def test_runs_that_are_missing_are_named(tmp_path):
     assert json.loads((plan.folder / "report/figures.json").read_text())["fits"] == []
 
 
+def test_a_factor_that_changes_nothing_is_said(study, tmp_path):
+    plan = planned(tmp_path, seeds=(1,), **NUMERIC)
+    finish(plan, SCORES | {"40": SCORES["20"]})
+    (levels, *_), _ = write_report(plan)
+    assert levels.notes[-1].startswith("20, 40 have the same scores everywhere")
+    (levels, *_), _ = study[2]
+    assert not any("the same scores" in note for note in levels.notes)
+
+
 @pytest.mark.parametrize(
     ("name", "number", "variant", "cell", "expected"),
     [  # the paper's text: (level, category, shots) -> number
