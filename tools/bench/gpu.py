@@ -103,14 +103,13 @@ class Shapes:
         return model_config(size, **fields)
 
 
-TINY = Shapes((256,), 256, (2,), 2, 256, ("tiny",), ("tiny",), 2, 4, 64, 8, "float32")
+TINY = Shapes((256,), 256, (2,), 1, 256, ("tiny",), ("tiny",), 2, 4, 64, 8, "float32")
 
 
 def packed_rows(rows: int, length: int, vocabulary: int, seed: int = 0) -> dict[str, np.ndarray]:
     """A batch of packed rows: documents of random lengths, a 64th of each row is padding."""
     rng = np.random.default_rng(seed)
-    ids = np.zeros((rows, length), np.int32)
-    positions = np.zeros_like(ids)
+    ids, positions = np.zeros((2, rows, length), np.int32)
     used = length - length // 64
     for r in range(rows):
         cuts = np.sort(rng.choice(np.arange(1, used), DOCUMENTS - 1, replace=False))
@@ -160,7 +159,7 @@ def kernels(shapes: Shapes) -> Iterator[dict[str, Any]]:
     batch = packed_rows(rows, length, 512)
     ids = jnp.asarray(batch["segment_ids"])
     for head_dim in (64, 80, 128):
-        for kv_heads in (shapes.heads, max(shapes.heads // 4, 1)):
+        for kv_heads in {shapes.heads, max(shapes.heads // 4, 1)}:
             key = jax.random.split(jax.random.key(head_dim), 4)
             sizes = [(rows, h, length, head_dim) for h in (shapes.heads, kv_heads, kv_heads)]
             arrays = [
@@ -424,7 +423,8 @@ def _in_a_process(
         out, error = (e.stdout or b"").decode(), f"cut after {left:.0f} s"
     rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     if error:
-        rows.append({"said": error.strip().splitlines()[-1][:300]})
+        lines = error.strip().splitlines()
+        rows.append({"said": next((x for x in lines[::-1] if "Error" in x), lines[-1])[:300]})
     machine = rows.pop(0) if rows and "device" in rows[0] else {}
     return {**results, **machine, "parts": {**results["parts"], name: rows}}
 
