@@ -5,6 +5,7 @@ minutes. Here a thread sees each signal at once. If Python has not answered it a
 thread ends the process; every file that a verb writes is whole or not there, so nothing is lost.
 """
 
+import _thread
 import contextlib
 import logging
 import os
@@ -13,6 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # Exit status of a run that was stopped before its end (sysexits.h: EX_TEMPFAIL, try again later).
 STOPPED = 75
@@ -73,6 +75,7 @@ def watched(last: bool = False) -> Iterator[None]:
         end.setblocking(end is ours)
     before = signal.signal(signal.SIGINT, raise_interrupt)
     descriptor = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    hook, sys.unraisablehook = sys.unraisablehook, _raising_again(sys.unraisablehook)
     thread = threading.Thread(target=_look, args=(ours,), name="signals", daemon=True)
     thread.start()
     try:
@@ -80,6 +83,7 @@ def watched(last: bool = False) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL if last else before)
         signal.set_wakeup_fd(descriptor)
+        sys.unraisablehook = hook
         theirs.close()  # ends the thread
         thread.join()
         ours.close()
@@ -89,6 +93,22 @@ def raise_interrupt(number: int, frame: object) -> None:
     """Python's own handler of Ctrl-C."""
     answered()
     signal.default_int_handler(number, frame)
+
+
+def _raising_again(before: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A hook for what Python only prints: errors in a `__del__` or a callback of compiled code.
+
+    Ctrl-C is raised once more, after it. All else goes to `before`.
+    """
+
+    def hook(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            # From a thread, a moment later: raised in here it would be lost again.
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            before(unraisable)
+
+    return hook
 
 
 def _look(ours: socket.socket) -> None:

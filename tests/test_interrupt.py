@@ -51,6 +51,29 @@ def test_a_call_whose_result_must_be_saved_is_waited_for():
     assert (returned, said) == (0, "")
 
 
+def test_ctrl_c_in_a_callback_is_not_lost():
+    """Python prints what a `__del__` raises and goes on; so do callbacks of compiled code."""
+    program = """
+import signal
+from optiml_jax import interrupt
+class Garbage:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+try:
+    with interrupt.watched():
+        garbage = Garbage()
+        del garbage
+        while True:
+            pass
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("interrupted\n", "", 0)
+
+
 def test_ctrl_c_after_the_last_block_ends_the_program_without_a_word():
     program = """
 from optiml_jax import interrupt
