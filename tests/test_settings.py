@@ -76,6 +76,8 @@ def test_a_value_is_taken_as_declared_or_refused_by_name(cls, field):
 def assert_is(value, hint):
     """Python's own `isinstance` on the parts of the annotation."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is typing.Any:
+        return
     if origin is None:
         assert isinstance(value, hint), (value, hint)
         assert not (isinstance(value, bool) and hint is not bool)

@@ -22,6 +22,7 @@ from optiml_jax.errors import UserError
 from optiml_jax.evaluate.instances import InstanceBuilder
 from optiml_jax.exchange.generation import TextPrompt, read_prompts
 from optiml_jax.exchange.training_files import TrainingRows
+from optiml_jax.files import checksum
 from optiml_jax.report.inspect_prompts import row_segments
 from tasks.templates.chat import chat_frame
 
@@ -179,6 +180,8 @@ def test_smollm2_is_asked_as_transformers_asks_it(tmp_path):
     for name, content in files.items():
         (place / name).write_bytes(content)
     (place / "vocabulary.json").write_text('{"kind": "huggingface"}')
+    listed = {f"tokenizer/{file.name}": checksum(file) for file in place.iterdir()}
+    (place.parent / "optiml.json").write_text(json.dumps({"files": listed}))
     theirs = transformers.AutoTokenizer.from_pretrained(place)
     made = prompt(TEXTS[1], chat_frame(f"checkpoint:{tmp_path}")).source()
     messages = [{"role": "user", "content": TEXTS[1]}]
