@@ -28,7 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--inputs", type=int, default=1000, help="damaged files of collections")
     parser.add_argument("--attacks", type=int, default=100, help="hostile files and templates")
     parser.add_argument("--resources", type=int, default=30, help="runs with too little")
-    parser.add_argument("--verbs", default="prepare,plan,train,evaluate,report,audit")
+    parser.add_argument(
+        "--verbs",
+        default="prepare,plan,train,evaluate,report,audit",
+        help="in this order; each starts from what those before it wrote",
+    )
     parser.add_argument("--folder", help="where to work; it is not removed")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
