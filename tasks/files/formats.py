@@ -114,6 +114,7 @@ def _choose_jsonl(file: str, positions: np.ndarray) -> Iterator[Row | None]:
         if line.strip():
             yield _parsed(file, at, line) if number in chosen else None
             number += 1
+    _warn_if_cut(file)
 
 
 def count_rows(file: str) -> int:
@@ -158,6 +159,7 @@ def _read_jsonl(file: str) -> Iterator[Row]:
         if not line.strip():
             continue
         yield _parsed(file, number, line)
+    _warn_if_cut(file)
 
 
 def _parsed(file: str, number: int, line: str) -> Row:
@@ -206,7 +208,12 @@ def _read_table(file: str) -> Iterator[Row]:
                 "repair the line or download the file again"
             )
         yield dict(zip(columns, row, strict=True))
-    if file.endswith((".csv", ".tsv")):  # where a compressed one is cut, decompression ends
+    _warn_if_cut(file)
+
+
+def _warn_if_cut(file: str) -> None:
+    """As `warn_if_cut`; where a compressed file is cut, decompression ends."""
+    if file.endswith(format_of(file)):
         warn_if_cut(file)
 
 

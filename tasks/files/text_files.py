@@ -147,7 +147,7 @@ def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
 def warn_if_cut(path: str) -> None:
     """Names a text file whose last line has no end, though lines before it have one."""
     with regular_file(path).open("rb") as file:
-        several = b"\n" in file.read(_CHUNK)
+        several = any(b"\n" in part for part in iter(lambda: file.read(1 << 16), b""))
         if several and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
             logger.warning(
                 "%s: its last line has no end; if the file was cut there, get it again, else put "
@@ -197,6 +197,7 @@ def json_records(path: str, drops: Drops) -> Iterator[tuple[int, dict[str, Any]]
                 yield number, record
             else:
                 malformed.add(number, "not a JSON object")
+    warn_if_cut(path)
 
 
 def json_items(path: str, drops: Drops, key: str = "") -> Iterator[dict[str, Any]]:

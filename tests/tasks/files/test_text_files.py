@@ -5,6 +5,7 @@ import pytest
 from optiml_jax.data.example import Drops
 from optiml_jax.errors import UserError
 from tasks.files import text_files
+from tasks.files.formats import read_rows
 from tasks.files.text_files import RecordFilter, csv_rows, json_items, json_records, tsv_rows
 
 
@@ -40,8 +41,14 @@ def test_a_file_that_was_cut_inside_its_last_cell_is_named(tmp_path, caplog):
     cut = write(tmp_path / "a.csv", "x,y\na,b\nc,d")
     assert len(list(csv_rows(cut))) == 3
     assert f"{cut}: its last line has no end" in caplog.text
+    for name, read in (("a", lambda path: list(json_records(path, Drops()))), ("b", read_rows)):
+        cut = write(tmp_path / f"{name}.jsonl", '{"x": 1}\n{"x": 2}')
+        assert len(list(read(cut))) == 2
+        assert f"{cut}: its last line has no end" in caplog.text
     caplog.clear()
     assert len(list(csv_rows(write(tmp_path / "b.csv", "x,y\na,b\n")))) == 2
+    assert len(list(read_rows(write(tmp_path / "c.jsonl", '{"x": 1}\n{"x": 2}\n')))) == 2
+    assert len(list(read_rows(write(tmp_path / "d.jsonl", '{"x": 1}')))) == 1
     assert not caplog.text
 
 
