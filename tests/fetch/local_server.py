@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import math
 import re
 import threading
 import time
@@ -20,10 +21,10 @@ class Server(http.server.ThreadingHTTPServer):
     """Attributes:
     files: path -> content; a data set's files lie at /datasets/<name>/<path>.
     licences: data set -> licence.
-    delay: seconds between pieces of 16 KiB.
     break_after: path -> bytes after which its connection breaks, once.
     busy: path -> how often it is answered with 503 first.
     served: bytes sent so far.
+    hold_at: of `served`, from where nothing more is sent.
     """
 
     daemon_threads = True
@@ -32,10 +33,10 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.licences: dict[str, str] = {}
-        self.delay = 0.0
         self.break_after: dict[str, int] = {}
         self.busy: dict[str, int] = {}
         self.served = 0
+        self.hold_at = math.inf
 
     @property
     def url(self) -> str:
@@ -103,9 +104,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         limit = self.server.break_after.pop(path, len(body))
         for at in range(0, min(limit, len(body)), 1 << 14):
             piece = body[at : min(at + (1 << 14), limit)]
+            while self.server.served >= self.server.hold_at:
+                time.sleep(0.005)
             self.wfile.write(piece)
             self.server.served += len(piece)
-            time.sleep(self.server.delay)
         if limit < len(body):
             self.close_connection = True
         return None

@@ -6,6 +6,7 @@ What comes is compared with the bytes that the server holds and the files that g
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import random
@@ -267,21 +268,22 @@ assert fetcher.run(steps) == {}
 
 def test_ten_kills_at_random_moments_end_with_the_same_bytes(setup, server, tmp_path):
     settings, _ = setup
-    server.delay = 0.02
     arguments = [str(settings.root), str(tmp_path / "sources.yaml"), json.dumps(settings.mirrors)]
     command = [sys.executable, "-c", CHILD, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    moments, kills = random.Random(5), 0
-    while kills < 10:
+    moments = random.Random(5)
+    for _ in range(10):
+        server.hold_at = server.served + moments.randrange(60_000)
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, env=environment, start_new_session=True
         )
         child.stdout.readline()  # what comes before is importing
-        time.sleep(moments.uniform(0.0, 0.06))
-        assert child.poll() is None, "it was done before ten kills"
+        while server.served < server.hold_at:
+            assert child.poll() is None, "it was done before ten kills"
+            time.sleep(0.001)
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-        kills += 1
+    server.hold_at = math.inf
     subprocess.run(command, check=True, env=environment, capture_output=True)
     assert fetched(settings.root) == expected(server)
     assert not (settings.root / ".fetch").exists()
