@@ -21,7 +21,7 @@ _LARGEST_SHARE = 0.25  # of the examples of a task that one sentence can identif
 _ALWAYS = 8  # ... or so many
 # Where one sentence or field ends and the next begins, in all forms that collections write them.
 _BREAK = re.compile(
-    r"""\n | [.?!。？！।]+['"”’)]*\s | <sep> | \[sep\]
+    r"""\n | (?<![.?!。？！।])[.?!。？！।]+['"”’)]*\s | <sep> | \[sep\]
     | (?<!\w) \(?(?:\d{1,2}|[a-h])[).] (?=\s?\w)      # (1) A) b.
     | (?:^|(?<=[\s.?!])) (?:[\w-]+[ ]){0,2}[\w-]+ [ ]?[:=] (?=\s|\w)   # Sentence 1:
     """,

@@ -141,7 +141,7 @@ def _gsm8k(files: Files, drops: Drops) -> Iterator[Record]:
             question, solution = _texts(item, ("question", "answer"), drops) or ("", "")
             steps, mark, answer = solution.partition("####")
             if mark:
-                lines = re.sub(r"<<.*?>>", "", steps).strip().split("\n")
+                lines = re.sub("<<[^<>]*>>", "", steps).strip().split("\n")
                 ended = (
                     line if line[-1:] in ".!?" else f"{line}." for line in map(str.strip, lines)
                 )

@@ -83,7 +83,7 @@ _RECORDS = {"gsm8k": _gsm8k, "svamp": _svamp}
 def _prompt(train: str | None = None) -> Prompt:
     solved = itertools.islice(_solved(train, Drops()), NUM_DEMONSTRATIONS) if train else ()
     pairs = tuple(
-        (_BEFORE + question.strip() + _AFTER, f" {re.sub('<<.*?>>', '', solution).strip()}")
+        (_BEFORE + question.strip() + _AFTER, f" {re.sub('<<[^<>]*>>', '', solution).strip()}")
         for _, question, solution in solved
     )
     return Prompt("", _BEFORE, _AFTER, pairs)

@@ -171,8 +171,8 @@ def _parlai(path: str, drops: Drops) -> Iterator[tuple[str, str, list[str]]]:
 
 def _one_line_each(turns: list[str]) -> list[str]:
     """The turns that are not empty; a newline inside a turn would look like the next turn."""
-    lines = (re.sub(r"\s*\n\s*", " ", turn.strip()) for turn in turns)
-    return [line for line in lines if line]
+    lines = ((part.strip() for part in turn.split("\n")) for turn in turns)
+    return [line for parts in lines if (line := " ".join(filter(None, parts)))]
 
 
 def _string(value: object) -> str:

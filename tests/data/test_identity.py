@@ -63,3 +63,8 @@ def test_a_sentence_that_most_examples_show_identifies_none():
     found = unless_common(common + own)
     assert set(found[:40]) == {""}
     assert len(set(found[40:])) == 4
+
+
+def test_a_text_of_dots_is_read_in_time_linear_in_it():
+    film = "The film was long and loud"
+    assert source_identity(["." * 400_000 + f"(\n{film}. Too long"]) == source_identity([film])

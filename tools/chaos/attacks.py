@@ -24,6 +24,7 @@ _MARK = "chaos_was_here"  # a file that only a program of the attacker would mak
 _TEMPLATES = (
     "{{{{ ('%(' * {n}00) % 1 }}}}",
     "{{{{ '%' * {n}00 % 1 }}}}",
+    "{{{{ ('%((((' * {n}00) % 1 }}}}",
     "{{{{ 9 ** 9 ** {n} }}}}",
     "{{{{ (2 ** 90000) * (2 ** 90000) }}}}",
     "{{{{ ('a' * {n}000 ) | upper | sort | join }}}}",

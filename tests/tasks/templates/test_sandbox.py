@@ -54,6 +54,8 @@ def test_what_templates_have_no_business_with_is_refused(text):
         "{{ 9 ** 9 ** 9 }}{{ (9 ** 999) ** 9999 }}",
         "{{ '%1000000000d' % 1 }}",
         "{{ '%*d' % (1000000000, 1) }}",
+        "{{ '%(a)1000000000d' % {'a': 1} }}",
+        "{{ '%(a(b)c)1000000000d' % {'a(b)c': 1} }}",
         "{{ '%.1000000000f' | format(1.5) }}",
         "{{ 1 | round(1000000000) }}",
         grow("'x'", "ns.s + ns.s"),
@@ -81,6 +83,20 @@ def test_what_takes_too_much_is_refused_within_seconds(text):
     with pytest.raises((LimitError, RecursionError, MemoryError)):
         rendered(text)
     assert time.thread_time() - start < 10
+
+
+@pytest.mark.parametrize("field", ["%(", "%((((", "%.", "% ", ")%("])
+def test_a_long_format_is_checked_in_time_linear_in_it(field):
+    start = time.thread_time()
+    for text in (f"{{{{ ('{field}' * 400000) % 1 }}}}", f"{{{{ '{field}' * 400000 | format(1) }}}}"):
+        with pytest.raises((TypeError, ValueError)):
+            rendered(text)
+    assert time.thread_time() - start < 10
+
+
+def test_widths_of_real_templates_are_allowed():
+    assert rendered("{{ '%5.1f%%, (%s) 5000' % (2.5, 'x') }}") == "  2.5%, (x) 5000"
+    assert rendered("{{ '%(a)3d (of 9)' % {'a': 7} }}") == "  7 (of 9)"
 
 
 def test_the_language_of_real_templates_is_allowed():

@@ -36,6 +36,12 @@ def test_the_turns_stand_on_lines_without_speakers_or_persona(tmp_path):
     assert (prompt.source(), prompt.target) == ("", "one\ntwo\nthree")
 
 
+def test_a_turn_of_spaces_is_read_in_time_linear_in_it(tmp_path):
+    write(tmp_path / "chat.jsonl", {"turns": ["a" + " " * 400_000 + "b \n \n c", " \n ", "d"]})
+    (example,) = read(tmp_path)
+    assert example.target == "a" + " " * 400_000 + "b c\nd"
+
+
 def test_parlai_files_give_each_turn_once(tmp_path):
     lines = [
         "text:your persona: I bowl.\\nHi\tlabels:Hello!\tlabel_candidates:x|y",
