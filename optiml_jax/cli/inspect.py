@@ -23,6 +23,8 @@ from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.store import Store
 from optiml_jax.data.vocabulary import encode_batch
 from optiml_jax.errors import UserError
+from optiml_jax.evaluate.config import EvalConfig
+from optiml_jax.evaluate.evaluator import prompts_of_evaluation
 from optiml_jax.paths import path_of
 from optiml_jax.report import composition, page, table1
 from optiml_jax.report import inspect_terminal as terminal
@@ -85,7 +87,9 @@ def matching(sources: Sequence[TaskSource], globs: Sequence[str]) -> list[TaskSo
 def task_facts(source: TaskSource, manifest: Manifest) -> TaskFacts:
     """What the split manifest says of a task."""
     row = manifest.row(source)
-    own = {name: getattr(row.protocol, name) for name in ("delimiter", "separator")}
+    usual = prompts_of_evaluation(PromptConfig(), EvalConfig())
+    evaluation = {name: getattr(usual, name) for name in ("delimiter", "separator")}
+    own = {name: getattr(row.protocol, name) for name in evaluation}
     return TaskFacts(
         task=source.name,
         benchmark=source.benchmark,
@@ -95,7 +99,7 @@ def task_facts(source: TaskSource, manifest: Manifest) -> TaskFacts:
         trained=row.trained_by(configured(Mixture, name="").roles),
         metric=row.metric,
         shots=row.shots,
-        evaluation={name: value for name, value in own.items() if value is not None},
+        evaluation=evaluation | {name: text for name, text in own.items() if text is not None},
     )
 
 

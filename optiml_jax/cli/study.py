@@ -138,8 +138,8 @@ def show_status(studies: Sequence[tuple[Study, tuple[str, ...]]], launch: Launch
 
 def summary(plans: Sequence[Plan], launch: Launch) -> str:
     """How many runs are done, and the time left; a run that several studies share counts once."""
-    runs = {run.folder: run for plan in plans for run in plan.runs.values()}
-    states = {folder: run_state(run) for folder, run in runs.items()}
+    runs = {run.evaluation: run for plan in plans for run in plan.runs.values()}
+    states = {place: run_state(run) for place, run in runs.items()}
     counts = {}
     for state in states.values():
         counts[state.status] = counts.get(state.status, 0) + 1
@@ -148,7 +148,7 @@ def summary(plans: Sequence[Plan], launch: Launch) -> str:
 
 
 def time_left(runs: dict, states: dict[pathlib.Path, RunState], launch: Launch) -> str:
-    pairs = [(run, states[folder]) for folder, run in runs.items()]
+    pairs = [(run, states[place]) for place, run in runs.items()]
     if all(state.status in ("done", "failed") for _, state in pairs):
         return ""
     seconds = seconds_left(pairs, launch.at_once or 1)

@@ -143,7 +143,7 @@ def evaluate(
       tasks: what to evaluate.
       graphdef, params: the model, `nnx.merge(graphdef, params)`.
       vocabulary: the one the model was trained with.
-      prompts: how prompts are rendered; its delimiter is replaced by that of `config`.
+      prompts: how prompts are rendered; delimiter and separator are those of `config`.
       metadata: of the checkpoint: `vocabulary` and `bos_id` are used.
       mesh, preset: where the parameters lie, and the rule table that put them there.
       run: what else identifies the run (checkpoint, step, ...); JSON-able, kept with the records.
@@ -210,7 +210,9 @@ def evaluate_with(
 
 def prompts_of_evaluation(prompts: PromptConfig, config: EvalConfig) -> PromptConfig:
     """How prompts are rendered unless a task has its own settings."""
-    return dataclasses.replace(prompts.for_evaluation(), delimiter=config.delimiter)
+    usual = prompts.for_evaluation()
+    separator = usual.separator if config.separator is None else config.separator
+    return dataclasses.replace(usual, delimiter=config.delimiter, separator=separator)
 
 
 def instance_builder(

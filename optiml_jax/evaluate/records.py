@@ -41,7 +41,7 @@ Status = Literal["done", "failed", "missing"]
 # What an evaluation depends on -> the setting that decides on it.
 GIN_NAMES = {
     "delimiter": "EvalConfig.delimiter",
-    "separator": "PromptConfig.separator",
+    "separator": "EvalConfig.separator (where it is None, PromptConfig.separator)",
     "demonstrations": "PromptConfig.demonstrations",
     "option_order": "PromptConfig.option_order",
     "option_format": "PromptConfig.option_format",

@@ -35,7 +35,7 @@ class TaskFacts:
 
     Attributes:
       trained: whether the mixture's roles make it a training task.
-      evaluation: fields of PromptConfig that its evaluation has of its own.
+      evaluation: fields of PromptConfig that its evaluation sets.
     """
 
     task: str

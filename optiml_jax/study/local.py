@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from optiml_jax.study.runs import Plan, Preparation, StudyRun
-from optiml_jax.study.state import STAGES, ended, log_file, log_of, run_state, started
+from optiml_jax.study.state import STAGES, ended, log_of, run_state, started
 
 logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
@@ -31,6 +31,7 @@ class _Job:
     of: StudyRun | Preparation
     verbs: list[str]
     needs: str | None = None  # name of the preparation that comes before
+    trained_by: str | None = None  # name of the job that makes the training that it only evaluates
 
 
 def make_runs(
@@ -54,13 +55,16 @@ def make_runs(
 
 
 def _jobs(plan: Plan) -> list[_Job]:
-    jobs, needed = [], {}
+    jobs, needed, trained_by = [], {}, {}
     for (variant, seed), run in plan.runs.items():
         state = run_state(run)
         if state.status == "done" and not state.failed_tasks:
             continue
         verbs = list(STAGES[STAGES.index(state.stage) :]) if state.stage else ["evaluate"]
         name = f"{plan.study.name}: {variant}, seed {seed}"
+        if verbs[0] != "evaluate" and trained_by.setdefault(run.folder, name) != name:
+            jobs.append(_Job(name, run, ["evaluate"], trained_by=trained_by[run.folder]))
+            continue
         needs = run.prepare if verbs[0] == "plan" else None
         if needs:
             needed[needs] = plan.preparations[needs]
@@ -96,15 +100,20 @@ class _Pool:
         return [f"{name}: {why}" for name, why in self._failed.items()]
 
     def _drop_hopeless(self, waiting: list[_Job]) -> None:
-        for job in [job for job in waiting if job.needs in self._failed]:
+        for job in list(waiting):
+            if job.needs in self._failed:
+                self._failed[job.name] = f"its preparation failed: {self._failed[job.needs]}"
+            elif job.trained_by in self._failed and not _is_trained(job):
+                self._failed[job.name] = f"not trained: {self._failed[job.trained_by]}"
+            else:
+                continue
             waiting.remove(job)
-            self._failed[job.name] = f"its preparation failed: {self._failed[job.needs]}"
 
     def _ready(self, waiting: Sequence[_Job]) -> _Job | None:
         """The next job whose preparation is through and that nobody else is at."""
         unfinished = {job.name for job in waiting} | {job.name for job, *_ in self._active}
         for job in waiting:
-            if job.needs in unfinished:
+            if job.needs in unfinished or (job.trained_by and not _is_trained(job)):
                 continue
             if isinstance(job.of, StudyRun) and run_state(job.of).status == "running":
                 continue  # of another start of this study, that is ending or at work elsewhere
@@ -113,7 +122,7 @@ class _Pool:
 
     def _start(self, job: _Job, slot: int) -> None:
         verb = job.verbs[0]
-        log = log_file(job.of.folder, verb)
+        log = job.of.log(verb)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             process = subprocess.Popen(
@@ -144,14 +153,14 @@ class _Pool:
             verb = job.verbs.pop(0)
             _note_end(job.of, verb, status)
             if status and not (verb == "evaluate" and status == 1):
-                self._failed[job.name] = f"{verb}: {log_of(job.of.folder, verb).reason}"
+                self._failed[job.name] = f"{verb}: {log_of(job.of.log(verb)).reason}"
                 logger.warning("%s failed: %s", job.name, self._failed[job.name])
                 yield slot
             elif _left(job):
                 self._start(job, slot)
             else:
                 if status:  # some tasks have no score; the others have
-                    self._failed[job.name] = f"{verb}: {log_of(job.of.folder, verb).reason}"
+                    self._failed[job.name] = f"{verb}: {log_of(job.of.log(verb)).reason}"
                 if isinstance(job.of, StudyRun):
                     self._done()
                 yield slot
@@ -162,6 +171,10 @@ class _Pool:
             process.send_signal(signal.SIGTERM)
         for job, process, _ in self._active:
             _note_end(job.of, job.verbs[0], process.wait())
+
+
+def _is_trained(job: _Job) -> bool:
+    return run_state(job.of).stage not in ("plan", "train")
 
 
 def _left(job: _Job) -> list[str]:
@@ -179,7 +192,7 @@ def command(verb: str, gin_file: pathlib.Path, processors: Sequence[int] = ()) -
 
 
 def _note_end(of: StudyRun | Preparation, verb: str, status: int) -> None:
-    with log_file(of.folder, verb).open("a", encoding="utf-8") as file:
+    with of.log(verb).open("a", encoding="utf-8") as file:
         file.write(ended(verb, status))
 
 

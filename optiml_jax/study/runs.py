@@ -1,7 +1,8 @@
 """From a study to its runs: the settings of each, as one flat gin file, and where it lies.
 
 A run is known by what it does: its folder is named after a fingerprint of its settings, so that a
-variant which two studies share is trained once, and a changed setting is another run.
+variant which two studies share is trained once, and a changed setting is another run. Variants that
+are only evaluated otherwise share a folder: each has an evaluation of its own in it.
 """
 
 import collections
@@ -34,6 +35,7 @@ _AFTER_PREPARE = re.compile(
     r"|Mixture\.(name|eps|proportions|shares|row_shares|num_tasks|num_categories"
     r"|always_categories)$"
 )
+_EVALUATION = re.compile(r"(EvalConfig|Evaluate)\.")
 # What the prompts in a cache depend on, beside the vocabulary and the data.
 _PROMPTS = re.compile(r"(PromptConfig|zipf_shots|chat_frame)\.|PlanConfig\.sequence_length$")
 
@@ -46,15 +48,22 @@ class StudyRun:
       folder: its `Run.run_dir`.
       settings: all of its gin parameters.
       prepare: name of the `Preparation` that comes before.
+      evaluated: what its evaluation is called among several of one training; "": as the base's.
     """
 
     folder: pathlib.Path
     settings: Settings
     prepare: str
+    evaluated: str = ""
 
     @property
     def gin_file(self) -> pathlib.Path:
-        return self.folder / "run.gin"
+        return self.folder / (f"evaluate_{self.evaluated}.gin" if self.evaluated else "run.gin")
+
+    def log(self, verb: str) -> pathlib.Path:
+        """The log of a verb."""
+        name = self.gin_file.stem if self.evaluated and verb == "evaluate" else verb
+        return self.folder / "logs" / f"{name}.log"
 
     @property
     def num_steps(self) -> int:
@@ -63,7 +72,8 @@ class StudyRun:
     @property
     def evaluation(self) -> pathlib.Path:
         """The folder of the evaluation of its last step."""
-        return self.folder / "evaluation" / f"step_{self.num_steps}"
+        name = self.settings["Evaluate.name"].replace("{checkpoint}", f"step_{self.num_steps}")
+        return self.folder / "evaluation" / name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +86,10 @@ class Preparation:
     @property
     def gin_file(self) -> pathlib.Path:
         return self.folder / "prepare.gin"
+
+    def log(self, verb: str) -> pathlib.Path:
+        """The log of a verb."""
+        return self.folder / "logs" / f"{verb}.log"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +147,12 @@ def plan_study(study: Study, resolve: Resolve, chosen: Mapping[str, Any] | None 
         settings = own | taken
         _give_cache(settings, base | taken)
         for seed in study.seeds:
-            run, preparation = _run(study, name, settings, seed)
+            run, preparation = _run(study, name, settings, base | taken, seed)
             runs[name, seed] = run
             preparations[run.prepare] = preparation
     owners = collections.defaultdict(list)
     for (name, seed), run in runs.items():
-        owners[run.folder].append(f"{name} (seed {seed})")
+        owners[run.evaluation].append(f"{name} (seed {seed})")
     for same in owners.values():
         if len(same) > 1:
             raise UserError(
@@ -180,16 +194,22 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", name).strip("_") or "_"
 
 
-def _run(study: Study, name: str, settings: Settings, seed: int) -> tuple[StudyRun, Preparation]:
+def _run(
+    study: Study, name: str, settings: Settings, base: Settings, seed: int
+) -> tuple[StudyRun, Preparation]:
     own = settings | dict.fromkeys(study.seeded, seed) | {"Evaluate.roles": study.roles}
     for needed in ("Run.cache_dir", "TrainConfig.num_steps"):
         if needed not in own:
             raise UserError(f"study {study.name!r}, variant {name!r}: {needed} is not set")
     own["Evaluate.checkpoint"] = int(own["TrainConfig.num_steps"])
-    own["Evaluate.name"] = "{checkpoint}"
+    asked, usual = (_evaluation(s) for s in (settings, base))
+    evaluated = "" if asked == usual else fingerprint(asked)[:8]
+    own["Evaluate.name"] = f"{{checkpoint}}_{evaluated}" if evaluated else "{checkpoint}"
     prepared = {k: v for k, v in own.items() if not _AFTER_PREPARE.match(k)}
     key = fingerprint({k: repr(v) for k, v in prepared.items()})
-    identity = fingerprint({k: repr(v) for k, v in own.items() if not _FREE.match(k)})
+    kept = {k: repr(v) for k, v in own.items() if not (_FREE.match(k) or _EVALUATION.match(k))}
+    common = {k: repr(own[k]) for k in ("Evaluate.roles", "Evaluate.checkpoint")}
+    identity = fingerprint(kept | usual | common | {"Evaluate.name": repr("{checkpoint}")})
     root = pathlib.Path(study.folder)
     folder = root / "runs" / identity
     # A name that the plan keeps, the same whichever study asks for the run.
@@ -197,7 +217,13 @@ def _run(study: Study, name: str, settings: Settings, seed: int) -> tuple[StudyR
     # Rates do not matter for the cache; a mixture with all of its tasks needs no proportions.
     prepared |= {"Mixture.name": f"preparation {key}", "Run.run_dir": str(root / "prepare" / key)}
     prepared |= {"TrainConfig.num_steps": 1, "TrainConfig.global_batch_size": 1}
-    return StudyRun(folder, own, key), Preparation(root / "prepare" / key, prepared)
+    return StudyRun(folder, own, key, evaluated), Preparation(root / "prepare" / key, prepared)
+
+
+def _evaluation(settings: Settings) -> dict[str, str]:
+    """The settings of evaluation that a variant may have otherwise than the base, as text."""
+    set_here = ("Evaluate.roles", "Evaluate.checkpoint", "Evaluate.name")
+    return {k: repr(v) for k, v in settings.items() if _EVALUATION.match(k) and k not in set_here}
 
 
 def _give_cache(settings: Settings, base: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Making the runs of a study under SLURM: jobs that prepare, one array job, and one that goes on.
+"""Making the runs of a study under SLURM: jobs that prepare, array jobs, and one that goes on.
 
-The array's tasks are runs; each plans, trains and evaluates through launch/slurm_gpu.sbatch, which
+An array's tasks are runs; each plans, trains and evaluates through launch/slurm_gpu.sbatch, which
 queues itself again at a time limit or failure. The last job is `optiml study` itself: it writes the
 report, and submits the next study of a chain.
 """
@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Sequence
 
 from optiml_jax.errors import UserError
-from optiml_jax.study.runs import Plan
+from optiml_jax.study.runs import Plan, StudyRun
 from optiml_jax.study.spec import Launch
 from optiml_jax.study.state import STAGES, run_state
 
@@ -22,6 +22,9 @@ SCRIPT = "launch/slurm_gpu.sbatch"
 
 def submit(plan: Plan, launch: Launch, arguments: Sequence[str]) -> list[list[str]]:
     """Submits what is not done yet.
+
+    Runs that need another preparation are another array, so that one that fails stops no other run;
+    further evaluations of a training are an array behind it.
 
     Args:
       plan: its gin files have been written.
@@ -34,48 +37,74 @@ def submit(plan: Plan, launch: Launch, arguments: Sequence[str]) -> list[list[st
     Raises:
       UserError: `sbatch` is not there or refuses a job.
     """
-    states = {run.folder: (run, run_state(run)) for run in plan.runs.values()}
-    open_runs = [run for run, state in states.values() if state.status not in ("done", "running")]
-    if not open_runs:
+    states = {run.evaluation: (run, run_state(run)) for run in plan.runs.values()}
+    pending = [(r, s) for r, s in states.values() if s.status not in ("done", "running")]
+    if not pending:
         return []
+    groups: dict[str, list[StudyRun]] = {}
+    later, trained = [], set()
+    for run, state in pending:
+        if state.stage in ("plan", "train") and run.folder in trained:
+            later.append(run)
+            continue
+        trained.add(run.folder)
+        groups.setdefault(run.prepare if state.stage == "plan" else "", []).append(run)
     commands: list[list[str]] = []
-    unplanned = {run.prepare for run in open_runs if states[run.folder][1].stage == "plan"}
-    before = [
-        _sbatch(
-            commands,
-            [f"--job-name=prepare-{plan.study.name}", *launch.sbatch_light],
-            ["prepare", f"--gin_file={plan.preparations[key].gin_file}"],
-        )
-        for key in sorted(unplanned)
-    ]
-    array = _links(plan, [run.folder for run in open_runs])
-    limit = f"%{launch.at_once}" if launch.at_once else ""
-    options = [f"--job-name={plan.study.name}", f"--array=0-{len(open_runs) - 1}{limit}"]
-    if before:
-        options.append(f"--dependency=afterok:{':'.join(before)}")
-    job = _sbatch(
-        commands,
-        [*options, *launch.sbatch],
-        [",".join(STAGES), f"--gin_file={array}/%a/run.gin"],
-    )
+    arrays: list[str] = []
+    for key, runs in sorted(groups.items()):
+        waits = []
+        if key:
+            before = [f"--job-name=prepare-{plan.study.name}", *launch.sbatch_light]
+            prepare = ["prepare", f"--gin_file={plan.preparations[key].gin_file}"]
+            waits = [f"afterok:{_sbatch(commands, before, prepare)}"]
+        arrays.append(_array(commands, plan, launch, runs, STAGES, waits, arrays))
+    if later:
+        behind = [f"afterany:{job}" for job in arrays]
+        arrays.append(_array(commands, plan, launch, later, ("evaluate",), behind, arrays))
     _sbatch(
         commands,
-        [f"--job-name=report-{plan.study.name}", f"--dependency=afterany:{job}"]
+        [f"--job-name=report-{plan.study.name}", f"--dependency=afterany:{':'.join(arrays)}"]
         + list(launch.sbatch_light),
         ["study", *arguments, f"--gin.Launch.after={plan.study.name}"],
     )
     return commands
 
 
-def _links(plan: Plan, folders: Sequence[pathlib.Path]) -> pathlib.Path:
-    """A folder of links 0, 1, ... to the runs: a number of the array is a run."""
+def _array(
+    commands: list[list[str]],
+    plan: Plan,
+    launch: Launch,
+    runs: Sequence[StudyRun],
+    verbs: Sequence[str],
+    waits: Sequence[str],
+    earlier: Sequence[str],
+) -> str:
+    """Submits one array job; its number.
+
+    Args:
+      waits: dependencies.
+      earlier: arrays of this study: with a limit on runs at once one follows the other.
+    """
+    limit = f"%{launch.at_once}" if launch.at_once else ""
+    if limit and earlier:
+        waits = [*waits, f"afterany:{earlier[-1]}"]
+    options = [f"--job-name={plan.study.name}", f"--array=0-{len(runs) - 1}{limit}"]
+    if waits:  # what waits for a preparation that failed is taken out of the queue
+        options += [f"--dependency={','.join(dict.fromkeys(waits))}", "--kill-on-invalid-dep=yes"]
+    place = _links(plan, [run.gin_file for run in runs])
+    words = [",".join(verbs), f"--gin_file={place}/%a.gin"]
+    return _sbatch(commands, [*options, *launch.sbatch], words)
+
+
+def _links(plan: Plan, files: Sequence[pathlib.Path]) -> pathlib.Path:
+    """A folder of links 0.gin, 1.gin, ... to the runs' files: a number of the array is a run."""
     root = plan.folder / "array"
     root.mkdir(parents=True, exist_ok=True)
     number = len([path for path in root.iterdir() if path.name.isdigit()])
     place = root / str(number)  # an array that is still queued keeps its own
     place.mkdir()
-    for i, folder in enumerate(folders):
-        (place / str(i)).symlink_to(folder.absolute())
+    for i, file in enumerate(files):
+        (place / f"{i}.gin").symlink_to(file.absolute())
     return place
 
 

@@ -37,7 +37,7 @@ class RunState:
     Attributes:
       stage: the first of `STAGES` that is not done; "" when all are.
       status: of that stage. "stopped": it began and nobody is at it.
-      step: of training, the last that its log names.
+      step: of training, the last that is known.
       reason: why it failed.
       failed_tasks: of a finished evaluation, how many (task, shots) have no score.
     """
@@ -56,7 +56,7 @@ def run_state(run: StudyRun) -> RunState:
         if not is_done(run):
             return _unfinished(run, stage)
     finished, failed = _evaluated(run)
-    if not finished or (failed and log_of(run.folder, "evaluate").running):
+    if not finished or (failed and log_of(run.log("evaluate")).running):
         return _unfinished(run, "evaluate")
     return RunState("", "done", run.num_steps, failed_tasks=failed)
 
@@ -86,8 +86,8 @@ def _evaluated(run: StudyRun) -> tuple[bool, int]:
 
 
 def _unfinished(run: StudyRun, stage: str) -> RunState:
-    log = log_of(run.folder, stage)
-    step = log_of(run.folder, "train").step
+    log = log_of(run.log(stage))
+    step = _step(run)
     claimed = {"plan": run.folder / "plan", "train": run.folder, "evaluate": run.evaluation}[stage]
     if log.running or writer_of(claimed, f"optiml {stage}"):
         return RunState(stage, "running", step)
@@ -95,6 +95,13 @@ def _unfinished(run: StudyRun, stage: str) -> RunState:
     if log.status not in (None, 0, interrupt.STOPPED, 130, -15, 143):
         return RunState(stage, "failed", step, log.reason)
     return RunState(stage, "stopped" if log.starts else "waiting", step)
+
+
+def _step(run: StudyRun) -> int:
+    """The last step of training that is known: of its log (none under SLURM), or saved."""
+    saved = (run.folder / "checkpoints").glob("[0-9]*")
+    steps = [int(path.name) for path in saved if path.name.isdigit()]
+    return max([log_of(run.log("train")).step, *steps])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +127,6 @@ class Log:
     step: int = 0
 
 
-def log_file(folder: pathlib.Path, verb: str) -> pathlib.Path:
-    return folder / "logs" / f"{verb}.log"
-
-
 def started(verb: str, pid: int) -> str:
     """The line that stands in the log where a verb starts."""
     return f"{_MARK} {_now()} optiml {verb} started as process {pid} on {socket.gethostname()}\n"
@@ -134,10 +137,10 @@ def ended(verb: str, status: int) -> str:
     return f"{_MARK} {_now()} optiml {verb} ended with {status}\n"
 
 
-def log_of(folder: pathlib.Path, verb: str) -> Log:
+def log_of(file: pathlib.Path) -> Log:
     """Reads the log of a verb of a run (or of a preparation)."""
     try:
-        text = log_file(folder, verb).read_text("utf-8", "replace")
+        text = file.read_text("utf-8", "replace")
     except FileNotFoundError:
         return Log()
     starts, status, seconds, reason, step, begun = 0, None, 0.0, "", 0, None
@@ -154,7 +157,7 @@ def log_of(folder: pathlib.Path, verb: str) -> Log:
     alive = begun is not None and status is None and _alive(begun["host"], int(begun["pid"]))
     since = (_time(_now()) - _time(begun["time"])).total_seconds() if alive else 0.0
     if status and not reason:
-        reason = f"ended with {status}; see {log_file(folder, verb)}"
+        reason = f"ended with {status}; see {file}"
     return Log(starts, alive, status, seconds, since, reason, step)
 
 
@@ -167,11 +170,14 @@ def seconds_left(states: Mapping[StudyRun, RunState] | Iterable, at_once: int = 
     """
     pairs = list(states)
     rates = {stage: _mean_rate(stage, pairs) for stage in STAGES}
-    left = 0.0
+    left, counted = 0.0, set()
     for run, state in pairs:
         if state.status in ("done", "failed"):
             continue
         for stage in STAGES[STAGES.index(state.stage) :]:
+            if (place := run.evaluation if stage == "evaluate" else (run.folder, stage)) in counted:
+                continue  # trained once for several evaluations
+            counted.add(place)
             rate = rates[stage]
             if rate is None:
                 return None
@@ -181,7 +187,7 @@ def seconds_left(states: Mapping[StudyRun, RunState] | Iterable, at_once: int = 
             whole = rate * (run.num_steps if stage == "train" else 1)
             spent = 0.0
             if stage == state.stage != "train" and state.status == "running":
-                spent = log_of(run.folder, stage).since
+                spent = log_of(run.log(stage)).since
             left += max(whole * share - spent, 0.0)
     return left / max(at_once, 1)
 
@@ -190,7 +196,7 @@ def _mean_rate(stage: str, pairs: list[tuple[StudyRun, RunState]]) -> float | No
     """Seconds of a stage (of one step of training), mean over the runs that are through it."""
     values = []
     for run, state in pairs:
-        log = log_of(run.folder, stage)
+        log = log_of(run.log(stage))
         steps = run.num_steps if stage == "train" else 1
         through = not state.stage or STAGES.index(state.stage) > STAGES.index(stage)
         if through and log.seconds:

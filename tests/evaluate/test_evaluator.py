@@ -80,6 +80,16 @@ def test_the_summary_holds_the_seqio_metrics_and_how_they_came_about(finished):
     assert run["vocabulary"] == vocabulary_fingerprint(toy.vocabulary())
 
 
+def test_delimiter_and_separator_are_those_of_evaluation_whatever_training_draws():
+    drawn = PromptConfig(delimiter=None, separator=("\n\n\n", "##"))
+    usual = evaluator.prompts_of_evaluation(drawn, EvalConfig())
+    assert (usual.delimiter, usual.separator) == ("\nOutput:", "\n\n\n")
+    other = evaluator.prompts_of_evaluation(drawn, EvalConfig(delimiter=" A:", separator="@@"))
+    assert (other.delimiter, other.separator) == (" A:", "@@")
+    with pytest.raises(UserError, match=r"EvalConfig\.separator is empty"):
+        EvalConfig(separator="")
+
+
 def test_generated_text_stops_at_the_limit_or_at_eos(finished):
     records, summary = finished.read("b/gen", 0)
     assert all(1 <= r.n_new_tokens <= 6 for r in records)

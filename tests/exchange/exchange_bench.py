@@ -1,4 +1,4 @@
-"""A vocabulary of OPT's kind, a tiny model and tasks of every way to ask, for tests of exchange."""
+"""Vocabularies and tiny models of two kinds, tasks of every way to ask, for tests of exchange."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ import pathlib
 import tempfile
 
 import tokenizers
+import transformers
 
 from optiml_jax.data.example import Example
 from optiml_jax.data.prompts import PromptConfig
@@ -16,8 +17,8 @@ from optiml_jax.evaluate.metrics import METRICS
 from optiml_jax.evaluate.protocol import Protocol
 from optiml_jax.evaluate.records import TaskInfo
 from optiml_jax.exchange.requests import Tokens
+from optiml_jax.model.architectures import config_from_dict
 from optiml_jax.model.decoder import init_params
-from optiml_jax.model.opt.config import OPTConfig
 
 WORDS = [
     "red",
@@ -38,44 +39,70 @@ PROMPTS = PromptConfig()
 POSITIONS = 160
 
 
-@functools.cache
-def vocabulary_folder() -> pathlib.Path:
-    """A folder with vocab.json and merges.txt, special ids as OPT's."""
-    folder = pathlib.Path(tempfile.mkdtemp())
+DECODERS = {
+    "opt": {"bos_id": 2},  # its vocabulary has another token for that, which OPT does not use
+    "llama": {"architecture": "llama", "num_kv_heads": 2, "tied": False, "rope_theta": 5e5},
+}
+
+
+def _texts() -> list[str]:
+    return [f"Instructions: say {a}.\nInput: {a} {b} 12\nOutput: {b}" for a in WORDS for b in WORDS]
+
+
+def _write_opt(folder: pathlib.Path) -> None:
+    """vocab.json and merges.txt, special ids as OPT's."""
     tokenizer = tokenizers.ByteLevelBPETokenizer()
-    texts = [
-        f"Instructions: say {a}.\nInput: {a} {b} 12\nOutput: {b}" for a in WORDS for b in WORDS
-    ]
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
-    tokenizer.train_from_iterator(texts, vocab_size=400, special_tokens=specials)
+    tokenizer.train_from_iterator(_texts(), vocab_size=400, special_tokens=specials)
     tokenizer.save_model(str(folder))
+
+
+def _write_llama(folder: pathlib.Path) -> None:
+    """As Llama 3 has it: tokenizer.json that puts its own token in front, no padding token."""
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(_texts(), vocab_size=400)
+    begin, end = "<|begin_of_text|>", "<|end_of_text|>"
+    tokenizer.add_special_tokens([begin, end])  # behind the words
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{begin} $A",
+        pair=f"{begin} $A {begin} $B",
+        special_tokens=[(begin, tokenizer.token_to_id(begin))],
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer, bos_token=begin, eos_token=end
+    ).save_pretrained(folder)
+
+
+@functools.cache
+def vocabulary_folder(decoder: str = "opt") -> pathlib.Path:
+    """A folder with a tokenizer of the decoder's kind."""
+    folder = pathlib.Path(tempfile.mkdtemp())
+    {"opt": _write_opt, "llama": _write_llama}[decoder](folder)
     return folder
 
 
 @functools.cache
-def vocabulary():
-    return load_vocabulary(f"opt:{vocabulary_folder()}")
+def vocabulary(decoder: str = "opt"):
+    kind = {"opt": "opt", "llama": "huggingface"}[decoder]
+    return load_vocabulary(f"{kind}:{vocabulary_folder(decoder)}")
 
 
-def tokens(positions: int = POSITIONS) -> Tokens:
+def tokens(positions: int = POSITIONS, decoder: str = "opt") -> Tokens:
     return Tokens(
-        functools.partial(encode_batch, vocabulary()),
-        vocabulary().spell,
+        functools.partial(encode_batch, vocabulary(decoder)),
+        vocabulary(decoder).spell,
         positions,
     )
 
 
 @functools.cache
-def model():
+def model(decoder: str = "opt"):
     """(configuration, graph, parameters); its weights are large, so that answers differ."""
-    config = OPTConfig(
-        vocab_size=padded_size(vocabulary()),
-        d_model=32,
-        num_layers=2,
-        num_heads=4,
-        max_positions=POSITIONS,
-        init_std=0.3,
-    )
+    words = vocabulary(decoder)
+    size = {"d_model": 32, "num_layers": 2, "num_heads": 4, "init_std": 0.3}
+    size |= {"vocab_size": padded_size(words), "max_positions": POSITIONS}
+    ids = {name: getattr(words, name) for name in ("bos_id", "eos_id", "pad_id")}
+    config = config_from_dict(size | ids | DECODERS[decoder])
     return config, *init_params(config, seed=3)
 
 

@@ -1,4 +1,4 @@
-"""The exported tasks run in lm-evaluation-harness itself, on an exported model.
+"""Exported tasks run in lm-evaluation-harness itself, on an exported model of each kind.
 
 The harness, torch and transformers are not ours: they tokenise, score and generate by themselves.
 """
@@ -26,44 +26,73 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 pytest.importorskip("torch", reason="torch is not installed")
 
 
+# The harness once for all models, as importing it takes longest.
+HARNESS = """
+import json, sys
+from lm_eval.__main__ import cli_evaluate
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["lm_eval", "run", *arguments]
+    cli_evaluate()
+"""
+
+
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """(our evaluation, output of the harness): the same model on the same tasks."""
-    root, tasks = tmp_path_factory.mktemp("lm_eval"), bench.tasks()
-    config, graphdef, params = bench.model()
-    write_huggingface(root / "model", config, params, tokenizer_from=bench.vocabulary_folder())
-    (root / "tasks").mkdir()
-    written = export_requests(
-        tasks,
-        Harness(root / "tasks", {t.info.task: t for t in tasks}),
-        root / "tasks",
-        bench.CONFIG,
-        bench.PROMPTS,
-        bench.tokens(),
-    )
-    assert not written["failures"]
-    run_harness(root)
-    failed = evaluate(
-        tasks, graphdef, params, config, bench.vocabulary(), bench.CONFIG, str(root / "ours")
-    )
-    assert not failed
-    return root / "ours", root / "out"
+def folders(tmp_path_factory):
+    """Decoder -> folder: its exported model, the tasks, and what the harness says of them."""
+    roots = {decoder: tmp_path_factory.mktemp(decoder) for decoder in bench.DECODERS}
+    tasks = bench.tasks()
+    for decoder, root in roots.items():
+        config, _, params = bench.model(decoder)
+        source = bench.vocabulary_folder(decoder)
+        write_huggingface(root / "model", config, params, tokenizer_from=source)
+        (root / "tasks").mkdir()
+        written = export_requests(
+            tasks,
+            Harness(root / "tasks", {t.info.task: t for t in tasks}),
+            root / "tasks",
+            bench.CONFIG,
+            bench.PROMPTS,
+            bench.tokens(decoder=decoder),
+        )
+        assert not written["failures"]
+    run_harness(roots)
+    return roots
 
 
-def run_harness(root: pathlib.Path) -> None:
-    arguments = ["--model", "hf", "--model_args", f"pretrained={root}/model,dtype=float32"]
-    arguments += ["--tasks", "optiml", "--include_path", f"{root}/tasks", "--log_samples"]
-    arguments += ["--output_path", f"{root}/out", "--device", "cpu", "--batch_size", "4"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{root}/hub"}
+def run_harness(roots: dict[str, pathlib.Path]) -> None:
+    calls = []
+    for root in roots.values():
+        arguments = ["--model", "hf", "--model_args", f"pretrained={root}/model,dtype=float32"]
+        arguments += ["--tasks", "optiml", "--include_path", f"{root}/tasks", "--log_samples"]
+        arguments += ["--output_path", f"{root}/out", "--device", "cpu", "--batch_size", "4"]
+        calls.append(arguments)
+    hub = {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{next(iter(roots.values()))}/hub"}
     done = subprocess.run(
-        [sys.executable, "-m", "lm_eval", "run", *arguments],
-        cwd=root,
-        env=environment,
+        [sys.executable, "-c", HARNESS, json.dumps(calls)],
+        env=os.environ | hub,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module", params=bench.DECODERS)
+def decoder(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def both(decoder, folders):
+    """(our evaluation, output of the harness): the same model on the same tasks."""
+    root = folders[decoder]
+    config, graphdef, params = bench.model(decoder)
+    words = bench.vocabulary(decoder)
+    failed = evaluate(
+        bench.tasks(), graphdef, params, config, words, bench.CONFIG, str(root / "ours")
+    )
+    assert not failed
+    return root / "ours", root / "out"
 
 
 def cells(tasks):
@@ -137,10 +166,10 @@ def test_tasks_and_groups_of_the_harness_are_those_of_our_tables(both):
             assert 100 * group["task_score,none"] == pytest.approx(cell.value)
 
 
-def test_its_answers_evaluated_here_give_our_records_and_table(both, tmp_path):
+def test_its_answers_evaluated_here_give_our_records_and_table(both, decoder, tmp_path):
     ours, out = both
     files = read_answers([str(out)])
-    answers = StoredAnswers(files, bench.tokens(), "fail")
+    answers = StoredAnswers(files, bench.tokens(decoder=decoder), "fail")
     failed = evaluate_with(
         answers, bench.tasks(), bench.CONFIG, str(tmp_path), run={"checkpoint": "x", "step": None}
     )
@@ -158,3 +187,22 @@ def test_its_answers_evaluated_here_give_our_records_and_table(both, tmp_path):
                 b.references,
                 b.correct,
             )
+
+
+def test_a_text_generation_pipeline_opens_the_folder_and_answers_as_here(both, decoder, folders):
+    from transformers import pipeline
+
+    generate = pipeline("text-generation", model=str(folders[decoder] / "model"), device="cpu")
+    generate.model.float()
+    answers = set()
+    for shots in (0, 2):
+        file = folders[decoder] / "tasks" / "data" / f"{task_name('b/free', shots)}.jsonl"
+        asked = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        records, _ = RunFolder(both[0]).read("b/free", shots)
+        for row, record in zip(asked, records, strict=True):
+            (said,) = generate(
+                row["prompt"], max_new_tokens=6, do_sample=False, return_full_text=False
+            )
+            assert said["generated_text"].strip() == (record.raw or record.prediction).strip()
+            answers.add(record.prediction)
+    assert len(answers) > 5

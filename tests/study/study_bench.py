@@ -20,9 +20,9 @@ SUMMARY = {
 LEVELS = ("fully_held_out", "fully_supervised")
 # Stands in the place of `optiml`; calls are noted in the folder STATE.
 VERBS = """
-import os, pathlib, sys, time
+import os, pathlib, re, sys, time
 from optiml_jax.files import write_sealed
-verb, gin = sys.argv[1], pathlib.Path(sys.argv[2].removeprefix("--gin_file="))
+verb, gin = sys.argv[1], pathlib.Path(sys.argv[2].removeprefix("--gin_file=")).resolve()
 state, folder = pathlib.Path(os.environ["STATE"]), gin.parent
 with (state / "calls").open("a") as calls:
     calls.write(f"{verb} {folder.name}\\n")
@@ -34,12 +34,18 @@ if verb == "train":
     if "Mixture.eps = 666" in gin.read_text():
         print("error: the loss is not finite")
         sys.exit(2)
+    if (state / "preempted").exists():
+        (state / "preempted").unlink()
+        (folder / "checkpoints/2").mkdir(parents=True)
+        sys.exit(75)
     while (state / "hold").exists():
         time.sleep(0.05)
     (folder / "checkpoints/4").mkdir(parents=True)
 if verb == "evaluate":
-    (folder / "evaluation/step_4").mkdir(parents=True)
-    write_sealed(folder / "evaluation/step_4/tasks.json", {"run": {}, "tasks": []})
+    (name,) = re.findall(r"Evaluate.name = '(.*)'", gin.read_text())
+    place = folder / "evaluation" / name.replace("{checkpoint}", "step_4")
+    place.mkdir(parents=True)
+    write_sealed(place / "tasks.json", {"run": {}, "tasks": []})
 """
 
 

@@ -4,7 +4,6 @@ The verbs are a stand-in (study_bench.py) that notes each call.
 """
 
 import collections
-import os
 import pathlib
 import signal
 import subprocess
@@ -90,7 +89,7 @@ def test_time_left_is_that_of_the_stages_that_others_are_through(stand_in):
     assert said == "2 runs: 1 done, 1 waiting; about 2 min left"  # 140 s
     (second.folder / "logs/train.log").write_text("\n".join(lines) + "\n")  # stopped at step 1 of 4
     assert run_state(second).status == "stopped"
-    assert log_of(first.folder, "train").seconds == 100
+    assert log_of(first.log("train")).seconds == 100
 
 
 DRIVER = """
@@ -137,43 +136,25 @@ def test_a_killed_study_goes_on_where_it_was(stand_in, how):
     assert calls(stand_in) == {"prepare": 2, "plan": 3, "train": 4, "evaluate": 3}
 
 
-SBATCH = """#!/usr/bin/env bash
-echo "$*" >>"$STATE/jobs"
-[ -z "$REFUSES" ] || { echo "sbatch: error: invalid partition" >&2; exit 1; }
-echo "$((100 + $(wc -l <"$STATE/jobs")));cluster"
-"""
-
-
-def test_slurm_gets_one_array_behind_its_preparation_and_a_report_behind_it(stand_in, monkeypatch):
-    from optiml_jax.errors import UserError
-    from optiml_jax.study.slurm import submit
-
-    (stand_in / "bin").mkdir()
-    (stand_in / "bin/sbatch").write_text(SBATCH)
-    (stand_in / "bin/sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{stand_in / 'bin'}:{os.environ['PATH']}")
-    plan = planned(stand_in / "studies")
-    launch = Launch(launcher="slurm", at_once=2, sbatch=("--nodes=8", "--partition=gpu"))
-    submit(plan, launch, ["--gin_file=eps.gin"])
-    prepare, array, last = (stand_in / "jobs").read_text().splitlines()
-    key = next(iter(plan.preparations))
-    place = plan.folder / "array/0"
-    assert prepare.endswith(
-        f"launch/slurm_gpu.sbatch prepare --gin_file={plan.preparations[key].gin_file}"
-    )
-    assert "--array=0-2%2 --dependency=afterok:101 --nodes=8 --partition=gpu" in array
-    assert array.endswith(f"plan,train,evaluate --gin_file={place}/%a/run.gin")
-    assert "--dependency=afterany:102" in last
-    assert last.endswith("study --gin_file=eps.gin --gin.Launch.after=eps")
-    targets = {(place / str(i)).resolve() for i in range(3)}
-    assert targets == {run.folder.resolve() for run in plan.runs.values()}
-    monkeypatch.setenv("REFUSES", "1")
-    with pytest.raises(UserError, match="ended with 1: sbatch: error: invalid partition"):
-        submit(plan, launch, [])
-    # Where everything is done there is nothing to submit.
-    monkeypatch.delenv("REFUSES")
-    local.make_runs(plan)
-    assert submit(plan, launch, []) == []
+def test_a_training_serves_several_evaluations_and_its_failure_none(stand_in):
+    other = ('EvalConfig.separator = "##"',)
+    bad = ("Mixture.eps = 666",)
+    variants = {"bad": bad, "bad, ##": bad + other, "20": (), "20, ##": other}
+    plan = planned(stand_in / "studies", variants=variants)
+    assert [line.split()[1] for line in local.printed([plan])[1:]] == [
+        "prepare",
+        *(*STAGES, "evaluate") * 2,
+    ]
+    failed = local.make_runs(plan, at_once=3)
+    why = "train: the loss is not finite"
+    assert sorted(failed) == [
+        f"eps: bad, ##, seed 1234: not trained: {why}",
+        f"eps: bad, seed 1234: {why}",
+    ]
+    assert calls(stand_in) == {"prepare": 1, "plan": 2, "train": 2, "evaluate": 2}
+    assert states(plan) == dict.fromkeys(
+        ("bad", "bad, ##"), "train failed at step 2/4: the loss is not finite"
+    ) | dict.fromkeys(("20", "20, ##"), "done")
 
 
 def test_the_printed_commands_make_what_is_left(stand_in):

@@ -44,6 +44,23 @@ def test_other_prompts_get_another_cache(tmp_path):
     assert own.runs["two", 1234].settings["Run.cache_dir"] == "c"
 
 
+def test_variants_that_are_only_evaluated_otherwise_share_the_training(tmp_path):
+    other = ('EvalConfig.separator = "##"',)
+    variants = {"20": (), "20, ##": other, "40, ##": ("Mixture.eps = 40", *other)}
+    plan = planned(tmp_path, variants=variants)
+    usual, marked, alone = plan.runs.values()
+    assert usual.folder == marked.folder != alone.folder
+    assert usual.evaluation == usual.folder / "evaluation/step_4"
+    assert len({usual.evaluation, marked.evaluation, usual.gin_file, marked.gin_file}) == 4
+    assert "EvalConfig" not in usual.gin_file.read_text()
+    assert "EvalConfig.separator = '##'" in marked.gin_file.read_text()
+    assert {*plan.preparations} == {usual.prepare}
+    # Another study evaluates the same training in one of these ways.
+    assert planned(tmp_path, name="eps").runs["40", 1234].folder == alone.folder
+    with pytest.raises(UserError, match="are the same run"):
+        planned(tmp_path, variants={"a": other, "b": other})
+
+
 def test_what_earlier_studies_chose_is_taken_but_for_what_varies(tmp_path):
     plan = planned(tmp_path, {"Mixture.eps": 512, "OptimizerConfig.learning_rate": 3e-5})
     for (variant, _), run in plan.runs.items():
@@ -92,9 +109,11 @@ def test_every_study_of_the_paper_is_planned_at_every_scale(data, scale):
         "reasoning": 4,
         "dialogue": 2,
         "metaicl": 5,
-        "separators": 3,
+        "separators": 9,
     }
     assert numbers == {name: n * seeds for name, n in expected.items()}
+    separators = verb.plan_of(studies["separators"], ())
+    assert len({run.folder for run in separators.runs.values()}) == 3 * seeds
     shared = [("eps", "4096"), ("tasks", "all"), ("pretrain", "0"), ("dialogue", "none")]
     seed = studies["eps"].seeds[0]
     folders = {verb.plan_of(studies[n], ()).runs[variant, seed].folder for n, variant in shared}
