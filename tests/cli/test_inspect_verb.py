@@ -64,11 +64,11 @@ def test_prompts_are_shown_from_the_files_alone(files, capsys):
 
 def test_an_evaluation_prompt_has_the_delimiter_and_separator_of_evaluation(files, capsys):
     gin.clear_config()
-    own = [r"--gin.EvalConfig.delimiter=\nAnswer:", "--gin.EvalConfig.separator=@@"]
+    own = ["--gin.EvalConfig.delimiter= Answer:", "--gin.EvalConfig.separator= ## "]
     arguments = [f"--gin_file={files}/tiny.gin", "--gin.Inspect.tasks=*third", *own]
     assert main(["inspect", *arguments, "--gin.Inspect.shots=2"]) == 0
     out = capsys.readouterr().out
-    assert out.count(" @@") == 2 * out.count("2-shot evaluation") > 0
+    assert out.count("##") == 3 * out.count("2-shot evaluation") > 0
     assert "Answer:" in out
     assert "Output:" not in out
 
