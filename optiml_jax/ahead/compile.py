@@ -1,4 +1,4 @@
-"""From a job to findings: what a program needs on a target, how long it takes at least, and why."""
+"""Compiles a job: what the program needs on the target, a lower bound of its time, and why."""
 
 import dataclasses
 import json
@@ -13,33 +13,33 @@ from optiml_jax.ahead.targets import check_installed, set_environment
 from optiml_jax.ahead.worker import Job
 from optiml_jax.errors import UserError
 
-TIME_LIMIT = 900.0  # seconds of one compilation
+TIME_LIMIT = 900.0  # seconds for one compilation
 TRAINING = ("train", "validate")
-# What the bounds of a call are said of.
+# One call of each program, in words.
 _CALLS = {
     "train": "a step",
     "validate": "a validation batch",
     "score": "a batch of candidates",
-    "read": "reading a batch of prompts",
+    "prefill": "prefill of a batch of prompts",
     "decode": "one new token for every answer",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What one program needs on one target; sizes in GiB a device.
+    """What one program needs on one target; sizes in GiB per device.
 
     Attributes:
-      arguments: state and batch. None where the compiler ran out of memory.
-      temporaries: everything between. None likewise.
-      peak: arguments and temporaries together, or what the compiler wanted when it gave up.
-      host: in the host's memory, for each of its devices ("offload").
+      arguments: state and batch; None if the compiler reports that they do not fit.
+      temporaries: intermediate results; None likewise.
+      peak: arguments and temporaries together, or what the compiler asked for when it gave up.
+      host: host memory per device ("offload").
       rows, length: of the batch of one call.
-      usable: what the device has for a program; None: not limited.
-      collectives: what a device exchanges in one call.
+      usable: what the device offers a program; None: no limit.
+      collectives: of one call.
       executed, useful: FLOPs of one call over all devices; useful as MFU counts them.
-      out_of_memory: the compiler's words.
-      seconds, own_memory: of the compilation, and GiB of its process.
+      out_of_memory: the compiler's message.
+      seconds, own_memory: the compilation's time, and memory of its process in GiB.
     """
 
     job: Job
@@ -64,27 +64,27 @@ class Findings:
         return self.out_of_memory is None and (self.usable is None or self.peak <= self.usable)
 
     def bounds(self) -> dict[str, float]:
-        """Seconds that one call takes at least: for its products, its memory, its exchanges.
+        """Lower bounds of the seconds of one call: compute, memory traffic, communication.
 
-        Memory: the arguments are read once, and the state of training written once. Exchange:
-        inside a node or torus at its whole speed, between nodes at that of a device's network.
-        Empty for a target without published speeds; without the network for TPUs, whose programs
-        do not say what they exchange.
+        Memory: the arguments are read once, and the training state is written once. Communication:
+          at the full bandwidth of the interconnect inside a node or torus, of a device's network
+          between nodes. Empty for a target without published figures; without communication for
+          TPUs, whose programs do not list all collectives.
         """
         device = self.job.target.accelerator
         if device.flops is None:
             return {}
         rate = device.flops if self.job.model.dtype != "float32" else device.flops / 2
         times = 2 if self.job.program == "train" else 1
-        exchange = 0.0
+        network = 0.0
         for collective in self.collectives:
             inside = collective.spread < self.job.target.node_size
-            exchange += collective.sent / (device.fast if inside else device.network)
+            network += collective.sent / (device.fast if inside else device.network)
         bounds = {
             "compute": self.executed / self.devices / rate,
             "memory": times * (self.arguments or 0.0) * 2**30 / device.bandwidth,
         }
-        return bounds if device.platform == "tpu" else bounds | {"network": exchange}
+        return bounds if device.platform == "tpu" else bounds | {"network": network}
 
     def lines(self) -> list[str]:
         """For the terminal."""
@@ -98,17 +98,17 @@ class Findings:
             capacity = "not limited" if self.usable is None else f"of {self.usable:.2f} usable"
             verdict = "fits" if self.fits else "does NOT fit"
             said += [
-                f"  arguments     {self.arguments:.2f} GiB a device",
+                f"  arguments     {self.arguments:.2f} GiB per device",
                 f"  temporaries   {self.temporaries:.2f} GiB",
                 f"  peak          {self.peak:.2f} GiB {capacity}: {verdict}",
             ]
         if self.host:
-            said.append(f"  host          {self.host:.2f} GiB of its memory a device")
+            said.append(f"  host          {self.host:.2f} GiB of host memory per device")
         kinds = by_kind(list(self.collectives))
         for kind, size in sorted(kinds.items(), key=lambda item: -item[1]):
-            said.append(f"  {kind:19} {size:9.2f} GiB of results a device and call")
+            said.append(f"  {kind:19} {size:9.2f} GiB of results per device and call")
         if self.job.target.accelerator.platform == "tpu":
-            said.append("  exchanges are not counted: TPU programs do not say them")
+            said.append("  collectives are not counted: TPU programs do not list all of them")
         said.append(f"  executed over useful FLOPs {self.executed / self.useful:.3f}")
         said += self._bound_lines()
         said.append(f"  compiled in {self.seconds:.0f} s with {self.own_memory:.1f} GiB")
@@ -129,7 +129,7 @@ class Findings:
 
 
 def settings(job: Job) -> str:
-    """The settings that decide memory and speed, as gin bindings."""
+    """The settings that determine memory and speed, as gin bindings."""
     mesh = f"MeshConfig.preset={job.mesh.preset} MeshConfig.tensor={job.mesh.tensor}"
     if job.program not in TRAINING:
         batch = f"EvalConfig.tokens_per_batch={job.tokens_per_batch}"
@@ -142,7 +142,7 @@ def compile_job(job: Job) -> Findings:
     """Compiles in a process of its own.
 
     Raises:
-      UserError: settings that do not go together, a compiler that is missing or fails.
+      UserError: settings that are invalid together, or a compiler that is missing or fails.
     """
     check_installed(job.target)
     environment = dict(os.environ)

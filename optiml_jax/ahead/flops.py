@@ -1,7 +1,7 @@
 """Floating-point operations of matrix products in a traced program, scans counted by length.
 
-A loop whose number of turns depends on the data says how many they are where nothing is skipped
-(`optiml_jax.model.kernels.tiles.loop`); another one counts once.
+A loop whose trip count depends on the data can declare its maximum
+(`optiml_jax.model.kernels.tiles.loop`); without one it counts once.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What an optimised XLA program sends between devices, loops counted as often as they run."""
+"""The collectives of an optimised XLA program, those in loops counted once per iteration."""
 
 import collections
 import dataclasses
@@ -15,15 +15,15 @@ _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One instruction that exchanges data.
+    """One collective instruction.
 
     Attributes:
       kind: one of `KINDS`.
-      runs: how often it runs in one call of the program.
-      result: bytes of its result on a device, once.
-      group: devices that exchange with each other.
+      runs: executions in one call of the program.
+      result: bytes of its result on a device, per execution.
+      group: devices that take part.
       spread: distance between the first and the last device of a group, by number.
-      place: where in the traced program it comes from.
+      place: its origin in the traced program.
     """
 
     kind: str
@@ -35,12 +35,12 @@ class Collective:
 
     @property
     def total(self) -> int:
-        """Bytes of all its results on a device."""
+        """Bytes of its results on a device, over all executions."""
         return self.runs * self.result
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends at least, over all runs (ring algorithms)."""
+        """Minimum bytes that a device sends, over all executions (ring algorithms)."""
         share = (self.group - 1) / max(self.group, 1)
         whole = self.result * (self.group if self.kind == "reduce-scatter" else 1)
         return self.runs * whole * share * (2 if self.kind == "all-reduce" else 1)
@@ -68,7 +68,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def by_kind(found: list[Collective]) -> dict[str, float]:
-    """Kind -> GiB of results on a device in one call of the program."""
+    """Kind -> GiB of results per device and call."""
     totals: dict[str, float] = collections.defaultdict(float)
     for collective in found:
         totals[collective.kind] += collective.total / 2**30
@@ -90,7 +90,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _calls(operation: str, line: str) -> Iterator[tuple[str, int]]:
-    """The computations that an instruction runs, and how often."""
+    """The computations that an instruction calls, and how often."""
     if operation == "while":
         body = re.search(r"body=%?([\w.\-]+)", line)
         count = re.search(r'"known_trip_count":\{"n":"?(\d+)', line)
@@ -114,7 +114,7 @@ def _collective(kind: str, is_async: bool, shape: str, line: str, runs: int) -> 
 
 
 def _tuple_parts(shape: str) -> list[str]:
-    """The outermost members of a tuple's text."""
+    """The top-level elements of a tuple's text."""
     parts, depth = [""], 0
     for character in shape[1:-1]:
         if character in "([{":

@@ -1,4 +1,4 @@
-"""Changes of settings that make a program fit, cheapest first."""
+"""Searches for settings with which a program fits, cheapest first."""
 
 import dataclasses
 import math
@@ -10,17 +10,17 @@ from optiml_jax.errors import UserError
 from optiml_jax.model.config import REMAT_POLICIES
 from optiml_jax.sharding.mesh import MeshConfig, mesh_shape
 
-# Work that a policy repeats, as a share of the step, from the FLOPs that are executed; "offload"
-# keeps the host's link busy besides.
+# FLOPs that a policy recomputes, as a share of the step; "offload" also loads the link to the host.
 _REPEATED = dict(zip(REMAT_POLICIES, (0.0, 0.02, 0.21, 0.23, 0.24), strict=True))
 
 
 def candidates(job: Job) -> list[Job]:
-    """Other settings, the cheapest first: of training remat, preset, microbatches and mesh, of
-    evaluation preset, mesh, the tokens of a batch and the type of the weights.
+    """Other settings, cheapest first.
 
-    The cost is an estimate: repeated work, weights that are gathered again for every microbatch,
-    and exchanges of large tensor groups. Only settings that go together are listed.
+    In training: remat, preset, microbatches and mesh; in evaluation: preset, mesh, tokens per batch
+    and the type of the weights.
+    The cost is an estimate: recomputation, weights gathered again for every microbatch, and
+      communication in large tensor groups. Only settings that are valid together are listed.
     """
     others = _of_training(job) if job.program in TRAINING else _of_evaluation(job)
     priced: list[tuple[float, int, Job]] = []
@@ -42,9 +42,9 @@ def changes_that_fit(
 ) -> list[Findings]:
     """Up to `wanted` settings that fit, found by compiling at most `tries` candidates.
 
-    A candidate that needs more memory by its settings alone (less is computed again, fewer
-    microbatches, smaller tensor groups, a residual stream that is not cut) than one that was
-    compiled and did not fit is not compiled.
+    A candidate whose settings alone imply more memory (less recomputation, fewer microbatches,
+    smaller tensor groups, a residual stream that is not sharded) than one that did not fit is not
+    compiled.
     """
     failed, fitting = [found.job], []
     for job in candidates(found.job):
@@ -109,7 +109,7 @@ def _goes_together(job: Job) -> bool:
 
 
 def _needs_more(job: Job, failed: Job) -> bool:
-    """Whether it needs at least what `failed` needs, by its settings alone."""
+    """Whether its settings alone imply at least the memory of `failed`."""
     if job.program in TRAINING:
         order = REMAT_POLICIES.index
         more = order(job.model.remat) <= order(failed.model.remat)

@@ -1,6 +1,6 @@
-"""Machines that are described and not there: TPU slices, GPU clusters, simulated CPU devices.
+"""Target machines that need not be present: TPU slices, GPU clusters, simulated CPU devices.
 
-`tpu:v5p:4x4x8` (topology), `gpu:a100-40g:8x8` (nodes x GPUs a node), `cpu:64` (devices).
+`tpu:v5p:4x4x8` (topology), `gpu:a100-40g:8x8` (nodes x GPUs per node), `cpu:64` (devices).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ INSTALL = {
         f"jax-cuda13-pjrt=={jax.__version__}",
     ),
 }
-_FORMS = "tpu:v5p:4x4x8 (topology), gpu:a100-40g:8x8 (nodes x GPUs a node) or cpu:64 (devices)"
+_FORMS = "tpu:v5p:4x4x8 (topology), gpu:a100-40g:8x8 (nodes x GPUs per node) or cpu:64 (devices)"
 _GPU = """gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
@@ -60,7 +60,7 @@ class Target:
 
     Attributes:
       accelerator: its devices.
-      shape: of the topology, (nodes, GPUs a node), or (devices,).
+      shape: of the topology, (nodes, GPUs per node), or (devices,).
     """
 
     accelerator: Accelerator
@@ -74,12 +74,12 @@ class Target:
 
     @property
     def num_devices(self) -> int:
-        """Devices; of a TPU whose chips have two, known only when it is described to JAX."""
+        """Number of devices; known only to JAX for a TPU whose chips have two."""
         return math.prod(self.shape)
 
     @property
     def node_size(self) -> int:
-        """Devices that are wired fast: a node's GPUs, a whole TPU slice."""
+        """Devices with a fast interconnect: the GPUs of a node, a whole TPU slice."""
         return self.shape[1] if self.accelerator.platform == "gpu" else self.num_devices
 
 
@@ -87,7 +87,7 @@ def parse_target(text: str) -> Target:
     """The target that `text` names.
 
     Raises:
-      UserError: it names none; the message says how to.
+      UserError: it names none; the message says how to write one.
     """
     kind, *rest = text.lower().split(":")
     known = {k: a for k, a in accelerators().items() if a.platform == kind}
@@ -95,7 +95,7 @@ def parse_target(text: str) -> Target:
     sizes = re.fullmatch(r"\d+(x\d+)*", shape[0]) if len(shape) == 1 else None
     dimensions = tuple(int(n) for n in sizes[0].split("x")) if sizes else ()
     if kind not in ("tpu", "gpu", "cpu") or not dimensions or 0 in dimensions:
-        raise UserError(f"Compile.target={text!r}: say {_FORMS}")
+        raise UserError(f"Compile.target={text!r}: use {_FORMS}")
     if kind == "cpu" and len(dimensions) == 1:
         return Target(Accelerator(name="cpu", platform="cpu"), dimensions)
     if name not in known:
@@ -104,12 +104,12 @@ def parse_target(text: str) -> Target:
             f"{', '.join(known) or 'none'}"
         )
     if len(dimensions) not in {"tpu": (2, 3), "gpu": (2,), "cpu": (1,)}[kind]:
-        raise UserError(f"Compile.target={text!r}: the shape does not fit; say {_FORMS}")
+        raise UserError(f"Compile.target={text!r}: the shape does not fit; use {_FORMS}")
     return Target(known[name], dimensions)
 
 
 def check_installed(target: Target) -> None:
-    """UserError with the command that installs what the target's compiler needs."""
+    """UserError with the installation command if the target's compiler is missing."""
     platform = target.accelerator.platform
     if platform == "cpu":
         return
@@ -120,9 +120,10 @@ def check_installed(target: Target) -> None:
 
 
 def set_environment(target: Target, environment: dict[str, str]) -> None:
-    """What has to be set before JAX starts, so that it compiles for `target` on any machine.
+    """The environment that makes JAX compile for `target` on any machine.
 
-    With the flags that the launch scripts give XLA; what is in the environment comes behind them.
+    It includes the XLA flags of the launch scripts; flags already set come last and so take
+    precedence.
     """
     environment["JAX_PLATFORMS"] = "cpu"
     environment["TF_CPP_MIN_LOG_LEVEL"] = "3"

@@ -1,7 +1,7 @@
 """Compiles one program for one target, in a process of its own: job in, findings out.
 
 python -m optiml_jax.ahead.worker < job.pickle > findings.json. A compiler that runs out of memory
-or crashes then takes nothing else along.
+or crashes then ends this process alone.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from optiml_jax.ahead.flops import matmul_flops
 from optiml_jax.ahead.targets import Target, describe
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.batching import Engine
-from optiml_jax.evaluate.programs import trace_decoding, trace_reading, trace_scoring
+from optiml_jax.evaluate.programs import trace_decoding, trace_prefill, trace_scoring
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.train.config import TrainConfig, check_batch
@@ -37,7 +37,7 @@ class Job:
     Attributes:
       program: a key of `PROGRAMS`.
       length: slots of a row.
-      tokens_per_batch, params_dtype: of evaluation.
+      tokens_per_batch, params_dtype: for evaluation.
     """
 
     target: Target
@@ -53,11 +53,11 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A program, and what one call of it takes.
+    """A program and the size of one call.
 
     Attributes:
-      rows, length: of the batch; of decoding the answers, and the slots of each in the cache.
-      tokens: that go through the model; of decoding one new token of every answer.
+      rows, length: of the batch; in decoding, the answers and the cache slots of each.
+      tokens: processed by the model; in decoding, one new token per answer.
     """
 
     traced: jax.stages.Traced
@@ -86,10 +86,10 @@ def _score(job: Job, mesh: jax.sharding.Mesh) -> Call:
     return Call(trace_scoring(*where, length, job.params_dtype), rows, length, rows * length)
 
 
-def _read(job: Job, mesh: jax.sharding.Mesh) -> Call:
+def _prefill(job: Job, mesh: jax.sharding.Mesh) -> Call:
     model, rows, length = _batch(job, mesh)
     where = (model, mesh, job.mesh.preset, rows, length)
-    return Call(trace_reading(*where, job.params_dtype), rows, length, rows * length)
+    return Call(trace_prefill(*where, job.params_dtype), rows, length, rows * length)
 
 
 def _decode(job: Job, mesh: jax.sharding.Mesh) -> Call:
@@ -112,13 +112,13 @@ PROGRAMS = {
     "train": _train,
     "validate": _validate,
     "score": _score,
-    "read": _read,
+    "prefill": _prefill,
     "decode": _decode,
 }
 
 
 def findings(job: Job) -> dict[str, Any]:
-    """Compiles; sizes are GiB a device, see `ahead.compile.Findings`."""
+    """Compiles; sizes are GiB per device, see `ahead.compile.Findings`."""
     mesh = make_mesh(job.mesh, describe(job.target))
     began = time.perf_counter()
     call = PROGRAMS[job.program](job, mesh)
@@ -136,16 +136,16 @@ def findings(job: Job) -> dict[str, Any]:
         found |= _out_of_memory(str(e))
     else:
         found |= memory(compiled)
-        # The text of TPU programs keeps neither the counts of loops nor all exchanges.
+        # The text of TPU programs lacks loop counts and some collectives.
         if job.target.accelerator.platform != "tpu":
-            found |= _exchange(compiled)
+            found |= _collectives(compiled)
     found["seconds"] = time.perf_counter() - began
     found["own_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
     return found
 
 
 def memory(compiled: Any) -> dict[str, float]:
-    """GiB a device that a compiled program needs: see `ahead.compile.Findings`."""
+    """GiB per device that a compiled program needs: see `ahead.compile.Findings`."""
     analysis = compiled.memory_analysis()
     arguments = analysis.argument_size_in_bytes / GIB
     temporaries = analysis.temp_size_in_bytes / GIB
@@ -159,7 +159,7 @@ def memory(compiled: Any) -> dict[str, float]:
 
 
 def _out_of_memory(message: str) -> dict[str, Any]:
-    """What a compiler says when it runs out of the device's memory; other errors are raised."""
+    """The findings when a program does not fit the device's memory; other errors are raised."""
     if "RESOURCE_EXHAUSTED" not in message:
         raise UserError(f"the compiler failed: {message.splitlines()[0][:300]}")
     sizes = re.findall(r"([\d.]+)([GM])\b", message)
@@ -167,7 +167,7 @@ def _out_of_memory(message: str) -> dict[str, Any]:
     return {"peak": needed, "out_of_memory": message.splitlines()[0][:300]}
 
 
-def _exchange(compiled: Any) -> dict[str, Any]:
+def _collectives(compiled: Any) -> dict[str, Any]:
     found = hlo.collectives(compiled.as_text())
     return {"collectives": [dataclasses.asdict(c) for c in found]}
 

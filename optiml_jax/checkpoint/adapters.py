@@ -1,7 +1,7 @@
-"""Checkpoints that hold LoRA adapters alone: whole models of them, and PEFT's folders.
+"""Checkpoints that hold only LoRA adapters: merging them into models, and PEFT folders.
 
-Such a checkpoint says in its metadata which checkpoint it is based on (`base`: its folder, and the
-fingerprint that shows whether it is still the same).
+The metadata of such a checkpoint names its base checkpoint (`base`: its folder, and the fingerprint
+that shows whether it has changed).
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from optiml_jax.sharding.rules import abstract_params
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
-# Fields of adapter_config.json that change what is computed, in the only form that is read.
+# Fields of adapter_config.json that change the computation, with the only supported values.
 _PEFT_FIXED = {
     "peft_type": "LORA",
     "bias": "none",
@@ -51,16 +51,16 @@ _PEFT_FIXED = {
 
 
 def describe_base(path: str | os.PathLike) -> dict[str, str]:
-    """What the metadata of adapters say of the checkpoint they are based on."""
+    """The entry of adapters' metadata about their base checkpoint."""
     folder = find_checkpoint(path, ("params",))
     return {"checkpoint": str(folder), "fingerprint": load_fingerprint(folder)}
 
 
 def load_model_params(path: str | os.PathLike, abstract: Any) -> Any:
-    """The parameters of a model, as `load_params`; adapters are merged into those of their base.
+    """The parameters of a model, as `load_params`; adapters are merged into their base.
 
     Raises:
-      UserError: see `load_params`; or the base is gone, or another one.
+      UserError: see `load_params`; or the base is missing or has changed.
     """
     folder = find_checkpoint(path, ("params",))
     metadata = load_metadata(folder)
@@ -82,12 +82,12 @@ def load_model_params(path: str | os.PathLike, abstract: Any) -> Any:
 def stored_model_params(
     path: str | os.PathLike, config: DecoderConfig, dtype: str | None = None
 ) -> dict[str, Any]:
-    """The parameters of a model, whose pieces are read when they are asked for.
+    """The parameters of a model, read lazily.
 
     Args:
       path: a checkpoint.
       config: of the model, without adapters.
-      dtype: of merged matrices; None: that of the base.
+      dtype: of merged matrices; None: the base's.
     """
     folder = find_checkpoint(path, ("params",))
     metadata = load_metadata(folder)
@@ -100,7 +100,7 @@ def stored_model_params(
 
 @dataclasses.dataclass(frozen=True)
 class _Merged:
-    """A stacked kernel and its adapter; reading a part merges that part."""
+    """A stacked kernel and its adapter; a part is merged when it is read."""
 
     kernel: Any
     a: np.ndarray
@@ -137,7 +137,7 @@ def _merged(params: Mapping[str, Any], scale: float, dtype: str | None) -> dict[
 
 
 def _base_folder(folder: pathlib.Path, metadata: Mapping[str, Any]) -> pathlib.Path:
-    """The step folder of the base, which is still the same."""
+    """The step folder of the base, checked to be unchanged."""
     base = metadata["base"]
     try:
         found = find_checkpoint(base["checkpoint"], ("params",))
@@ -146,7 +146,7 @@ def _base_folder(folder: pathlib.Path, metadata: Mapping[str, Any]) -> pathlib.P
     if load_fingerprint(found) != base["fingerprint"]:
         raise UserError(
             f"{found} is not the checkpoint that the adapters in {folder} were trained on; "
-            "put that one back"
+            "restore that one"
         )
     return found
 
@@ -174,15 +174,15 @@ def write_peft(path: str | os.PathLike, folder: pathlib.Path, base_name: str) ->
     Args:
       path: the checkpoint.
       folder: exists.
-      base_name: what PEFT shall call the base model.
+      base_name: the name of the base model in the PEFT configuration.
 
     Raises:
-      UserError: the checkpoint is a whole model.
+      UserError: the checkpoint is a full model.
     """
     step_folder = find_checkpoint(path, ("params",))
     metadata = load_metadata(step_folder)
     if "base" not in metadata:
-        raise UserError(f"{step_folder} holds a whole model, no adapters; Convert.to = huggingface")
+        raise UserError(f"{step_folder} is a full model, not adapters; set Convert.to=huggingface")
     config = config_from_dict(metadata["model"])
     adapters, _ = _load_adapters(step_folder, metadata)
     tensors, modules = {}, set()
@@ -208,10 +208,10 @@ def read_peft(folder: pathlib.Path, base: DecoderConfig) -> tuple[DecoderConfig,
 
     Args:
       folder: with adapter_config.json and adapter_model.safetensors.
-      base: of the model that they belong to.
+      base: configuration of the model that they adapt.
 
     Raises:
-      UserError: not LoRA in its plain form, or not of this model.
+      UserError: not plain LoRA, or not for this model.
     """
     values = read_json(folder / PEFT_CONFIG, "the configuration of a PEFT adapter")
     for name, fixed in _PEFT_FIXED.items():
@@ -224,7 +224,7 @@ def read_peft(folder: pathlib.Path, base: DecoderConfig) -> tuple[DecoderConfig,
     except (OSError, safetensors.SafetensorError) as e:
         raise UserError(f"{folder / PEFT_WEIGHTS} is missing or damaged: {e}") from e
     rank, alpha = values["r"], float(values["lora_alpha"])
-    if values.get("use_rslora"):  # alpha / sqrt(r) in the place of alpha / r
+    if values.get("use_rslora"):  # alpha / sqrt(r) instead of alpha / r
         alpha *= rank**0.5
     everywhere = dataclasses.replace(base, lora_rank=rank, lora_alpha=alpha, lora_targets=())
     targets = sorted(
@@ -244,7 +244,7 @@ def read_peft(folder: pathlib.Path, base: DecoderConfig) -> tuple[DecoderConfig,
         value = tensors.pop(key)
         if value.shape != place.shape:
             raise UserError(
-                f"{folder / PEFT_WEIGHTS}: {key} has shape {list(value.shape)}; the model asks for "
+                f"{folder / PEFT_WEIGHTS}: {key} has shape {list(value.shape)}; the model expects "
                 f"{list(place.shape)}"
             )
         place[...] = value

@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files, and which process reads which of them."""
+"""Checksums of a checkpoint's files, and how the processes share the reading."""
 
 import functools
 import pathlib
@@ -13,7 +13,7 @@ from optiml_jax.paths import is_bucket, path_of
 
 
 def share(names: list[str], sizes: Mapping[str, int]) -> list[str]:
-    """This process's part of the files, about as many bytes as every other's."""
+    """This process's share of the files, balanced by bytes."""
     loads = [[0, process] for process in range(jax.process_count())]
     own = []
     for name in sorted(names, key=lambda n: (-sizes[n], n)):
@@ -25,7 +25,7 @@ def share(names: list[str], sizes: Mapping[str, int]) -> list[str]:
 
 
 def checksums_of(folder: pathlib.Path, names: list[str]) -> dict[str, int]:
-    """CRC-32 of files by their names; a file that did not change is not read again."""
+    """CRC-32 by file name; an unchanged file is not read again."""
     with ThreadPoolExecutor() as pool:
         values = pool.map(lambda name: _checksum(*_stat(folder / name)), names)
         return dict(zip(names, values, strict=True))

@@ -1,6 +1,6 @@
-"""From the files of other programs into a checkpoint, and from a checkpoint to Hugging Face.
+"""Conversion of other programs' weights to a checkpoint, and of a checkpoint to Hugging Face.
 
-Both ways go piece by piece, with a progress bar: memory holds some pieces, never a model.
+Both convert piece by piece, with a progress bar, and never hold a whole model in memory.
 """
 
 import contextlib
@@ -33,18 +33,18 @@ from optiml_jax.model.config import DTYPES, DecoderConfig
 from optiml_jax.model.decoder import huggingface_tensors
 from optiml_jax.paths import is_bucket
 
-_VOCAB_MULTIPLE = 8  # as many parts as a tensor axis inside a node may ask for
+_VOCAB_MULTIPLE = 8  # the largest tensor axis inside a node
 
 
 @contextlib.contextmanager
 def open_weights(source: str) -> Iterator[Weights]:
-    """Yields the weights of a source, whatever its form; no number is read yet.
+    """Yields the weights of a source in any format; the data is read lazily.
 
     Args:
       source: a Hugging Face folder or Hub name, metaseq's files (metaseq.py) or a .gguf file.
 
     Raises:
-      UserError: none of these, or damaged, incomplete or of another model.
+      UserError: none of these, or damaged, incomplete or of a different model.
     """
     if source.endswith(".gguf"):
         config, tensors, files = open_gguf(pathlib.Path(source))
@@ -58,9 +58,9 @@ def open_weights(source: str) -> Iterator[Weights]:
 
 
 def padded(weights: Weights) -> Weights:
-    """The weights with rows of zeros behind the embeddings, so that a mesh can divide them.
+    """The weights with the embeddings padded by rows of zeros, so that a mesh can divide them.
 
-    `vocab_padding` of the configuration counts them; `optiml convert` leaves them out again.
+    `vocab_padding` of the configuration counts them; converting back drops them.
     """
     config = weights.config
     missing = -config.vocab_size % _VOCAB_MULTIPLE
@@ -83,12 +83,12 @@ def into_checkpoint(
     dtype: str | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Writes the checkpoint <destination>/checkpoints/0, parameters only; whole or not at all.
+    """Writes the checkpoint <destination>/checkpoints/0, parameters only, atomically.
 
     Args:
       weights: what to write; see `open_weights`.
       destination: must not exist, or be empty.
-      metadata: what the checkpoint says about itself.
+      metadata: of the checkpoint.
       dtype: stored type; None: that of the source.
       files: see `CheckpointManager`.
 
@@ -109,7 +109,7 @@ def save_params(
     metadata: dict[str, Any],
     files: Mapping[str, bytes] | None,
 ) -> None:
-    """Writes the checkpoint <destination>/checkpoints/0 of parameters; whole or not at all."""
+    """Writes parameters as the checkpoint <destination>/checkpoints/0, atomically."""
     with whole_folder(destination) as temporary:
         manager = CheckpointManager(temporary / "checkpoints", async_save=False, files=files)
         manager.save(0, {"params": params}, metadata)
@@ -148,7 +148,7 @@ def _bar(what: str, total: int) -> tqdm.tqdm:
 def whole_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary folder that takes the place of `folder` when the block succeeds.
 
-    In a bucket `folder` itself: what is written there must say itself whether it is whole.
+    In a bucket, `folder` itself: what is written there must mark its own completeness.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; choose a new folder or remove it")

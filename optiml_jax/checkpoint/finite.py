@@ -1,4 +1,4 @@
-"""Whether numbers are finite: what is not is neither saved nor taken from a checkpoint."""
+"""Whether arrays are finite: others are neither saved nor loaded from a checkpoint."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 
 def first_not_finite(items: Any) -> str | None:
-    """The path of the first array of a pytree that holds an infinity or NaN; None: all is finite.
+    """The path of the first array of a pytree with an infinity or NaN; None: all are finite.
 
-    The arrays are read where they lie. With several processes, all of them must call it. What is
-    no `jax.Array`, such as an array that is made while it is written, is left out.
+    The arrays are checked on their devices. With several processes, all of them must call it.
+    Leaves that are not a `jax.Array`, such as a `StreamedArray`, are skipped.
     """
     leaves = jax.tree_util.tree_leaves_with_path(items)
     arrays = [(path, leaf) for path, leaf in leaves if isinstance(leaf, jax.Array)]

@@ -1,8 +1,8 @@
-"""Models in llama.cpp's form, one .gguf file: tensors by Hugging Face's names, and the tokenizer.
+"""Models in llama.cpp's .gguf files: tensors by Hugging Face's names, and the tokenizer.
 
-Numbers are dequantised by the `gguf` package's own code, some rows at a time. llama.cpp orders the
-rows of query and key of its architecture `llama` for another form of rotary positions
-(convert_hf_to_gguf.py, `permute`); that order is undone here.
+The `gguf` package's own code dequantises the weights, some rows at a time. For its architecture
+`llama`, llama.cpp permutes the rows of query and key for another form of rotary embeddings
+(convert_hf_to_gguf.py, `permute`); the permutation is undone here.
 """
 
 import json
@@ -36,7 +36,7 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# config.json field -> key of the metadata, behind the name of the architecture.
+# config.json field -> key of the metadata, after the name of the architecture.
 _FIELDS = {
     "num_hidden_layers": "block_count",
     "max_position_embeddings": "context_length",
@@ -50,14 +50,14 @@ _FIELDS = {
 }
 _IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
+_CONTROL, _USER_DEFINED = 3, 4  # token types
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 _WORDS = {**_BYTES, "use_regex": True}
 _DIGIT = {"type": "Digits", "individual_digits": True}
 
 
 def _split(digits: str) -> dict[str, Any]:
-    """How Llama 3 (digits by threes) and Qwen 2 (one by one) cut a text into words."""
+    """Pre-tokenisation of Llama 3 (up to three digits) and Qwen 2 (single digits)."""
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
         + digits
@@ -67,7 +67,7 @@ def _split(digits: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [cut, {**_BYTES, "use_regex": False}]}
 
 
-# `tokenizer.ggml.pre` -> how a text is cut before bytes are joined.
+# `tokenizer.ggml.pre` -> pre-tokenisation.
 _PRE_TOKENIZERS = {
     "default": _WORDS,
     "gpt-2": _WORDS,
@@ -79,11 +79,11 @@ _PRE_TOKENIZERS = {
 
 
 class GGUFTensor:
-    """A tensor of a GGUF file; reading rows dequantises them and no others.
+    """A tensor of a GGUF file; only the rows that are read are dequantised.
 
     Args:
       tensor: of `gguf.GGUFReader`.
-      heads: undo llama.cpp's order of the rows of so many heads; 0: they are in order.
+      heads: number of heads whose rows llama.cpp permuted; 0: not permuted.
     """
 
     def __init__(self, tensor: Any, heads: int = 0):
@@ -111,19 +111,19 @@ def open_gguf(path: pathlib.Path) -> tuple[DecoderConfig, dict[str, Tensor], dic
     """The configuration, the tensors by Hugging Face's names, and the tokenizer's files.
 
     Raises:
-      UserError: a damaged file, or a model or tokenizer of a kind that is not read.
+      UserError: a damaged file, or an unsupported kind of model or tokenizer.
     """
     try:
         reader = gguf.GGUFReader(path)
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing") from e
-    except Exception as e:  # the reader raises whatever damaged bytes lead to
-        raise UserError(f"{path} is no GGUF file, or damaged ({e}); copy it again") from e
+    except Exception as e:  # damaged bytes make the reader raise anything
+        raise UserError(f"{path} is not a GGUF file, or damaged ({e}); copy it again") from e
     values = dict(reader.fields)
     architecture = _value(values, "general.architecture", path)
     form = huggingface_form_of(architecture)
     if form is None or architecture == "opt":
-        raise UserError(f"{path}: architecture {architecture!r} is not read from GGUF")
+        raise UserError(f"{path}: architecture {architecture!r} is not supported from GGUF")
     tensors: dict[str, Tensor] = {}
     for tensor in reader.tensors:
         name = _huggingface_name(tensor.name, path)
@@ -139,14 +139,14 @@ def open_gguf(path: pathlib.Path) -> tuple[DecoderConfig, dict[str, Tensor], dic
 def _huggingface_name(name: str, path: pathlib.Path) -> str:
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if match is None or match[2] not in _NAMES:
-        raise UserError(f"{path}: tensor {name} belongs to no model that is read from GGUF")
+        raise UserError(f"{path}: tensor {name} belongs to no model supported from GGUF")
     layer = "" if match[1] is None else f"model.layers.{match[1]}."
     return f"{layer}{_NAMES[match[2]]}.{match[3]}"
 
 
 def _value(values: Mapping[str, Any], key: str, path: pathlib.Path) -> Any:
     if key not in values:
-        raise UserError(f"{path}: the metadata lack {key}")
+        raise UserError(f"{path}: the metadata lacks {key}")
     return values[key].contents()
 
 
@@ -155,12 +155,12 @@ def _config_values(
     architecture: str,
     tensors: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """What config.json would say."""
+    """The content of an equivalent config.json."""
     fields: dict[str, Any] = {"model_type": architecture}
     for theirs, key in _FIELDS.items():
         if f"{architecture}.{key}" in values:
             value = values[f"{architecture}.{key}"].contents()
-            # Stored as float32: 1e-5 is 1e-5 again, not 9.99999974e-6.
+            # Stored as float32: rounded so that 1e-5 is not read as 9.99999974e-6.
             fields[theirs] = float(str(np.float32(value))) if isinstance(value, float) else value
     fields["vocab_size"] = tensors["model.embed_tokens.weight"].shape[0]
     fields["tie_word_embeddings"] = "lm_head.weight" not in tensors
@@ -169,7 +169,7 @@ def _config_values(
         fields[f"{name}_token_id"] = None if field is None else field.contents()
     flag = values.get("tokenizer.ggml.add_bos_token")
     if flag is not None and not flag.contents():
-        fields["bos_token_id"] = None  # nothing stands in front of a text
+        fields["bos_token_id"] = None  # no token precedes a text
     kind = values.get(f"{architecture}.rope.scaling.type")
     if kind is not None and kind.contents() != "none":
         scaling = {"rope_type": kind.contents()}
@@ -185,12 +185,12 @@ def _config_values(
 
 
 def _tokenizer_files(values: Mapping[str, Any], path: pathlib.Path) -> dict[str, bytes]:
-    """tokenizer.json and its configuration, as a folder would hold them."""
+    """tokenizer.json and tokenizer_config.json, as in a Hugging Face folder."""
     kind = _value(values, "tokenizer.ggml.model", path)
     pre = values["tokenizer.ggml.pre"].contents() if "tokenizer.ggml.pre" in values else "default"
     if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
         raise UserError(
-            f"{path}: its tokenizer ({kind}, {pre}) is not read; set Convert.vocabulary to "
+            f"{path}: its tokenizer ({kind}, {pre}) is not supported; set Convert.vocabulary to "
             "huggingface:<folder of the original model>"
         )
     tokens = _value(values, "tokenizer.ggml.tokens", path)

@@ -1,6 +1,6 @@
-"""Models in Hugging Face's form, a folder of config.json and weight files: read and write.
+"""Reads and writes models as Hugging Face folders of config.json and weight files.
 
-Tensors are read and written piece by piece (weights.py), without torch; the project's own
+Tensors are read and written piece by piece (weights.py), without torch. The project's own
 checkpoints are in manager.py.
 """
 
@@ -32,12 +32,12 @@ from optiml_jax.model.decoder import (
 
 
 def fetch(source: str | os.PathLike) -> pathlib.Path:
-    """The local folder of a model: `source` itself, or the Hub's files for a name.
+    """The local folder of a model: `source` itself, or files downloaded from the Hub.
 
     Args:
-      source: a folder, or a name on the Hub (`facebook/opt-125m`), with a revision if one is
-        wanted (`facebook/opt-125m@refs/pr/1`). Where the Hub's main branch has no safetensors, the
-        conversion that the Hub's own bot offers is taken, else pytorch_model.bin.
+      source: a folder, or a name on the Hub (`facebook/opt-125m`), optionally with a revision
+        (`facebook/opt-125m@refs/pr/1`). If the main branch has no safetensors, the conversion by
+        the Hub's own bot is used, else pytorch_model.bin.
 
     Raises:
       UserError: neither a folder nor a name that the Hub knows, or no network.
@@ -70,10 +70,10 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
         pulls = [] if revision else huggingface_hub.get_repo_discussions(name)
         for pull in pulls:
             if pull.is_pull_request and pull.author == "SFconvertbot" and pull.status == "open":
-                logging.info("%s has no safetensors; taking %s", name, pull.git_reference)
+                logging.info("%s has no safetensors; using %s", name, pull.git_reference)
                 return snapshot("*.safetensors", INDEX, revision=pull.git_reference)
         return snapshot(TORCH_WEIGHTS, "pytorch_model-*.bin", TORCH_INDEX)
-    except Exception as e:  # the Hub's client raises many kinds, some of them httpx's own
+    except Exception as e:  # the Hub's client raises many kinds of errors, some of them httpx's
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(
             f"cannot get {name} from the Hugging Face Hub ({reason}); "
@@ -85,7 +85,7 @@ def read_config(folder: str | os.PathLike) -> DecoderConfig:
     """The configuration in a folder's config.json.
 
     Raises:
-      UserError: a model of no known architecture, or one of a form that ours does not have.
+      UserError: an unknown architecture, or a variant that is not implemented here.
     """
     path = pathlib.Path(folder) / "config.json"
     values = read_json(path, "the configuration of a Hugging Face model")
@@ -93,18 +93,18 @@ def read_config(folder: str | os.PathLike) -> DecoderConfig:
     if form is None:
         raise UserError(
             f"{path}: model_type is {values.get('model_type')!r}; only "
-            f"{', '.join(map(repr, huggingface_model_types()))} can be read"
+            f"{', '.join(map(repr, huggingface_model_types()))} are supported"
         )
     return form.config(values, str(path))
 
 
 @contextlib.contextmanager
 def open_huggingface(source: str | os.PathLike) -> Iterator[Weights]:
-    """Yields the weights of a folder or a name on the Hub; no number is read yet.
+    """Yields the weights of a folder or a name on the Hub; the data is read lazily.
 
     Raises:
-      UserError: a tensor is missing, unknown or of another shape than config.json says; no
-        weights in the folder; a damaged file.
+      UserError: a tensor is missing, unknown or of a different shape from config.json's; no weights
+        in the folder; a damaged file.
     """
     folder = fetch(source)
     config = read_config(folder)
@@ -119,13 +119,13 @@ def read_huggingface(
     preset: str = "standard",
     dtype: str = "float32",
 ) -> tuple[DecoderConfig, dict[str, Any]]:
-    """Reads a model onto devices, each device only its own part.
+    """Loads a model onto devices; each device reads only its own part.
 
     Args:
       source: a folder or a name on the Hub; see `fetch`.
-      mesh: where the parameters shall lie; None puts them on the default device.
-      preset: the rule table for the mesh.
-      dtype: type of the parameters, whatever that of the file is.
+      mesh: for the parameters; None: they go to the default device.
+      preset: the sharding rules.
+      dtype: of the parameters, whatever the file's is.
 
     Returns:
       (config, params), params a pure nested dict as from `init_params`.
@@ -151,22 +151,22 @@ def write_huggingface(
     progress: Callable[[int], Any] = lambda _: None,
     more: Callable[[pathlib.Path], Any] = lambda _: None,
 ) -> None:
-    """Writes a folder that `transformers` loads; it appears whole or not at all.
+    """Writes a folder that `transformers` loads, atomically.
 
     Args:
       folder: must not exist, or be empty.
       config: the model.
-      params: pure nested dict of its parameters: arrays, or TensorStores, which are read piece by
-        piece (`weights.stored_params`).
+      params: pure nested dict of its parameters: arrays, or TensorStores, which are read lazily
+        (`weights.stored_params`).
       dtype: type of the tensors: float32, bfloat16 or float16; None: that of each parameter.
-      max_shard_bytes: a model larger than that is cut into several files.
+      max_shard_bytes: a larger model is split into several files.
       tokenizer_from: a folder whose tokenizer files are copied; None copies none.
-      progress: called with the bytes of every piece that was written.
-      more: called with the folder before it appears, to put further files into it.
+      progress: called with the size in bytes of every piece written.
+      more: called with the temporary folder, to add further files.
 
     Raises:
-      UserError: the folder is not empty; the model has no form in Hugging Face's; a weight
-        does not fit float16; a full disk.
+      UserError: the folder is not empty; Hugging Face cannot express the model; a weight does not
+        fit float16; a full disk.
     """
     folder = pathlib.Path(folder)
     _check_writable(folder, dtype)
@@ -189,7 +189,7 @@ def write_huggingface(
 def copy_tokenizer(
     files: Mapping[str, pathlib.Path], folder: pathlib.Path, defaults: Mapping[str, Any]
 ) -> None:
-    """Copies a tokenizer's files; one without configuration gets the architecture's."""
+    """Copies a tokenizer's files; if it has no configuration, the architecture's is added."""
     for name, file in files.items():
         shutil.copyfile(file, folder / name)
     if files and not (folder / "tokenizer_config.json").exists():

@@ -1,14 +1,14 @@
-"""Checkpoints of a run: named pytrees written by Orbax, verified before they are trusted.
+"""Checkpoints of a run: named pytrees written by Orbax, verified before use.
 
-Lives here: saving (asynchronous, atomic, the newest N kept), finding the newest intact step, and
-restoring onto any mesh. Knows no training state: items are whatever pure nested dicts of arrays
-the caller names (a run saves `params` and `optimizer`).
+This module saves (asynchronously, atomically, keeping the newest N), finds the newest intact step,
+and restores onto any mesh. It does not know the training state: items are any pure nested dicts of
+arrays that the caller names (a run saves `params` and `optimizer`).
 
 A step folder holds one Orbax folder per item and `optiml.json`: the caller's metadata, and size
 and CRC-32 of every file. Orbax itself checks neither (a flipped byte in a stored array restores as
 a wrong number), so the table is written just before Orbax renames the finished folder into place.
-With several processes each hashes the files that it wrote, and they share the files to verify: no
-byte is read twice. Whoever restores some items has only those verified.
+With several processes, each hashes the files that it wrote, and they share the verification: no
+byte is read twice. Restoring some items verifies only those.
 """
 
 import contextlib
@@ -39,20 +39,20 @@ from optiml_jax.sharding import processes
 logger = logging.getLogger(__name__)
 
 MANIFEST = "optiml.json"
-# Orbax stamps this file while it renames the folder, after the manifest has been written.
+# Orbax changes this file while it renames the folder, after the manifest has been written.
 _ORBAX_STAMP = "_CHECKPOINT_METADATA"
 _CHUNK_BYTES = 1 << 28
-_OVERHEAD = 1 << 20  # bytes of a checkpoint beside its arrays, generously: some dozen small files
+_OVERHEAD = 1 << 20  # bytes of a checkpoint besides its arrays: an upper bound
 
 
 class CheckpointManager:
     """Writes and reads the step folders of one directory.
 
     Args:
-      directory: the folder of the step folders, made when missing.
-      keep: how many of the newest checkpoints stay; an older one goes only after a newer is whole.
+      directory: holds the step folders; created if missing.
+      keep: how many of the newest are kept; an old one is deleted only after a newer is complete.
       async_save: write in the background; `save` returns once the arrays have left the devices.
-      files: path in the step folder -> content of what every checkpoint holds beside its arrays.
+      files: path in the step folder -> content, of files that every checkpoint includes.
 
     Errors of a background save are raised by the next `check`, `save`, `wait` or `close`.
     """
@@ -74,7 +74,7 @@ class CheckpointManager:
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._began = time.monotonic()
         self._seal_round = 0
-        self.save_seconds: float | None = None  # of the last save that ended
+        self.save_seconds: float | None = None  # of the last completed save
         with _save_errors(self.directory):
             self._orbax = ocp.CheckpointManager(
                 _for_orbax(self.directory),
@@ -88,16 +88,16 @@ class CheckpointManager:
             )
 
     def save(self, step: int, items: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """Starts saving `items` as `step`; waits first for a save that is still under way.
+        """Starts saving `items` as `step`, after waiting for a save still in progress.
 
         Args:
           step: number of the step folder.
           items: name -> pure nested dict of arrays. They may be donated once this returns.
-          metadata: JSON-able; read back by `metadata`.
+          metadata: JSON-serialisable; read back by `metadata`.
 
         Raises:
           UserError: the step exists with other metadata or damaged, or the disk is full or not
-            writable. What is there stays usable.
+            writable. Existing checkpoints stay usable.
         """
         self.wait()
         if step in self._orbax.all_steps():
@@ -118,14 +118,14 @@ class CheckpointManager:
             self.wait()
 
     def restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
-        """The items named in `targets`, each on the shardings and dtypes of its abstract pytree."""
+        """The items named in `targets`, with the shardings and dtypes of their abstract pytrees."""
         folder = self.directory / str(step)
         return {name: _restore_item(folder, name, target) for name, target in targets.items()}
 
     def latest_intact_step(self) -> int | None:
-        """The newest step whose files are all as they were written; None without any checkpoint.
+        """The newest step whose files are all intact; None if there is no checkpoint.
 
-        A damaged newer one is named in a warning. UserError when there are only damaged ones.
+        Newer damaged ones are named in a warning. UserError if all are damaged.
         """
         folder = _latest_intact(self.directory)
         return None if folder is None else int(folder.name)
@@ -148,18 +148,18 @@ class CheckpointManager:
         self._orbax.reload()
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """What the caller of `save` said about `step`."""
+        """The metadata that `save` was given for `step`."""
         return _read_manifest(self.directory / str(step))["metadata"]
 
     def wait(self) -> None:
-        """Blocks until the save under way is on disk; raises what went wrong with it."""
+        """Blocks until the save in progress is on disk; raises its error."""
         step = self._pending[0] if self._pending else None
         with self._cleaned_up(step), _save_errors(self.directory):
             self._orbax.wait_until_finished()
         self._pending = None
 
     def ends_within(self, seconds: float) -> bool:
-        """Whether the save under way, if any, ends in that time; waits for it so long."""
+        """Waits for the save in progress, if any; False if it takes longer than that."""
         deadline = time.monotonic() + seconds
         while self._orbax.is_saving_in_progress():
             if time.monotonic() > deadline:
@@ -168,7 +168,7 @@ class CheckpointManager:
         return True
 
     def check(self) -> None:
-        """Raises at once what went wrong with a background save that has ended; never blocks."""
+        """Raises the error of a background save that has ended; never blocks."""
         if self._pending and not self._orbax.is_saving_in_progress():
             self.wait()
 
@@ -180,7 +180,7 @@ class CheckpointManager:
             self._orbax.close()
 
     def _check_same(self, step: int, metadata: dict[str, Any]) -> None:
-        """UserError unless the step that lies there is whole and says the same of itself."""
+        """UserError unless the existing step is intact and has the same metadata."""
         folder = self.directory / str(step)
         problem = _damage(folder)
         if problem is None and self.metadata(step) != json.loads(json.dumps(metadata)):
@@ -190,10 +190,10 @@ class CheckpointManager:
         logger.info("%s is there already", folder)
 
     def _check_space(self, items: dict[str, Any]) -> None:
-        """Refuses a save that cannot fit: better now than after writing half of it.
+        """Refuses a save that does not fit on the disk before half of it is written.
 
-        The older checkpoint that will make room is removed only after the new one is whole. Numbers
-        of trained weights hardly compress. Quotas are not seen here, but by `_save_errors`.
+        The oldest checkpoint is removed only after the new one is complete, and trained weights
+        hardly compress. Quotas are not seen here; `_save_errors` reports them.
         """
         if is_bucket(self.directory):
             return
@@ -203,7 +203,7 @@ class CheckpointManager:
             raise _no_space(self.directory, f" ({needed:,} bytes needed, {free:,} free)")
 
     def _seal(self) -> None:
-        """Called by Orbax on the first process once the temporary folder holds the whole step."""
+        """Called by Orbax on process 0 once the temporary folder holds the whole step."""
         step, metadata = self._pending
         (folder,) = self._unfinished(step)
         for name, content in self._files.items():
@@ -218,7 +218,7 @@ class CheckpointManager:
         self.save_seconds = time.monotonic() - self._began
 
     def _hash_together(self, folder: pathlib.Path, names: list[str]) -> dict[str, int]:
-        """The checksums of all files, each computed by the process that wrote it."""
+        """The checksums of all files, each from the process that wrote it."""
         job = processes.job()
         if job is None:
             return checksums_of(folder, names)
@@ -234,7 +234,7 @@ class CheckpointManager:
 
     @contextlib.contextmanager
     def _cleaned_up(self, step: int | None) -> Iterator[None]:
-        """Removes the half-written folder of a failed save, which may be what fills the disk."""
+        """Removes the half-written folder of a failed save, which may be filling the disk."""
         try:
             yield
         except Exception:
@@ -245,7 +245,7 @@ class CheckpointManager:
             raise
 
     def _unfinished(self, step: int) -> list[pathlib.Path]:
-        """Where Orbax writes a step before it is whole: in a bucket at once in its own folder."""
+        """Where Orbax writes an incomplete step: in a bucket, directly in its final folder."""
         if is_bucket(self.directory):
             return [self.directory / str(step)]
         return list(self.directory.glob(f"{step}.*tmp*"))
@@ -258,26 +258,26 @@ def _save_args(item: Any) -> ocp.args.CheckpointArgs:
 
 
 def _chunks(array: jax.Array) -> ocp.SaveArgs:
-    """Chunks of one layer in large stacked arrays, so that conversion can read layer by layer."""
+    """Chunks of one layer for large stacked arrays, so that conversion can read layer by layer."""
     layers = array.ndim > 2 and array.nbytes > _CHUNK_BYTES
     return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if layers else ())
 
 
 def _writer(name: str, number: int) -> int:
-    """The process that wrote a file: Orbax names the folder of each after it."""
+    """The process that wrote a file, from the name that Orbax gives its folder."""
     found = re.search(r"ocdbt\.process_(\d+)/", name)
     return int(found[1]) if found and int(found[1]) < number else 0
 
 
 def _hash_for_first(job: processes.Job, number: int) -> None:
-    """In a thread of the other processes: hashes what the first one asks for."""
+    """Runs in a thread of the other processes: hashes the files that process 0 asks for."""
     folder, names = json.loads(job.hear(f"hash/{number}/{jax.process_index()}"))
     checksums = checksums_of(path_of(folder), names)
     job.say(f"hashed/{number}/{jax.process_index()}", json.dumps(checksums))
 
 
 def _is_not_raised(record: logging.LogRecord) -> bool:
-    """False for the tracebacks that Orbax logs of errors which it also raises, in `wait`."""
+    """False for the tracebacks that Orbax logs of errors that it also raises in `wait`."""
     return not (record.exc_info and "orbax" in record.pathname + record.getMessage())
 
 
@@ -286,12 +286,12 @@ def load_params(path: str | os.PathLike, abstract: Any) -> Any:
 
     Args:
       path: a run folder, its `checkpoints` folder or one step folder; of several steps the newest
-        intact one is taken.
-      abstract: nested dict of jax.ShapeDtypeStruct (`sharding.rules.abstract_params`); says where
-        every array goes, without a sharding to the first device, and in which dtype.
+        intact one is used.
+      abstract: nested dict of jax.ShapeDtypeStruct (`sharding.rules.abstract_params`); gives the
+        dtype and sharding of every array; without a sharding it goes to the first device.
 
     Raises:
-      UserError: nothing there, damaged, not finite, or of another shape than `abstract`.
+      UserError: missing, damaged, not finite, or of different shapes from `abstract`.
     """
     folder = find_checkpoint(path, ("params",))
     params = _restore_item(folder, "params", abstract)
@@ -301,23 +301,23 @@ def load_params(path: str | os.PathLike, abstract: Any) -> Any:
 
 
 def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """The metadata of the checkpoint that `load_params` would take."""
+    """The metadata of the checkpoint that `load_params` would load."""
     return _read_manifest(find_checkpoint(path, ("params",)))["metadata"]
 
 
 def load_fingerprint(path: str | os.PathLike) -> str:
-    """The fingerprint of the checkpoint that `load_params` would take: of metadata and files."""
+    """The fingerprint (of metadata and files) of the checkpoint that `load_params` would load."""
     body = _read_manifest(find_checkpoint(path, ("params",)))
     return fingerprint(body)
 
 
 def find_checkpoint(path: str | os.PathLike, items: Sequence[str] | None = None) -> pathlib.Path:
-    """The step folder meant by a run folder, a `checkpoints` folder or a step folder itself.
+    """The step folder of a run folder, a `checkpoints` folder or a step folder itself.
 
     With several processes, all of them must call it.
 
     Args:
-      items: whose content is verified; None: of all. Every file must be there in its size.
+      items: whose content is verified; None: all. Every file must exist with its size.
     """
     path = path_of(path).absolute()
     if (path / MANIFEST).is_file():
@@ -329,7 +329,7 @@ def find_checkpoint(path: str | os.PathLike, items: Sequence[str] | None = None)
     if found is None:
         raise UserError(
             f"no checkpoint in {path}: give a run folder, its checkpoints folder or one step "
-            "folder (weights from elsewhere go through `optiml convert` first)"
+            "folder (convert weights of other programs with `optiml convert` first)"
         )
     return found
 
@@ -358,7 +358,7 @@ def _step_folders(directory: pathlib.Path) -> list[pathlib.Path]:
     if not directory.is_dir():
         return []
     folders = [p for p in directory.iterdir() if re.fullmatch(r"\d+", p.name) and p.is_dir()]
-    if is_bucket(directory):  # where an unfinished step has no other name
+    if is_bucket(directory):  # where an unfinished step already has its final name
         folders = [p for p in folders if (p / MANIFEST).exists()]
     return sorted(folders, key=lambda p: int(p.name))
 
@@ -374,7 +374,7 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
 def _damage(folder: pathlib.Path, items: Sequence[str] | None = None) -> str | None:
     """What is wrong with a step folder, or None.
 
-    The processes share the files of the `items`, and read every byte once per change.
+    The processes share the files of the `items`, and read each byte once unless a file changes.
     """
     files, problem = processes.on_first(lambda: _look_at(folder))
     if problem is not None:
@@ -393,21 +393,21 @@ def _damage(folder: pathlib.Path, items: Sequence[str] | None = None) -> str | N
 
 
 def _look_at(folder: pathlib.Path) -> tuple[dict[str, list[int]], str | None]:
-    """The table of the files, and what is wrong with it, their number or their sizes."""
+    """The table of files, and what is wrong with it, with their number or their sizes."""
     try:
         manifest = _read_manifest(folder)
     except UserError as e:
         return {}, str(e)
     files, step = manifest["files"], manifest["metadata"].get("step")
     if folder.name.isdigit() and step is not None and int(folder.name) != step:
-        return files, f"it is the checkpoint of step {step}, under another number"
+        return files, f"it is the checkpoint of step {step} under another number"
     found = sizes(folder)
     missing = [name for name in files if name not in found]
     if missing:
         return files, f"{len(missing)} files are missing, {missing[0]} first"
     for name, (size, _) in files.items():
         if (actual := found[name]) != size:
-            return files, f"{name} has {actual} bytes instead of {size}"
+            return files, f"{name} has {actual} bytes, not {size}"
     return files, None
 
 
@@ -433,7 +433,7 @@ def _for_orbax(folder: pathlib.Path) -> epath.Path:
 
 
 def _check_shapes(path: epath.Path, stored: Any, target: Any) -> None:
-    """One line about the first difference, instead of Orbax's dump of both trees."""
+    """A one-line error about the first difference, instead of Orbax's dump of both trees."""
     stored, wanted = _shapes(stored), _shapes(target)
     for key in sorted(stored.keys() | wanted.keys()):
         if stored.get(key) != wanted.get(key):
@@ -450,7 +450,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """`leaf` with a sharding: without one, Orbax would ask for the devices of the saving run."""
+    """`leaf` with a sharding: without one, Orbax would require the devices of the saving run."""
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -459,7 +459,7 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
 
 @contextlib.contextmanager
 def _save_errors(directory: pathlib.Path) -> Iterator[None]:
-    """A full or read-only disk as a UserError; TensorStore reports both only in its text."""
+    """A full or read-only disk as a UserError; TensorStore reports both only in its messages."""
     try:
         yield
     except Exception as e:
@@ -474,5 +474,5 @@ def _save_errors(directory: pathlib.Path) -> Iterator[None]:
 def _no_space(directory: pathlib.Path, detail: str = "") -> UserError:
     return UserError(
         f"no space left on the disk of {directory} while saving a checkpoint{detail}; the earlier "
-        "checkpoints are whole: free some space, then run the same command again"
+        "checkpoints are intact: free some space, then run the same command again"
     )

@@ -1,17 +1,17 @@
-"""OPT in metaseq's files, as tensors under Hugging Face's names; read, never written.
+"""OPT in metaseq's formats, as tensors under Hugging Face's names; read only.
 
-What facebookresearch/metaseq leaves behind (metaseq/checkpoint_utils.py, scripts/reshard*.py,
+The files that facebookresearch/metaseq writes (metaseq/checkpoint_utils.py, scripts/reshard*.py,
 distributed/stitch_fsdp_ckpt.py):
 
 - one file: `restored.pt`, `checkpoint_last.pt`, `consolidated.pt`;
 - tensor parallelism: `<name>-model_part-<p>.pt`, each with its rows of k, v, q, fc1 and the
-  embedding, its columns of out_proj and fc2, and all of the rest;
+  embedding, its columns of out_proj and fc2, and a copy of the rest;
 - FSDP: `<name>[-model_part-<p>]-shard<s>.pt`, in which the parameters of each wrapped module are
-  one flat array, cut into equal parts and padded at the end. `shard_metadata` says which they are;
-  files of `reshard_mp.py` have lost it, and the parameters then lie in the order of the modules;
+  one flat array, cut into equal parts and padded at the end. `shard_metadata` describes them; files
+  of `reshard_mp.py` lack it, and the parameters are then in the order of the modules;
 - keys, values and queries in one `qkv_proj`, in this order, or in three tensors.
 
-Files are read by torch_files.py, which runs nothing of what they hold.
+Files are read by torch_files.py, which executes none of their code.
 """
 
 import logging
@@ -33,7 +33,7 @@ from optiml_jax.model.opt.config import SIZES, OPTConfig
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(?P<name>.+?)(-model_part-(?P<part>\d+))?(-shard(?P<shard>\d+))?\.pt")
-# Which of several checkpoints of one folder is meant, if none is named.
+# Which checkpoint of a folder is used if none is named.
 _PREFERRED = ("restored", "consolidated", "checkpoint_last", "reshard", "reshard_no_os")
 _FLAT = re.compile(r"(?:(?P<path>.+)\.)?(?P<name>flat_param_\d+)")
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_fpw_module)\.")
@@ -49,7 +49,7 @@ _RENAMED = {
 
 
 def is_metaseq(source: str | pathlib.Path) -> bool:
-    """Whether `source` is a metaseq file, a folder of such or the beginning of their names."""
+    """Whether `source` is a metaseq file, a folder of them, or a prefix of their names."""
     path = pathlib.Path(source)
     if path.is_dir():
         return not (path / "config.json").exists() and bool(_groups(path))
@@ -57,13 +57,13 @@ def is_metaseq(source: str | pathlib.Path) -> bool:
 
 
 def open_metaseq(source: str | pathlib.Path) -> tuple[OPTConfig, dict[str, Tensor]]:
-    """The configuration and the tensors, by Hugging Face's names; numbers are read when asked for.
+    """The configuration and the lazily read tensors, by Hugging Face's names.
 
     Args:
-      source: a folder, one of its files, or the beginning of their names: `<folder>/reshard`.
+      source: a folder, one of its files, or a prefix of their names: `<folder>/reshard`.
 
     Raises:
-      UserError: several checkpoints, missing files, or files of another model.
+      UserError: several checkpoints, missing files, or files of a different model.
     """
     files = _find_files(pathlib.Path(source))
     _allow_open_files(sum(map(len, files)) + 64)
@@ -71,7 +71,7 @@ def open_metaseq(source: str | pathlib.Path) -> tuple[OPTConfig, dict[str, Tenso
     for paths, shards in zip(files, states, strict=True):
         for path, state in zip(paths, shards, strict=True):
             if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-                raise UserError(f"{path} is no checkpoint of metaseq: it has no entry 'model'")
+                raise UserError(f"{path} is not a metaseq checkpoint: it has no entry 'model'")
     known = _model_fields(states[0][0])
     parts = [_unflattened(shards, known, len(files), files[0][0]) for shards in states]
     tensors = dict(_renamed(_glued(parts, files[0][0])))
@@ -121,7 +121,7 @@ def _find_files(source: pathlib.Path) -> list[list[pathlib.Path]]:
 
 
 def _allow_open_files(number: int) -> None:
-    """Each mapped file holds a descriptor; OPT-175B lies in 992 files."""
+    """Each mapped file holds a file descriptor, and OPT-175B has 992 files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < number:
         limit = number if hard == resource.RLIM_INFINITY else min(number, hard)
@@ -137,7 +137,7 @@ def _unflattened(
     num_parts: int,
     path: pathlib.Path,
 ) -> dict[str, Tensor]:
-    """The tensors of one model part, out of the flat arrays of its shards where they are such."""
+    """The tensors of one model part, taken out of flat arrays where its shards have them."""
     tensors: dict[str, Tensor] = {}
     described = [_described(shard) for shard in shards]
     for key, value in shards[0]["model"].items():
@@ -150,7 +150,7 @@ def _unflattened(
         for shard, description in zip(shards, described, strict=True):
             piece = shard["model"].get(key)
             if piece is None:
-                raise UserError(f"{path}: {key} is in the first shard, but not in all of them")
+                raise UserError(f"{path}: {key} is in the first shard but not in all shards")
             padding = description[key]["padding"] if key in description else 0
             pieces.append(Rows(piece, 0, piece.shape[0] - padding))
         flat = pieces[0] if len(pieces) == 1 else Joined(pieces, 0)
@@ -172,7 +172,7 @@ def _unflattened(
 
 
 def _described(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Flat array -> its names, shapes and padding, where the file says so."""
+    """Flat array -> its names, shapes and padding, if the file has them."""
     described = {}
     metadata = plain(state.get("shard_metadata")) or {}
     for module in metadata.get("param_metadata", ()):
@@ -185,12 +185,12 @@ def _described(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _in_order_of_modules(
     module: str | None, known: Mapping[str, Any], num_parts: int, path: pathlib.Path
 ) -> tuple[list[str], list[tuple[int, ...]]]:
-    """Names and shapes in a flat array that nothing describes."""
+    """Names and shapes in a flat array without metadata."""
     wanted = ("decoder_embed_dim", "decoder_ffn_embed_dim", "vocab_size", "max_positions")
     missing = [name for name in wanted if not known.get(name)]
     if missing or known.get("decoder_input_dim", known["decoder_embed_dim"]) != known[wanted[0]]:
         raise UserError(
-            f"{path}: the parameters are flattened, and neither shard_metadata nor the "
+            f"{path}: the parameters are flattened, but neither shard_metadata nor the "
             f"configuration in the file says how ({', '.join(missing) or 'with projections'}); "
             "unflatten them with metaseq's scripts/reshard_fsdp.py first"
         )
@@ -222,10 +222,10 @@ def _in_order_of_modules(
 
 
 def _glued(parts: Sequence[dict[str, Tensor]], path: pathlib.Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the whole model, from those of its model parts."""
+    """The tensors of the whole model, assembled from its model parts."""
     for name in parts[0]:
         if any(name not in part for part in parts):
-            raise UserError(f"{path}: {name} is in the first model part, but not in all of them")
+            raise UserError(f"{path}: {name} is in the first model part but not in all parts")
         pieces = [part[name] for part in parts]
         if "qkv_proj" in name:
             for place, kind in enumerate(("k_proj", "v_proj", "q_proj")):
@@ -243,7 +243,7 @@ def _glued(parts: Sequence[dict[str, Tensor]], path: pathlib.Path) -> Iterator[t
             for number, piece in enumerate(pieces[1:], 1):
                 if not np.array_equal(piece[:], pieces[0][:]):
                     logger.warning(
-                        "%s differs between model parts 0 and %d; part 0 is taken", name, number
+                        "%s differs between model parts 0 and %d; part 0 is used", name, number
                     )
             yield name, pieces[0]
 
@@ -266,7 +266,7 @@ def _renamed(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tenso
 
 
 def _model_fields(state: Mapping[str, Any]) -> dict[str, Any]:
-    """metaseq's own fields of the model, as far as the file has any."""
+    """metaseq's own configuration of the model, where the file has one."""
     fields: dict[str, Any] = {}
     for place in (plain(state.get("args")), plain(state.get("cfg"))):
         if isinstance(place, dict):
@@ -278,7 +278,7 @@ def _model_fields(state: Mapping[str, Any]) -> dict[str, Any]:
 def _config(
     tensors: Mapping[str, Tensor], known: Mapping[str, Any], path: pathlib.Path
 ) -> OPTConfig:
-    """The configuration: sizes from the tensors, the rest from the file or a published size."""
+    """The configuration: sizes from the tensors, the rest from the file or a published model."""
     prefix = "model.decoder."
     layers = [re.match(rf"{re.escape(prefix)}layers\.(\d+)\.", name) for name in tensors]
     try:
@@ -313,6 +313,6 @@ def _published_heads(d_model: int, num_layers: int, path: pathlib.Path) -> int:
         if (size["d_model"], size["num_layers"]) == (d_model, num_layers):
             return size["num_heads"]
     raise UserError(
-        f"{path} does not say how many attention heads there are, and no published OPT has "
+        f"{path} does not give the number of attention heads, and no published OPT has "
         f"{num_layers} layers of width {d_model}; add cfg.model.decoder_attention_heads to the file"
     )

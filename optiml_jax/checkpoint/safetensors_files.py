@@ -1,6 +1,6 @@
-"""The files of a Hugging Face model's tensors: opened lazily, and written in any order.
+"""The weight files of a Hugging Face model: read lazily, and written in any order.
 
-What the tensors mean is known elsewhere. `pytorch_model.bin` is read as well (torch_files.py).
+Other modules interpret the tensors. `pytorch_model.bin` is read as well (torch_files.py).
 """
 
 import contextlib
@@ -30,10 +30,10 @@ _TYPE_NAMES = {name: code for code, name in SAFETENSORS_TYPES.items()}
 
 @contextlib.contextmanager
 def open_folder(folder: pathlib.Path) -> Iterator[dict[str, Tensor]]:
-    """Yields name -> tensor for all weight files of a folder, safetensors where there are both.
+    """Yields name -> tensor for all weight files of a folder, safetensors if it has both formats.
 
     Raises:
-      UserError: no weights there, or a missing or damaged file.
+      UserError: no weights, or a missing or damaged file.
     """
     with contextlib.ExitStack() as stack:
         tensors: dict[str, Tensor] = {}
@@ -44,7 +44,7 @@ def open_folder(folder: pathlib.Path) -> Iterator[dict[str, Tensor]]:
             try:
                 opened = stack.enter_context(safetensors.safe_open(folder / file, "numpy"))
             except FileNotFoundError as e:
-                raise UserError(f"{folder / file} is missing, though {INDEX} names it") from e
+                raise UserError(f"{folder / file} is missing although {INDEX} names it") from e
             except (safetensors.SafetensorError, OSError) as e:
                 raise UserError(f"{folder / file} is damaged: {e}; copy it again") from e
             for name in opened.keys():  # noqa: SIM118  (not a dict)
@@ -59,13 +59,13 @@ def _weight_files(folder: pathlib.Path) -> list[str]:
             return sorted(set(values.get("weight_map", {}).values()))
         if (folder / single).exists():
             return [single]
-    raise UserError(f"{folder} holds neither {WEIGHTS} nor {INDEX} nor {TORCH_WEIGHTS}")
+    raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX} nor {TORCH_WEIGHTS}")
 
 
 def _torch_tensors(path: pathlib.Path) -> dict[str, Tensor]:
     values = read_torch_file(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no table of tensors")
+        raise UserError(f"{path} has no table of tensors")
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
@@ -73,15 +73,15 @@ def _torch_tensors(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 class ShardWriter:
-    """The weight files of a model, made at their full size and then filled in any order.
+    """The weight files of a model, created at their full size and then filled in any order.
 
     Args:
       folder: where the files go.
-      tensors: name -> (shape, dtype), in the order in which they lie in the files.
-      max_shard_bytes: a model larger than that is cut into several files.
+      tensors: name -> (shape, dtype), in their order in the files.
+      max_shard_bytes: a larger model is split into several files.
 
-    The numbers are written through mapped files, so that they take no memory that the system
-    cannot have back; room on the disk is reserved first, where a full disk is an error like others.
+    Data is written through mapped files, whose memory the system can reclaim. Disk space is
+    reserved first, so that a full disk is an ordinary error.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ShardWriter:
             self.views[name] = part.view(dtype).reshape(shape)
 
     def close(self) -> None:
-        """Lets go of the files; the system writes what it has not yet."""
+        """Unmaps the files; the system writes the rest."""
         self.views.clear()
 
 

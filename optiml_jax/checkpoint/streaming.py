@@ -1,9 +1,8 @@
-"""Arrays that are written to a checkpoint and read from one piece by piece, never whole in memory.
+"""Arrays written to and read from checkpoints piece by piece, never whole in memory.
 
-`StreamedArray` stands in the pytree that `CheckpointManager.save` gets for an array that is
-computed while it is written; on disk it is an array like any other, and restoring it is Orbax's.
-`open_arrays` gives the arrays of a checkpoint as TensorStores, whose parts are read on their own.
-Both know nothing of models.
+In the pytree given to `CheckpointManager.save`, a `StreamedArray` stands for an array that is
+computed while it is written; on disk it is an ordinary array, which Orbax restores. `open_arrays`
+gives the arrays of a checkpoint as TensorStores, whose parts can be read separately.
 """
 
 import dataclasses
@@ -21,20 +20,20 @@ from optiml_jax.paths import is_bucket
 
 Index = tuple[slice, ...]
 
-# Bytes of a piece: large enough for the disk, small beside the arrays of a large model.
+# Bytes per piece: large enough for the disk, small compared with the arrays of a large model.
 PIECE_BYTES = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedArray:
-    """An array whose pieces are asked for, one after another, while it is written.
+    """An array whose pieces are requested one after another while it is written.
 
     Attributes:
       shape: of the whole array.
       dtype: as stored.
       piece: shape of the pieces, which are also the chunks on disk.
-      read: index -> the piece there, in any dtype. Called in a thread of its own, for one piece
-        after the other in the order of the array.
+      read: index -> the piece there, in any dtype. Called in a separate thread, for one piece after
+        another in the order of the array.
     """
 
     shape: tuple[int, ...]
@@ -60,7 +59,7 @@ class StreamedArray:
 
 
 def grid(shape: Sequence[int], piece: Sequence[int]) -> Iterator[Index]:
-    """The indices that cut `shape` into parts of at most the shape `piece`, the last axis first."""
+    """The indices that split `shape` into parts of at most shape `piece`, the last axis fastest."""
     counts = [math.ceil(size / step) for size, step in zip(shape, piece, strict=True)]
     for places in np.ndindex(*counts):
         starts = [place * step for place, step in zip(places, piece, strict=True)]
@@ -71,9 +70,9 @@ def grid(shape: Sequence[int], piece: Sequence[int]) -> Iterator[Index]:
 
 
 def piece_shape(shape: Sequence[int], itemsize: int, stacked: bool) -> tuple[int, ...]:
-    """The shape of pieces of about `PIECE_BYTES`: some rows, of one layer where they are `stacked`.
+    """The shape of pieces of about `PIECE_BYTES`: some rows, of one layer if they are `stacked`.
 
-    Small arrays are one piece, whatever is stacked in them.
+    Small arrays are one piece, stacked or not.
     """
     shape = tuple(shape)
     if math.prod(shape) * itemsize <= PIECE_BYTES // 8:
@@ -85,7 +84,7 @@ def piece_shape(shape: Sequence[int], itemsize: int, stacked: bool) -> tuple[int
 
 
 class _ArrayWriter(ocp.type_handlers.NumpyHandler):
-    """Writes `StreamedArray`s for Orbax; what is on disk says that it is a JAX array."""
+    """Writes `StreamedArray`s for Orbax, marked on disk as JAX arrays."""
 
     def __init__(self):
         super().__init__(deepcopy_host_arrays=False)
@@ -96,7 +95,7 @@ class _ArrayWriter(ocp.type_handlers.NumpyHandler):
     async def _background_serialize(
         self, values: Sequence[StreamedArray], infos: Sequence[Any], args: Any = None
     ) -> None:
-        """One piece at a time, where Orbax would write all arrays at once, each as one chunk."""
+        """Writes one piece at a time; Orbax would write all arrays at once, each as one chunk."""
         del args
         for value, info in zip(values, infos, strict=True):
             await info.await_path_creation()
@@ -127,17 +126,17 @@ class _Handler(ocp.PyTreeCheckpointHandler):
 @ocp.args.register_with_handler(_Handler, for_save=True)
 @dataclasses.dataclass
 class StreamedSave(ocp.args.PyTreeSave):
-    """What Orbax is given to save a pytree whose leaves are all `StreamedArray`s."""
+    """The argument with which Orbax saves a pytree of `StreamedArray`s."""
 
 
 @ocp.args.register_with_handler(_Handler, for_restore=True)
 @dataclasses.dataclass
 class _StreamedRestore(ocp.args.PyTreeRestore):
-    """Orbax asks for one with every handler; restoring is done with its standard handler."""
+    """Orbax requires one for every handler; restoring uses its standard handler."""
 
 
 def open_arrays(item: str | os.PathLike, names: Sequence[str]) -> Mapping[str, ts.TensorStore]:
-    """The arrays of an item's folder that Orbax wrote, by name; no number is read yet."""
+    """The arrays of an item's folder that Orbax wrote, by name, to be read lazily."""
     context = ts.Context({"file_io_concurrency": {"limit": 8}})
     opened = {}
     for name in names:
@@ -152,7 +151,7 @@ def open_arrays(item: str | os.PathLike, names: Sequence[str]) -> Mapping[str, t
 
 
 def kvstore_of(folder: str | os.PathLike) -> dict[str, Any]:
-    """What TensorStore calls a folder, which may lie in a bucket."""
+    """TensorStore's name of a folder, which may be in a bucket."""
     if is_bucket(folder):
         from optiml_jax.buckets import kvstore
 
@@ -161,5 +160,5 @@ def kvstore_of(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def chunk_shape(array: ts.TensorStore) -> tuple[int, ...]:
-    """The shape of the parts that are read as a whole."""
+    """The shape of the chunks, which are read as a whole."""
     return tuple(array.chunk_layout.read_chunk.shape)

@@ -1,8 +1,8 @@
-"""Tensors in files of other programs, of which only the parts that are asked for are read.
+"""Lazy tensors over other programs' files: only requested slices are read.
 
 A `Tensor` is anything with a shape, a dtype and slices: an array over a mapped file, a slice of a
-safetensors file, or one of the compositions below. What the tensors are called, and in which files
-they lie, is known by the modules of the formats.
+safetensors file, or one of the compositions below. The modules of the formats know the names of the
+tensors and the files they are in.
 """
 
 import bisect
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import ml_dtypes  # noqa: F401  (makes "bfloat16" a NumPy type)
 import numpy as np
 
-# Names of types in safetensors files.
+# Type names in safetensors files.
 SAFETENSORS_TYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -31,7 +31,7 @@ SAFETENSORS_TYPES = {
 
 
 class Tensor(Protocol):
-    """What a converter reads: `tensor[slices]` is an array, one slice of step 1 for each axis."""
+    """What a converter reads: `tensor[slices]` is an array, with one slice of step 1 per axis."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -56,7 +56,7 @@ class SafetensorsTensor:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Some of the rows of a tensor: those of `start` to `stop` along the first axis."""
+    """Rows `start` to `stop` of a tensor, along the first axis."""
 
     tensor: Tensor
     start: int
@@ -78,7 +78,7 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Padded:
-    """A tensor with rows of zeros behind its own, `rows` in all."""
+    """A tensor padded with rows of zeros to `rows` rows."""
 
     tensor: Tensor
     rows: int
@@ -102,7 +102,7 @@ class Padded:
 
 
 class Joined:
-    """Tensors one behind the other along one axis."""
+    """Tensors concatenated along one axis."""
 
     def __init__(self, tensors: Sequence[Tensor], axis: int):
         self._tensors, self._axis = tuple(tensors), axis
@@ -129,7 +129,7 @@ class Joined:
 
 @dataclasses.dataclass(frozen=True)
 class Reshaped:
-    """A part of a flat tensor, from `start` on, read as an array of `shape`."""
+    """A part of a flat tensor, beginning at `start`, as an array of `shape`."""
 
     flat: Tensor
     start: int
@@ -147,7 +147,7 @@ class Reshaped:
 
 
 def whole_index(index: Any, shape: Sequence[int]) -> tuple[slice, ...]:
-    """One slice with numbers for each axis of `shape`, from an index that may leave some out."""
+    """One slice with explicit bounds for each axis of `shape`, from an index that may omit some."""
     index = index if isinstance(index, tuple) else (index,)
     index = (*index, *[slice(None)] * (len(shape) - len(index)))
     return tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))

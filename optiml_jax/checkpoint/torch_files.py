@@ -1,9 +1,9 @@
-"""Files of torch.save, read without torch, and without running anything that they name.
+"""Reads files of torch.save without torch and without executing anything that they name.
 
 A pickle can name any function for its reader to call. Here only plain containers and the four
-functions that put tensors together are known, by tables below; everything else becomes an `Opaque`
-object that keeps what it was given. Tensors are arrays over the mapped file: opening one reads
-nothing of it. Only the zip form is read, which torch has written since 1.6.
+functions that assemble tensors are known; everything else becomes an `Opaque` object that stores
+its arguments. Tensors are arrays over the mapped file: opening one reads nothing of it. Only the
+zip format is read, which torch has written since 1.6.
 """
 
 import collections
@@ -56,12 +56,12 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a member of a zip file: name and
 
 
 class Opaque:
-    """An object of a class that is not known here; nothing of that class is run.
+    """An object of an unknown class, none of whose code is executed.
 
     Attributes:
       origin: module and name of the class.
-      arguments: what it was to be made from.
-      state: what was to be put into it.
+      arguments: of its construction.
+      state: that it was to be given.
     """
 
     origin = ""
@@ -78,7 +78,7 @@ class Opaque:
         self.state = state
 
     def append(self, value: Any) -> None:
-        """What a pickle calls for a list of a kind of its own."""
+        """Called by a pickle for a subclass of list."""
 
     def extend(self, values: Any) -> None:
         """See `append`."""
@@ -91,7 +91,7 @@ class Opaque:
 
 
 def plain(value: Any) -> Any:
-    """A configuration in plain containers: what dataclasses, Namespaces and OmegaConf hold."""
+    """A configuration as plain containers, from dataclasses, Namespaces and OmegaConf."""
     if isinstance(value, Opaque):
         state = value.state
         if isinstance(state, tuple) and state and isinstance(state[0], dict):
@@ -115,10 +115,10 @@ class _Storage(NamedTuple):
 
 
 def read_torch_file(path: pathlib.Path) -> Any:
-    """What torch.save wrote, its tensors as read-only arrays over the mapped file.
+    """The content of a file of torch.save, with tensors as read-only arrays over the mapped file.
 
     Raises:
-      UserError: missing, damaged, or not of the zip form.
+      UserError: missing, damaged, or not in the zip format.
     """
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
@@ -145,17 +145,17 @@ class _Reader:
     def read(self) -> Any:
         order = self._folder + "byteorder"
         if order in self._archive.namelist() and self._archive.read(order) != b"little":
-            raise UserError(f"{self._path} holds big-endian numbers, which are not read")
+            raise UserError(f"{self._path} holds big-endian numbers, which are not supported")
         with self._archive.open(self._folder + "data.pkl") as file:
             try:
                 return _Unpickler(file, self.storage, self.tensor).load()
             except UserError:
                 raise
-            except Exception as e:  # a damaged pickle raises nearly anything
+            except Exception as e:  # a damaged pickle can raise almost anything
                 raise UserError(f"{self._path} is damaged ({type(e).__name__}: {e})") from e
 
     def storage(self, reference: Any) -> _Storage:
-        """Where the numbers of a storage lie in the file."""
+        """The position of a storage's data in the file."""
         _, kind, key, _, _ = reference
         if key not in self._storages:
             try:
@@ -168,7 +168,7 @@ class _Reader:
             magic, name, extra = _LOCAL_HEADER.unpack_from(self._mapped, start)
             start += _LOCAL_HEADER.size + name + extra
             if magic != b"PK\x03\x04" or start + member.file_size > len(self._mapped):
-                raise UserError(f"{self._path} is cut off at storage {key}; copy it again")
+                raise UserError(f"{self._path} is truncated at storage {key}; copy it again")
             self._storages[key] = _Storage(start, member.file_size, kind)
         return self._storages[key]
 
@@ -193,7 +193,7 @@ class _Reader:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows containers and tensors; what else a pickle names becomes `Opaque`."""
+    """Knows containers and tensors; anything else that a pickle names becomes `Opaque`."""
 
     def __init__(self, file: Any, storage: Callable[..., Any], tensor: Callable[..., Any]):
         super().__init__(file)

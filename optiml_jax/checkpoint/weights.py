@@ -1,7 +1,7 @@
-"""A model's weights under Hugging Face's names, into our parameters and back, piece by piece.
+"""Weights under Hugging Face's names to our parameters and back, piece by piece.
 
-Which tensor is which parameter, the architecture says (`model/*/huggingface.py`). Where the tensors
-come from does not matter here: huggingface.py, metaseq.py and gguf_files.py open them.
+The architecture maps tensors to parameters (`model/*/huggingface.py`); huggingface.py, metaseq.py
+and gguf_files.py open the tensors.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from optiml_jax.sharding.rules import param_shardings
 
 logger = logging.getLogger(__name__)
 
-# Buffers that transformers leaves aside too: they are no parameters, or computed anew.
+# Buffers that transformers ignores too: they are not parameters, or are recomputed.
 _BUFFERS = re.compile(r"(^|\.)(version|_float_tensor|inv_freq|masked_bias|position_ids)$")
 
 Progress = Callable[[int], Any]
@@ -45,13 +45,13 @@ def _no_progress(_: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What a source holds.
+    """The weights of a source.
 
     Attributes:
-      source: its name in messages.
+      source: for messages.
       config: the model.
       tensors: Hugging Face's name -> tensor.
-      tokenizer: name -> content of the tokenizer's files, of a source that holds them in itself.
+      tokenizer: name -> content of the tokenizer's files, if the source includes them.
     """
 
     source: str
@@ -61,16 +61,16 @@ class Weights:
 
 
 def checked(weights: Weights) -> Weights:
-    """The weights with exactly the tensors that the configuration asks for.
+    """The weights with exactly the tensors that the configuration requires.
 
     Raises:
-      UserError: a tensor is missing, unknown or of another shape, or tied ones are not equal.
+      UserError: a tensor is missing, unknown or of a different shape, or tied ones differ.
     """
     form = huggingface_form(weights.config)
     tensors = {form.canonical_name(name): tensor for name, tensor in weights.tensors.items()}
     ignored = [name for name in tensors if _BUFFERS.search(name)]
     if ignored:
-        logger.info("%s: left aside, as transformers does: %s", weights.source, ", ".join(ignored))
+        logger.info("%s: ignored, as transformers does: %s", weights.source, ", ".join(ignored))
         tensors = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     _settle_aliases(weights.source, form.aliases(weights.config), tensors)
     _check_tensors(weights.source, huggingface_tensors(weights.config), tensors)
@@ -78,7 +78,7 @@ def checked(weights: Weights) -> Weights:
 
 
 def _settle_aliases(source: str, aliases: Mapping[str, str], tensors: dict[str, Tensor]) -> None:
-    """Leaves one name of tied tensors; files keep one of the two, and not always the same."""
+    """Keeps one name of tied tensors; files may have either or both."""
     for alias, name in aliases.items():
         if alias not in tensors:
             continue
@@ -87,7 +87,7 @@ def _settle_aliases(source: str, aliases: Mapping[str, str], tensors: dict[str, 
             tensors[name] = other
         elif not _equal(other, tensors[name]):
             raise UserError(
-                f"{source}: {alias} differs from {name}, but config.json says that they are tied"
+                f"{source}: {alias} differs from {name}, but config.json says they are tied"
             )
 
 
@@ -106,10 +106,10 @@ def _check_tensors(source: str, layouts: list[TensorLayout], tensors: Mapping[st
         if tensors[name].shape != shape:
             raise UserError(
                 f"{source}: tensor {name} has shape {list(tensors[name].shape)}; "
-                f"config.json asks for {list(shape)}"
+                f"config.json expects {list(shape)}"
             )
         if tensors[name].dtype.kind not in "fV" or tensors[name].dtype.itemsize < 2:
-            raise UserError(f"{source}: tensor {name} has a type that is not read")
+            raise UserError(f"{source}: tensor {name} has an unsupported type")
     for name in tensors:
         if name not in expected:
             raise UserError(
@@ -123,13 +123,13 @@ def _check_tensors(source: str, layouts: list[TensorLayout], tensors: Mapping[st
 def read_params(
     weights: Weights, mesh: jax.sharding.Mesh | None, preset: str, dtype: str
 ) -> dict[str, Any]:
-    """The parameters on devices, each device only its own part.
+    """The parameters on devices; each device reads only its own part.
 
     Args:
       weights: of `checked`.
-      mesh: where they shall lie; None puts them on the default device.
-      preset: the rule table for the mesh.
-      dtype: their type, whatever that of the source is.
+      mesh: for the parameters; None: they go to the default device.
+      preset: the sharding rules.
+      dtype: of the parameters, whatever the source's is.
     """
     shardings = None
     if mesh is not None:
@@ -142,7 +142,7 @@ def read_params(
         else:
             for key in layout.path:
                 sharding = sharding[key]
-        parts: dict[tuple, np.ndarray] = {}  # devices with the same part share one reading of it
+        parts: dict[tuple, np.ndarray] = {}  # devices with the same part share one read
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             index = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True))
@@ -160,12 +160,12 @@ def read_params(
 def streamed_params(
     weights: Weights, dtype: str | None, progress: Progress = _no_progress
 ) -> dict[str, Any]:
-    """The parameters as a pytree of `StreamedArray`, which a checkpoint manager saves.
+    """The parameters as a pytree of `StreamedArray`, which the checkpoint manager saves.
 
     Args:
       weights: of `checked`; must stay open until the tree is saved.
-      dtype: stored type; None: that of the source, tensor by tensor.
-      progress: called with the bytes of every piece that was read.
+      dtype: stored type; None: each tensor's own.
+      progress: called with the size in bytes of every piece read.
     """
 
     def streamed(layout: TensorLayout) -> StreamedArray:
@@ -188,7 +188,7 @@ def streamed_params(
 def _part(
     layout: TensorLayout, tensors: Mapping[str, Tensor], index: tuple[slice, ...], dtype: np.dtype
 ) -> np.ndarray:
-    """The part `index` of one of our arrays, in another type where one is asked for."""
+    """The part `index` of one of our arrays, cast to `dtype` if one is given."""
     if layout.num_layers is None:
         return _cast(layout.ours(tensors[layout.name], index), dtype, layout.name)
     names = layout.names()[index[0]]
@@ -199,7 +199,7 @@ def _part(
 
 
 def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """`values` in another type; UserError where they are not finite, or would not be."""
+    """`values` cast to another type; UserError if they are not finite, or would not be."""
     if not np.isfinite(values).all():
         raise UserError(f"tensor {name} holds numbers that are not finite; nothing was written")
     if values.dtype == dtype:
@@ -229,7 +229,7 @@ def _nested(leaves: Iterator[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
 
 
 def stored_params(item: str | os.PathLike, config: DecoderConfig) -> dict[str, Any]:
-    """The parameters of a checkpoint's `params` folder as TensorStores: nothing is read yet."""
+    """The parameters of a checkpoint's `params` folder as TensorStores, which read lazily."""
     paths = [layout.path for layout in huggingface_tensors(config)]
     arrays = open_arrays(item, [".".join(path) for path in paths])
     return _nested((path, arrays[".".join(path)]) for path in paths)
@@ -246,16 +246,15 @@ def write_weights(
     """Writes the safetensors files of a folder, reading `params` piece by piece.
 
     Args:
-      folder: exists.
-      config: the model. Its embedding may have fewer rows than that of `params`, whose last rows
-        are then left out.
+      folder: exists. config: the model. Its embedding may have fewer rows than that of `params`,
+        whose last rows are then dropped.
       params: pure nested dict of arrays or TensorStores.
       dtype: of the tensors; None: that of each parameter.
-      max_shard_bytes: a model larger than that is cut into several files.
-      progress: called with the bytes of every piece that was written.
+      max_shard_bytes: a larger model is split into several files.
+      progress: called with the size in bytes of every piece written.
 
     Returns:
-      The type of the largest part of the tensors.
+      The type of most of the data.
     """
     layouts = huggingface_tensors(config)
     leaves = {layout.path: _leaf(params, layout.path) for layout in layouts}
@@ -318,7 +317,7 @@ def dtype_of(leaf: Any) -> np.dtype:
 
 
 def _pieces_of(leaf: Any, layout: TensorLayout, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Pieces that are read at once: the chunks on disk, else one layer."""
+    """The pieces to read: the chunks on disk, else one layer at a time."""
     if _is_stored(leaf):
         return tuple(min(sizes) for sizes in zip(chunk_shape(leaf), shape, strict=True))
     return shape if layout.num_layers is None else (1, *shape[1:])

@@ -80,7 +80,7 @@ def _print_changes(found: Findings) -> None:
     if not fitting:
         print("none of the settings tried fits: take more devices, or devices with more memory")
     for number, other in enumerate(fitting, 1):
-        print(f"{number}. {settings(other.job)}: {other.peak:.2f} GiB a device")
+        print(f"{number}. {settings(other.job)}: {other.peak:.2f} GiB per device")
 
 
 def _watched(function: Callable[[], T], what: str) -> T:

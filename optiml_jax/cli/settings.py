@@ -369,9 +369,9 @@ class Inspect:
 @dataclasses.dataclass(frozen=True)
 class Compile:
     """Attributes:
-    target: `tpu:v5p:4x4x8`, `gpu:a100-40g:8x8` (nodes x GPUs a node) or `cpu:64`.
-    program: "train" (one update), "validate", "score" (a batch of candidates), "read" (prompts into
-      the cache) or "decode" (one new token for every answer).
+    target: `tpu:v5p:4x4x8`, `gpu:a100-40g:8x8` (nodes x GPUs per node) or `cpu:64`.
+    program: "train" (one update), "validate", "score" (a batch of candidates), "prefill" (a batch
+      of prompts) or "decode" (one new token for every answer).
     length: slots of a row; None: `PlanConfig.sequence_length`.
     search: looks for settings that fit when these do not.
     output: file for the findings as JSON.

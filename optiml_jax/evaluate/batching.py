@@ -31,7 +31,7 @@ class Engine:
       bos_id: token in front of every row, the same as in training; None: none.
       tokens_per_batch: rows x length of a batch; the longest rows may make it larger.
       mesh: devices over which parameters and rows are laid; None is one device.
-      preset: rule table of the sharding.
+      preset: the sharding rules.
       progress: called with the number of rows done.
     """
 

@@ -145,7 +145,7 @@ def evaluate(
       vocabulary: the one the model was trained with.
       prompts: how prompts are rendered; delimiter and separator are those of `config`.
       metadata: of the checkpoint: `vocabulary` and `bos_id` are used.
-      mesh, preset: where the parameters lie, and the rule table that put them there.
+      mesh, preset: the sharding of the parameters.
       run: what else identifies the run (checkpoint, step, ...); JSON-able, kept with the records.
 
     Returns:

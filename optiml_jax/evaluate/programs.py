@@ -47,7 +47,7 @@ def trace_scoring(
         return function.trace(abstract_model(config)[0], params, None, *arrays)
 
 
-def trace_reading(
+def trace_prefill(
     config: DecoderConfig,
     mesh: jax.sharding.Mesh,
     preset: str,
@@ -55,7 +55,7 @@ def trace_reading(
     length: int,
     params_dtype: str = "float32",
 ) -> jax.stages.Traced:
-    """Reads `rows` prompts of `length` tokens into a cache and chooses their first new tokens."""
+    """Prefill: the cache of `rows` prompts of `length` tokens, and their first new tokens."""
     arrays = (
         _rows(mesh, (rows, length)),
         _rows(mesh, (rows,)),

@@ -135,7 +135,7 @@ class DecoderConfig:
     def num_matmul_params(self) -> int:
         """Parameters that a token is multiplied with, so that it costs two FLOPs for each forward.
 
-        All but tables that are only looked up in (positions, an untied input embedding).
+        All but tables used for lookup only (positions, an untied input embedding).
         """
         raise NotImplementedError
 

@@ -1,8 +1,8 @@
-"""LoRA: low-rank adapters beside the matrices of any decoder (Hu et al., 2021, arXiv 2106.09685).
+"""LoRA: low-rank adapters on the matrices of any decoder (Hu et al., 2021, arXiv 2106.09685).
 
-A matrix W gets a map a of its input to `lora_rank` numbers and a map b of these to its output:
-y = x W + alpha / rank * (x a) b. The adapters lie in the tree of parameters, under "adapter" of
-their matrix. They alone are trained; merged into W they leave no trace in the model.
+A matrix W gets a projection a of its input to `lora_rank` dimensions and a projection b of these to
+its output: y = x W + alpha / rank * (x a) b. In the parameter tree an adapter is under "adapter" of
+its matrix. Only adapters are trained; merging them into W gives a plain model.
 """
 
 import math
@@ -22,15 +22,15 @@ Params = dict[str, Any]
 
 
 class Adapter(nnx.Module):
-    """The low-rank map beside one `Linear`, or beside the stack of one per layer.
+    """The low-rank update of one `Linear`, or of a stack with one per layer.
 
-    a is uniform within 1 / sqrt(inputs), as PEFT has it, and b is 0: the map begins as nothing.
+    a is uniform within 1 / sqrt(inputs), as in PEFT, and b is 0, so the initial update is zero.
 
     Args:
-      linear: the matrix; its kernel and axis names decide those of the adapter.
-      rank: of the map.
-      scale: what its result is multiplied with.
-      rngs: source of the initial weights; not kept.
+      linear: the matrix; its kernel and axis names determine those of the adapter.
+      rank: of the update.
+      scale: its factor, alpha / rank.
+      rngs: for the initial weights; not stored.
     """
 
     def __init__(self, linear: Linear, rank: int, scale: float, rngs: nnx.Rngs):
@@ -52,7 +52,7 @@ class Adapter(nnx.Module):
 
 
 def attach(model: nnx.Module, config: DecoderConfig, rngs: nnx.Rngs) -> None:
-    """Gives the matrices that `config` names an adapter each.
+    """Adds an adapter to each matrix that `config` names.
 
     Raises:
       UserError: `lora_targets` names a matrix that the model does not have.
@@ -67,7 +67,7 @@ def attach(model: nnx.Module, config: DecoderConfig, rngs: nnx.Rngs) -> None:
         if name not in names:
             raise UserError(
                 f"model_config.lora_targets: {config.architecture} has no matrix {name!r}; "
-                f"choose of {', '.join(sorted(names))}"
+                f"choose from {', '.join(sorted(names))}"
             )
     targets = set(config.lora_targets) or names
     for path, linear in sorted(found.items(), key=lambda item: tuple(map(str, item[0]))):
@@ -76,7 +76,7 @@ def attach(model: nnx.Module, config: DecoderConfig, rngs: nnx.Rngs) -> None:
 
 
 def split_params(params: Mapping[str, Any]) -> tuple[Params, Params]:
-    """(adapters, everything else) of a tree of parameters, or of what has its shape."""
+    """(adapters, everything else) of a tree of parameters, or of one with the same structure."""
     adapters, base = {}, {}
     for name, value in params.items():
         if name == ADAPTER:
@@ -91,7 +91,7 @@ def split_params(params: Mapping[str, Any]) -> tuple[Params, Params]:
 
 
 def join_params(adapters: Mapping[str, Any], base: Mapping[str, Any]) -> Params:
-    """The whole tree again; its inner dicts are new, its leaves are not."""
+    """The whole tree again; inner dicts are copied, leaves are not."""
     out = dict(base)
     for name, value in adapters.items():
         out[name] = value if name == ADAPTER else join_params(value, base[name])
@@ -99,7 +99,7 @@ def join_params(adapters: Mapping[str, Any], base: Mapping[str, Any]) -> Params:
 
 
 def merge_params(params: Mapping[str, Any], scale: float) -> Params:
-    """The parameters of the model without adapters that computes the same, in the kernels' types.
+    """The parameters of the equivalent model without adapters, in the kernels' types.
 
     Works on arrays of JAX and NumPy alike; the products are float32.
     """
@@ -116,8 +116,8 @@ def merge_params(params: Mapping[str, Any], scale: float) -> Params:
 
 
 def low_rank(a: Any, b: Any, scale: float, shape: tuple[int, ...]) -> Any:
-    """What an adapter adds to its kernel of `shape`: with or without a first axis of layers."""
-    stacked = a.ndim + b.ndim - 2 - len(shape)  # both have the axis of layers, the kernel one
+    """What an adapter adds to its kernel of `shape`, with or without a leading layer axis."""
+    stacked = a.ndim + b.ndim - 2 - len(shape)  # a and b each have the layer axis, the kernel once
     layers = shape[:stacked]
     product = a.reshape(*layers, -1, a.shape[-1]) @ b.reshape(*layers, b.shape[stacked], -1)
     return (scale * product).reshape(shape)

@@ -1,4 +1,4 @@
-"""What is known of accelerators: memory, speeds, wiring. The facts are in accelerators.yaml."""
+"""Accelerators: memory, speeds, interconnects. The facts are in accelerators.yaml."""
 
 import dataclasses
 import functools
@@ -12,12 +12,12 @@ _FACTS = pathlib.Path(__file__).with_name("accelerators.yaml")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """One kind of device; units and sources stand in accelerators.yaml.
+    """One kind of device; units and sources are in accelerators.yaml.
 
     Attributes:
       name: "a100-40g", "v5p", ...; "cpu".
       platform: "gpu", "tpu" or "cpu".
-      usable: GiB; None: not limited by us (the CPU's devices share the machine's memory).
+      usable: GiB; None: no limit (CPU devices share the machine's memory).
     """
 
     name: str
@@ -44,7 +44,7 @@ def accelerators() -> dict[str, Accelerator]:
 
 
 def accelerator_of(device_kind: str) -> Accelerator | None:
-    """The accelerator of a `jax.Device.device_kind`: the one whose name fits longest."""
+    """The accelerator of a `jax.Device.device_kind`: the longest matching name."""
     fitting = [
         (len(kind), accelerator.name)
         for accelerator in accelerators().values()
@@ -55,6 +55,6 @@ def accelerator_of(device_kind: str) -> Accelerator | None:
 
 
 def xla_flags(platform: str) -> str:
-    """What the launch scripts put into XLA_FLAGS ("gpu") or LIBTPU_INIT_ARGS ("tpu")."""
+    """The flags that the launch scripts put into XLA_FLAGS ("gpu") or LIBTPU_INIT_ARGS ("tpu")."""
     text = _FACTS.with_name("xla_flags").joinpath(f"{platform}.txt").read_text("utf-8")
     return " ".join(line for line in text.splitlines() if line.startswith("--"))

@@ -1,7 +1,7 @@
-"""The device mesh: three axes, data, fsdp and tensor. What lies on which axis is in rules.py.
+"""The device mesh with its three axes data, fsdp and tensor. rules.py says what each shards.
 
-Neighbours on the tensor axis exchange most, so they lie closest: on one node of GPUs, along one or
-two axes of a TPU torus. Several TPU slices share the data or fsdp axis.
+The tensor axis communicates most, so it stays within a GPU node, or along one or two axes of a TPU
+torus. The data or fsdp axis spans several TPU slices.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 @configurable
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are arranged.
+    """The sizes of the mesh axes.
 
     Attributes:
-      data: copies of the parameters; each copy sees other rows of the batch.
-      fsdp: parts into which a copy's parameters are cut; each part sees other rows too.
-      tensor: devices that share every matrix product.
-      preset: the rule table of `optiml_jax.sharding.rules.PRESETS`.
-      At most one of the three sizes may be -1: as many as there are devices left.
+      data: replicas of the parameters; each sees different rows of the batch.
+      fsdp: shards of a replica's parameters; each sees different rows too.
+      tensor: devices that split every matrix product.
+      preset: the sharding rules, a key of `optiml_jax.sharding.rules.PRESETS`.
+      At most one of the three sizes may be -1: the remaining devices.
     """
 
     data: int = 1
@@ -46,8 +46,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     The devices may be described ones (`jax.experimental.topologies`).
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices, or these devices cannot be
-        laid out so; the message lists the sizes that can.
+      UserError: the sizes do not multiply to the number of devices, or do not fit the machine's
+        topology; the message lists the sizes that do.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_shape(config, len(devices))
@@ -56,7 +56,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     except (ValueError, NotImplementedError, AssertionError) as e:
         possible = [sizes for sizes in _factorings(len(devices)) if _fits(sizes, devices)]
         raise UserError(
-            f"mesh {_words(sizes)} cannot be laid over these {len(devices)} "
+            f"mesh {_words(sizes)} does not fit these {len(devices)} "
             f"{devices[0].device_kind} devices ({str(e).splitlines()[0][:100]}); {_list(possible)}"
         ) from e
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
@@ -69,7 +69,7 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
     asked = _words(sizes)
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise UserError(
-            f"mesh {asked}: sizes must be positive, and one of them at most may be -1 (the rest)"
+            f"mesh {asked}: sizes must be positive, and at most one of them may be -1 (the rest)"
         )
     if -1 in sizes:
         sizes[sizes.index(-1)] = num_devices // math.prod(s for s in sizes if s != -1)
@@ -100,14 +100,14 @@ def _layout(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.nd
 
 
 def _node_layout(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Node after node, whatever the order in which their processes were numbered."""
+    """Devices grouped by node, whatever the order in which processes were numbered."""
     order = sorted(devices, key=lambda d: (_group(d), d.process_index, d.id))
     layout = np.array(order, dtype=object).reshape(sizes)
     rows = layout.reshape(-1, sizes[-1])
     if any(len({_group(device) for device in row}) > 1 for row in rows):
         logger.warning(
             "MeshConfig.tensor = %d puts devices of several nodes into one tensor group, which "
-            "exchanges in every layer; a size that divides the %d devices of a node is faster",
+            "communicates in every layer; a size that divides the %d devices of a node is faster",
             sizes[-1],
             sum(_group(device) == _group(order[0]) for device in order),
         )
@@ -115,7 +115,7 @@ def _node_layout(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> 
 
 
 def _group(device: jax.Device) -> int:
-    """What is wired fast inside: the TPU slice, or the node (NVLink domain) of a GPU."""
+    """The group with a fast interconnect: a TPU slice, or a GPU's node (NVLink domain)."""
     number = getattr(device, "slice_index", None)
     return 0 if number is None else number
 
@@ -129,7 +129,7 @@ def _fits(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> bool:
 
 
 def _factorings(number: int) -> list[tuple[int, int, int]]:
-    """All (data, fsdp, tensor) that multiply to `number`, copies and large tensor groups last."""
+    """All (data, fsdp, tensor) that multiply to `number`, replicas and large tensor groups last."""
     divisors = [n for n in range(1, number + 1) if number % n == 0]
     pairs = [(data, tensor) for data in divisors for tensor in divisors]
     return [(d, number // (d * t), t) for d, t in pairs if number % (d * t) == 0]
@@ -140,9 +140,9 @@ def _words(sizes: Sequence[int]) -> str:
 
 
 def _list(possible: Sequence[tuple[int, int, int]]) -> str:
-    """What to set, in words, as (fsdp, tensor) for every number of copies."""
+    """What to set, in words, as (fsdp, tensor) for every number of replicas."""
     if not possible:
-        return "no other sizes can be laid over them either: are they all of one slice?"
+        return "no other sizes fit them either: are they all of one slice?"
     by_copies: dict[int, list[str]] = {}
     for data, fsdp, tensor in possible:
         by_copies.setdefault(data, []).append(f"{fsdp}x{tensor}")

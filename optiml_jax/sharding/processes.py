@@ -1,8 +1,8 @@
-"""The processes of one job: joining, agreeing on what only one of them can know, ending together.
+"""The processes of one job: joining, sharing what only one of them knows, ending together.
 
-They talk through the key-value service that `jax.distributed` runs in the first process. One thread
-of each process looks there twice a second, so that a signal, an error or the death of one process
-is known to all within seconds, also where they wait for each other in a collective.
+They communicate through the key-value service that `jax.distributed` runs in process 0. A thread of
+each process polls it twice a second, so that a signal, an error or the death of one process is
+known to all within seconds, even while they wait for each other in a collective.
 """
 
 import contextlib
@@ -28,17 +28,17 @@ from optiml_jax.files import fingerprint
 
 logger = logging.getLogger(__name__)
 
-SILENCE = 30.0  # seconds without a sign of life after which a process counts as dead
-_PERIOD = 0.5  # seconds between two looks
-_PATIENCE = 24 * 3600.0  # seconds: whoever keeps the others waiting is alive, or ends them
+SILENCE = 30.0  # seconds without a heartbeat after which a process counts as dead
+_PERIOD = 0.5  # seconds between polls
+_PATIENCE = 24 * 3600.0  # seconds: a process that is late is alive, or ends the others
 _COLLECTIVE_ERRORS = ("gloo", "nccl", "peer", "coordination", "socket", "connection", "heartbeat")
 
 
 class Job:
-    """This process as one of several.
+    """This process as a member of a job of several.
 
     Attributes:
-      stopped_by: (process, name of the signal) once any of them was asked to stop.
+      stopped_by: (process, name of the signal) once any process was asked to stop.
       stopped_at: when that became known here, in `time.monotonic`.
     """
 
@@ -59,33 +59,33 @@ class Job:
     # ------------------------------------------------------------ agreeing
 
     def next_round(self) -> int:
-        """Numbers what the processes say to each other; all of them say the same things."""
+        """Numbers the messages between processes, which all send the same sequence of them."""
         self._rounds += 1
         return self._rounds
 
     def say(self, key: str, value: str) -> None:
-        """Makes `value` known under `key`; what starts with "watch/" is seen by every thread."""
+        """Publishes `value` under `key`; all threads watch keys in "watch/"."""
         self._client.key_value_set(f"optiml/{key}", value, allow_overwrite=True)
 
     def hear(self, key: str) -> str:
-        """Waits for what is said under `key`."""
+        """Waits for the value of `key`."""
         return self._client.blocking_key_value_get(f"optiml/{key}", int(_PATIENCE * 1000))
 
     # ------------------------------------------------------------ stopping
 
     def ask_to_stop(self, signal_name: str) -> None:
-        """Safe in a signal handler; the thread passes it on."""
+        """Requests a stop; safe in a signal handler, since the thread passes it on."""
         self._wish = signal_name
 
     def reached(self) -> bool:
-        """Whether to stop here: the same answer in all processes, which call it equally often."""
+        """Whether to stop here; all processes call it equally often and get the same answer."""
         with self._lock:
             self._calls += 1
             return self._last_call is not None and self._calls >= self._last_call
 
     def _agree_to_stop(self, process: int, signal_name: str) -> None:
-        """Chooses the first call of `reached` that no process has made yet."""
-        with self._lock:  # nobody goes on meanwhile
+        """Agrees to stop at the first call of `reached` that no process has made yet."""
+        with self._lock:  # no process continues meanwhile
             self.say(f"calls/{self._index}", str(self._calls))
             calls = [int(self.hear(f"calls/{i}")) for i in range(self._count)]
             self._last_call = max(calls) + 1
@@ -95,20 +95,20 @@ class Job:
     # ------------------------------------------------------------ ending
 
     def end_all(self, reason: str) -> None:
-        """Ends the other processes because this one cannot go on; returns once they know."""
+        """Ends the other processes because this one cannot continue; returns once they know."""
         self._ended.set()  # from here on this process has its own reason
         self.say(f"watch/failed/{self._index}", reason)
         time.sleep(4 * _PERIOD)
 
     def blame(self) -> None:
-        """After an error in a collective: waits for the thread to end us with the culprit's name.
+        """After an error in a collective: waits until the thread names the cause and ends us.
 
-        Returns where none is found.
+        Returns if it finds none.
         """
         self._ended.wait(SILENCE + 10)
 
     def close(self) -> None:
-        """Says that this process has nothing more to do."""
+        """Says that this process has finished."""
         if not self._ended.is_set():
             self.say(f"watch/done/{self._index}", "")
             self._ended.set()
@@ -125,13 +125,13 @@ class Job:
                 self._look({k.removeprefix("optiml/watch/"): v for k, v in said}, beats)
             except jax.errors.JaxRuntimeError as e:
                 if not self._ended.is_set():
-                    _end(f"process 0, which keeps the job together, is gone ({_first_line(e)})")
+                    _end(f"process 0, which coordinates the job, has died ({_first_line(e)})")
 
     def _look(self, said: dict[str, str], beats: dict[str, tuple[str, float]]) -> None:
         for key in sorted(said):
             kind, _, process = key.partition("/")
             if kind == "failed" and int(process) != self._index:
-                if self._index == 0:  # it keeps the job together: JAX would abort that process
+                if self._index == 0:  # hosts the service: without it JAX would abort that process
                     time.sleep(6 * _PERIOD)
                 _end(f"process {process} ended: {said[key]}")
             if kind == "stop" and self.stopped_by is None:
@@ -147,7 +147,7 @@ class Job:
         if beat != before:
             beats[process] = beat, time.monotonic()
         elif time.monotonic() - since > SILENCE:
-            reason = f"it has given no sign of life for {SILENCE:.0f} s (killed, or its machine)"
+            reason = f"no heartbeat for {SILENCE:.0f} s (it was killed, or its machine failed)"
             self.say(f"watch/failed/{process}", reason)
             time.sleep(4 * _PERIOD)
             _end(f"process {process} ended: {reason}")
@@ -167,7 +167,7 @@ def join() -> None:
     names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     try:
         given = {k: int(os.environ[name]) for k, name in names.items() if name in os.environ}
-        # JAX ends the processes itself, less politely, where the thread cannot.
+        # Where the thread cannot end the processes, JAX does, with a longer message.
         jax.distributed.initialize(**given, heartbeat_timeout_seconds=int(SILENCE) + 20)
     except (ValueError, RuntimeError) as e:
         raise UserError(
@@ -184,10 +184,9 @@ def join() -> None:
 
 
 def _name_the_first_when_it_dies(address: str) -> None:
-    """JAX aborts this process as soon as its connection to process 0 breaks; says which that was.
+    """JAX aborts this process as soon as its connection to process 0 breaks; names the cause.
 
-    JAX speaks of a "leader task", and comes before any thread of ours. An abort for another reason
-    goes on as it would.
+    JAX calls it "leader task", and is faster than any thread of ours. Other aborts are unchanged.
     """
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -196,27 +195,27 @@ def _name_the_first_when_it_dies(address: str) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
         except OSError:
-            os.write(2, b"error: process 0, which keeps the job together, is gone (killed, or its ")
-            os.write(2, b"machine): all processes end; the same command continues\n")
+            os.write(2, b"error: process 0, which coordinates the job, has died (killed, or its ")
+            os.write(2, b"machine failed): all processes end; the same command continues\n")
             os._exit(1)
 
-    _handlers.append(aborted)  # C keeps no reference to it
+    _handlers.append(aborted)  # C holds no reference to it
     ctypes.CDLL(None).signal(signal.SIGABRT, aborted)
 
 
 def job() -> Job | None:
-    """This process's part in a job of several; None where it is alone."""
+    """This process's membership in a job of several; None if it is alone."""
     return _job
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this is process 0, which writes and prints."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """An error of one process ends the others, each with a line that names it."""
+    """An error in one process ends the others, each with a line that names it."""
     try:
         yield
     except BaseException as e:
@@ -227,7 +226,7 @@ def ending_together() -> Iterator[None]:
         _job.end_all(f"{type(e).__name__}: {_first_line(e)}")
         if not isinstance(e, UserError):
             traceback.print_exc()
-        # Not raised: JAX would wait at exit for processes that are no more.
+        # Not raised: at exit JAX would wait for processes that have ended.
         _end(_first_line(e) or type(e).__name__, status=2 if isinstance(e, UserError) else 1)
     finally:
         if _job is not None:
@@ -235,10 +234,10 @@ def ending_together() -> Iterator[None]:
 
 
 def on_first(function: Callable[[], Any]) -> Any:
-    """What `function` returns on the first process, known to all; JSON-able. Called by all.
+    """What `function` returns on process 0, broadcast to all; JSON-able. Called by all.
 
     Raises:
-      UserError: the first process's.
+      UserError: raised on process 0.
     """
     if _job is None:
         return function()
@@ -258,7 +257,7 @@ def on_first(function: Callable[[], Any]) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's `value` (JSON-able), by their numbers. Called by all."""
+    """Every process's `value` (JSON-able), in the order of processes. Called by all."""
     if _job is None:
         return [value]
     key = f"gather/{_job.next_round()}"
@@ -269,7 +268,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def check_same(value: Any, what: str) -> None:
-    """UserError, on all processes, where one has another `value` (JSON-able) than the first.
+    """UserError on all processes if one has a different `value` (JSON-able) from process 0.
 
     Args:
       what: what is compared, e.g. "the prompts of task a/b".
@@ -280,30 +279,30 @@ def check_same(value: Any, what: str) -> None:
     for process, other in enumerate(others, 1):
         if other != first:
             raise UserError(
-                f"process {process} has other data than process 0: {what}; every machine must "
+                f"process {process} has different data from process 0: {what}; every machine must "
                 "see the same files (Run.data, Run.vocabulary) and run the same version"
             )
 
 
 class Leave(KeyboardInterrupt):
-    """A stop in the middle of work; no Exception, which code on the way might take for its own."""
+    """A stop in the middle of work; a BaseException, so that `except Exception` lets it through."""
 
 
 def leave_if_asked() -> None:
-    """Raises `Leave` where all processes stop inside `StopRequest.at_once`. Called by all."""
+    """Raises `Leave` if all processes are to stop inside `StopRequest.at_once`. Called by all."""
     if _job is not None and _job.leaves_at_once and _job.reached():
         raise Leave
 
 
 def leave_now(reason: str) -> NoReturn:
-    """Ends this process without waiting for what its threads do. Called by all."""
+    """Ends this process without waiting for its threads. Called by all."""
     if _job is not None and is_first():
-        time.sleep(4 * _PERIOD)  # it keeps the job together
+        time.sleep(4 * _PERIOD)  # process 0 hosts the service
     _end(reason, status=interrupt.STOPPED)
 
 
 def end_at_once(reason: str, status: int) -> NoReturn:
-    """Ends this process and the others, from whichever thread and whatever they wait for."""
+    """Ends this process and the others, from any thread, whatever they are waiting for."""
     if _job is not None:
         _job.end_all(reason)
     _end(reason, status)
@@ -318,7 +317,7 @@ def _first_line(e: BaseException) -> str:
 
 
 def _end(reason: str, status: int = 1) -> NoReturn:
-    """Ends this process, whatever its other threads wait for."""
+    """Ends this process, whatever its other threads are waiting for."""
     said = reason if status == interrupt.STOPPED else f"error: {reason}"
     print(said, file=sys.stderr, flush=True)
     logging.shutdown()

@@ -1,7 +1,7 @@
-"""Which mesh axis each logical axis of the model lies on, and the shardings that follow.
+"""The sharding rules: logical axes of the model to mesh axes, and the resulting shardings.
 
-A preset is one short table for parameters and activations alike. The names are given where the
-arrays are made, in `optiml_jax/model`.
+A preset is one table for parameters and activations. The logical names are given where the arrays
+are created, in `optiml_jax/model`.
 """
 
 import collections
@@ -39,11 +39,11 @@ _STANDARD: Rules = {
     "batch": ("data", "fsdp"),
     "length": (),
 }
-# Axes that stay whole where the mesh does not divide them: few heads of keys serve many of queries.
+# Axes left unsharded if the mesh does not divide them: with grouped queries there are few KV heads.
 _WHOLE_IF_UNEVEN = ("kv_heads",)
 PRESETS: Mapping[str, Rules] = {
     "standard": _STANDARD,
-    # The residual stream is cut along the length too: less memory where tensor > 1.
+    # The residual stream is also sharded along the sequence: less memory where tensor > 1.
     "sequence": {**_STANDARD, "length": ("tensor",)},
 }
 
@@ -62,7 +62,7 @@ def param_shardings(
       A pure nested dict of NamedSharding, like the parameters of `init_params`.
 
     Raises:
-      UserError: a mesh axis does not divide the dimension it should cut, or would cut two
+      UserError: a mesh axis does not divide the dimension it should shard, or would shard two
         dimensions of one parameter; the message names the parameter.
     """
     rules = _rules(preset)
@@ -85,7 +85,7 @@ def abstract_params(
 ) -> dict[str, Any]:
     """Shapes, types and (with a mesh) shardings of the parameters, a pure nested dict.
 
-    What `checkpoint` needs to restore parameters directly onto their devices.
+    `checkpoint` uses them to restore parameters directly onto their devices.
     """
     _, abstract = abstract_model(config)
     shapes = nnx.to_pure_dict(abstract)
@@ -117,15 +117,15 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 def held_rows(
     sharding: NamedSharding, num_rows: int, process_index: int | None = None
 ) -> np.ndarray:
-    """The numbers of the rows of a batch that the devices of a process hold.
+    """The row numbers of a batch that the devices of a process hold.
 
     Args:
       sharding: of the batch.
       num_rows: of the whole batch.
-      process_index: of the devices meant; None is this process.
+      process_index: of the devices; None: this process.
 
     Returns:
-      int64[n], ascending, each once: devices that share a tensor group hold the same rows.
+      int64[n], ascending, without duplicates: devices of one tensor group hold the same rows.
     """
     process = jax.process_index() if process_index is None else process_index
     held = {
@@ -138,7 +138,7 @@ def held_rows(
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole: keys, steps, metrics."""
+    """The sharding of replicated values: keys, steps, metrics."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -158,11 +158,11 @@ def activation_sharding(
 
 @contextlib.contextmanager
 def use_mesh(mesh: jax.sharding.Mesh, preset: str = "standard") -> Iterator[None]:
-    """Lays the activations of models that are traced inside the block over `mesh`.
+    """Shards the activations of models traced inside the block over `mesh`.
 
-    The mesh also becomes JAX's current one, so that a function that was traced for another mesh is
-    traced again. An axis that does not divide a dimension of an activation (a length of 1, the odd
-    last batch) leaves that dimension whole.
+    The mesh also becomes JAX's current one, so that a function traced for another mesh is traced
+    again. A dimension of an activation that its axis does not divide (a length of 1, a last batch)
+    is not sharded.
     """
     _rules(preset)
 
@@ -202,8 +202,8 @@ def _param_spec(
             both = [axis for axis, dim in zip(axes, spec, strict=True) if mesh_axis in dim]
             raise UserError(
                 f"parameter {name} {list(shape)}: mesh axis {mesh_axis!r} (size "
-                f"{mesh.shape[mesh_axis]}) would cut the axes {' and '.join(map(repr, both))}; "
-                "change the rule table"
+                f"{mesh.shape[mesh_axis]}) would shard the axes {' and '.join(map(repr, both))}; "
+                "change the sharding rules"
             )
     return _spec(spec)
 
@@ -217,5 +217,5 @@ def _size(mesh: jax.sharding.Mesh, mesh_axes: tuple[str, ...]) -> int:
 
 
 def _spec(dims: list[tuple[str, ...]]) -> PartitionSpec:
-    """A PartitionSpec in its plainest form: a name for one axis, None for none."""
+    """A PartitionSpec in canonical form: a name instead of a tuple of one, None for none."""
     return PartitionSpec(*(d[0] if len(d) == 1 else d or None for d in dims))

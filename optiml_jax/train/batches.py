@@ -1,7 +1,7 @@
-"""Batches on the devices: every process reads the plan's rows that its own devices hold.
+"""Batches on the devices: every process reads the rows of the plan that its own devices need.
 
-Which device holds which rows is said by the sharding alone. So processes may be numbered in any
-order, and those that share a tensor group read the same rows.
+The sharding alone determines which device holds which rows. So processes may be numbered in any
+order, and those of one tensor group read the same rows.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _DTYPES = {
 def abstract_batch(
     mesh: jax.sharding.Mesh, num_rows: int, sequence_length: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, types and shardings of a batch of `num_rows` rows; no memory is used."""
+    """Shapes, types and shardings of a batch of `num_rows` rows; nothing is allocated."""
     shape, sharding = (num_rows, sequence_length), batch_sharding(mesh)
     return {k: jax.ShapeDtypeStruct(shape, v, sharding=sharding) for k, v in _DTYPES.items()}
 
@@ -36,7 +36,7 @@ def abstract_batch(
 def open_batches(
     plan: Plan, mesh: jax.sharding.Mesh, num_rows: int, start: int, end: int
 ) -> Iterator[Iterator[Batch]]:
-    """The batches of `num_rows` rows from number `start` up to `end`, read ahead in the background.
+    """The batches of `num_rows` rows from number `start` up to `end`, prefetched in the background.
 
     Raises:
       UserError: see `PlanLoader`.
@@ -50,7 +50,7 @@ def open_batches(
 def _place(
     batch: dict[str, np.ndarray], held: np.ndarray, num_rows: int, sharding: jax.sharding.Sharding
 ) -> Batch:
-    """The global arrays [num_rows, L] of which `batch` has the rows `held`."""
+    """The global arrays [num_rows, L]; `batch` has this process's rows, `held`."""
 
     def place(array: np.ndarray) -> jax.Array:
         def part(index: tuple[slice, ...]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a training run is asked to do, and the checks that come before any work."""
+"""The settings of a training run, and the checks that are made before any work."""
 
 import dataclasses
 import json
@@ -19,11 +19,11 @@ from optiml_jax.train.optimizer import OptimizerConfig
 
 logger = logging.getLogger(__name__)
 
-# Of the plan.
+# Properties of the plan that its fingerprint covers.
 _IN_THE_FINGERPRINT = {"plan_configuration", "plan_seed", "plan_settings", "trained_tasks"}
-# Fields of the model that may change between two starts of a run: they trade memory for time.
+# Fields of the model that may change when a run is resumed: they trade memory for time.
 _FREE_FIELDS = {"remat", "attention"}
-# ... and between a run and the checkpoint it starts from: what is computed from the same weights.
+# Fields that may also differ from those of the checkpoint that a run starts from.
 FINE_TUNING_FIELDS = _FREE_FIELDS | {"dtype", "dropout", "attention_dropout", "init_std"}
 FINE_TUNING_FIELDS |= {"lora_rank", "lora_alpha", "lora_targets"}
 
@@ -35,28 +35,27 @@ class TrainConfig:
 
     Attributes:
       plan_dir: the plan to train on.
-      run_dir: gets checkpoints/ and tensorboard/; a run that lies there is resumed.
-      num_steps: updates of the whole run.
+      run_dir: where checkpoints/ and tensorboard/ go; a run found there is resumed.
+      num_steps: updates in the whole run.
       global_batch_size: packed rows per update, over all devices.
-      num_microbatches: pieces in which the rows of an update are computed one after the other.
-      seed: of the initial weights and of dropout.
-      validation_plan_dir: the plan to measure the validation loss on; None for none.
-      validate_every: updates between two measurements, which also come at the end; 0 is never.
-      validation_batches: batches of the validation plan per measurement, always the first ones.
-      log_every: updates between two reports (terminal and TensorBoard).
-      checkpoint_every: updates between two checkpoints; one is also written at the end.
-      keep: how many of the newest checkpoints stay.
+      num_microbatches: parts into which the rows of an update are split, computed one by one.
+      seed: for the initial weights and dropout.
+      validation_plan_dir: the plan to compute the validation loss on; None: no validation.
+      validate_every: updates between validations; the last step is validated too. 0: never.
+      validation_batches: batches of the validation plan each time, always the first ones.
+      log_every: updates between reports (terminal and TensorBoard).
+      checkpoint_every: updates between checkpoints; one is also written at the end.
+      keep: how many of the newest checkpoints are kept.
       grace_seconds: from SIGTERM until the processes are killed (SLURM's KillWait is 30): a save
-        that does not end in them is dropped, and the newest whole checkpoint is what there is;
-        None: no limit.
-      stall_seconds: how long the training may wait for the rows of a step, for the devices, a
-        validation or a checkpoint; then it ends with status 76 and says for what. None: for ever.
+        that takes longer is dropped, and the newest complete checkpoint remains; None: no limit.
+      stall_seconds: how long training may wait for the rows of a step, the devices, a validation or
+        a checkpoint before it exits with status 76 and names what stalled. None: no limit.
       init_from: a checkpoint (run folder, checkpoints folder or step folder) whose parameters the
         run starts from, with a fresh optimiser; None starts from random weights.
-      loss_chunk: positions of a row whose logits exist at the same time.
-      profile_steps: (first, last) of the updates that are traced for TensorBoard's profiler; None:
-        no update is. A few are enough: every one of them is many megabytes.
-      peak_flops: FLOP/s of one device, for MFU; None looks it up by the name of the device.
+      loss_chunk: positions of a row whose logits are in memory at once.
+      profile_steps: (first, last) update to trace for TensorBoard's profiler; None: no trace. A few
+        are enough: each takes many megabytes.
+      peak_flops: peak FLOP/s of one device, for MFU; None: looked up by device name.
     """
 
     plan_dir: str
@@ -80,7 +79,7 @@ class TrainConfig:
 
 
 def check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
-    """UserError when a microbatch cannot be shared out equally among the devices."""
+    """UserError when a microbatch cannot be split evenly over the devices."""
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     parts = data * fsdp * config.num_microbatches
     if config.global_batch_size % parts:
@@ -115,10 +114,10 @@ def check_plan(plan: Plan, model: DecoderConfig, more_rows: bool) -> None:
 def run_metadata(
     config: TrainConfig, model: DecoderConfig, optimizer: OptimizerConfig, plan: Plan
 ) -> dict[str, Any]:
-    """What a checkpoint says about its run: all that decides the parameters, but the step.
+    """The metadata of a run's checkpoints: everything but the step that determines the parameters.
 
     Raises:
-      UserError: adapters shall be trained, and nothing says of what.
+      UserError: adapters are to be trained without a base checkpoint.
     """
     base = {}
     if model.lora_rank:
@@ -149,23 +148,24 @@ def run_metadata(
 
 
 def _deciding_fields(optimizer: OptimizerConfig, model: DecoderConfig) -> dict[str, Any]:
-    """What of the optimiser decides the parameters: the scale of the loss in float16 only."""
-    values = json.loads(json.dumps(dataclasses.asdict(optimizer)))  # as they are read again
+    """The optimiser's settings that affect the parameters; the loss scale's in float16 only."""
+    values = json.loads(json.dumps(dataclasses.asdict(optimizer)))  # as JSON gives them back
     del values["continued"]  # compared with the number of steps
     scaled = model.dtype == "float16"
     return {k: v for k, v in values.items() if scaled or not k.startswith("loss_scale")}
 
 
 def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """UserError when the run in `run_dir` was started as something else than `current` asks for.
+    """UserError when the run in `run_dir` was started with settings other than `current`.
 
-    A run may go on beyond the number of steps that it was planned with, if its settings say how.
+    A run may continue beyond its planned number of steps if its settings say how.
     """
-    # What is the same update to rounding may change with the machine; dropout is drawn anew.
+    # The number of microbatches may change with the machine: the update is the same but for
+    # rounding and other dropout masks.
     if stored.get("num_microbatches") != current["num_microbatches"]:
         logger.warning(
-            "%s went on with %s microbatches so far and with %d now: dropout differs from a run "
-            "without the change",
+            "%s was trained with %s microbatches so far and now continues with %d: dropout "
+            "differs from a run without the change",
             run_dir,
             stored.get("num_microbatches"),
             current["num_microbatches"],
@@ -187,7 +187,7 @@ def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str
 
 
 def _defaults_of_optimizer() -> dict[str, Any]:
-    """What a version that did not know a setting did."""
+    """The values that stand for settings which an older version did not have."""
     fields = dataclasses.fields(OptimizerConfig)
     return {
         f.name: f.default_factory() if f.default is dataclasses.MISSING else f.default
@@ -196,7 +196,7 @@ def _defaults_of_optimizer() -> dict[str, Any]:
 
 
 def _other_end(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """What is wrong if the run neither ends where it was planned to nor is continued from there."""
+    """What is wrong if the run neither ends where it was planned to nor continues from there."""
     planned, now = stored.get("num_steps"), current["num_steps"]
     ends = [list(end) for end in stored.get("continued", [])]
     if now == planned:
@@ -211,7 +211,7 @@ def _other_end(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
 
 
 def check_initial_checkpoint(path: str, stored: Mapping[str, Any], current: Mapping[str, Any]):
-    """UserError when the weights in `path` mean something else to this run's model or plan."""
+    """UserError when the weights in `path` do not fit this run's model or plan."""
     fields = [name for name in current["model"] if name not in FINE_TUNING_FIELDS]
     differences = _differences(_model_of(stored), current["model"], fields)
     names = {kind: values["vocabulary"] for kind, values in (("old", stored), ("new", current))}
@@ -227,7 +227,7 @@ def check_initial_checkpoint(path: str, stored: Mapping[str, Any], current: Mapp
 
 
 def _model_of(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The model of a checkpoint with all of its fields, whichever version wrote them down."""
+    """The model of a checkpoint with all fields, whichever version wrote it."""
     return config_from_dict(metadata["model"]).to_dict()
 
 

@@ -1,4 +1,4 @@
-"""What a run does between steps: report, validate, save, evaluate. Each knows when it is due."""
+"""What a run does between steps: report, validate, save, evaluate; each decides when it is due."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ EvaluationHook = Callable[[int, nnx.GraphDef, dict[str, Any]], None]
 
 
 class Duty(Protocol):
-    """Called after every step with the number of updates made and the state they left."""
+    """Called after every step with the number of updates made and the resulting state."""
 
     def __call__(self, step: int, state: TrainState) -> None: ...
 
@@ -41,7 +41,7 @@ def is_due(step: int, every: int, num_steps: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Reporting:
-    """Reports what the steps measured, and what went wrong with a save in the background."""
+    """Reports the metrics of the steps, and errors of a background save."""
 
     config: TrainConfig
     reporter: Reporter
@@ -58,8 +58,8 @@ class Validation:
     """Reports the loss on the first rows of the validation plan.
 
     Attributes:
-      validation_step: (params, batch) -> (sum, weight), for batches of one microbatch's size:
-        what fits where training fits. The rows are the same whatever the number of microbatches.
+      validation_step: (params, batch) -> (sum, weight), for batches of one microbatch's size, which
+        fit in memory where training does. The rows do not depend on the number of microbatches.
     """
 
     config: TrainConfig
@@ -108,7 +108,7 @@ class Profiling:
     def __call__(self, step: int, state: TrainState) -> None:
         first, last = self.config.profile_steps or (0, 0)
         if step + 1 == first:
-            jax.block_until_ready(state)  # no earlier update in it
+            jax.block_until_ready(state)  # so that the trace holds no earlier update
             jax.profiler.start_trace(pathlib.Path(self.config.run_dir) / "tensorboard")
             self._running = True
         elif self._running and step >= last:
@@ -116,19 +116,19 @@ class Profiling:
             self.close()
 
     def close(self) -> None:
-        """Writes what was traced."""
+        """Writes the trace."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-            logger.info("traced for TensorBoard's profiler: %s/tensorboard", self.config.run_dir)
+            logger.info("trace for TensorBoard's profiler: %s/tensorboard", self.config.run_dir)
 
 
 @dataclasses.dataclass
 class Saving:
-    """Writes checkpoints; nothing that is not finite is ever saved.
+    """Writes checkpoints; non-finite values are never saved.
 
     Attributes:
-      saved: the newest step that need not be saved: that of the newest checkpoint, or of the start.
+      saved: the newest step that is already saved, or the one the run started from.
     """
 
     config: TrainConfig
@@ -143,7 +143,7 @@ class Saving:
             self.save(step, state)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Starts a save of this step, unless there is one."""
+        """Starts saving this step, unless it is saved already."""
         if step == self.saved:
             return
         self.reporter.flush()
@@ -154,9 +154,9 @@ class Saving:
         self.saved = step
 
     def finish(self, step: int, state: TrainState, seconds: float | None) -> bool:
-        """Saves the last step; False if that is not done in `seconds` (None: no limit).
+        """Saves the last step; False if that takes longer than `seconds` (None: no limit).
 
-        What is then half-written is no checkpoint, and the next start removes it.
+        The next start removes what is then half-written.
         """
         if seconds is None:
             self.save(step, state)
@@ -180,14 +180,14 @@ class Saving:
 
 
 def check_state(step: int, state: TrainState) -> None:
-    """UserError if a parameter or moment is not finite, whatever the loss before was."""
+    """UserError if a parameter or moment is not finite, whatever the loss was."""
     if (name := first_not_finite(state.items())) is not None:
         raise not_finite(f"{name} after step {step} is")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Lends the parameters to a hook after certain steps, unless the run is to stop."""
+    """Passes the parameters to a hook after certain steps, unless the run is to stop."""
 
     hook: EvaluationHook | None
     steps: Collection[int]
@@ -200,7 +200,7 @@ class Evaluation:
             return
         if self.reporter is not None:
             self.reporter.flush()
-            check_state(step, state)  # nothing that is not finite is evaluated
+            check_state(step, state)  # non-finite parameters are not evaluated
         pause = (
             contextlib.nullcontext()
             if self.reporter is None

@@ -1,8 +1,8 @@
-"""What a run's time goes into, from its first start to its end: updates that count, and the rest.
+"""Goodput: the share of a run's wall-clock time spent in updates that count, over all restarts.
 
-The sums are kept in a file of the run's folder, so that they go on over restarts. An update counts
-once: the time of those that were made after the newest checkpoint and have to be made again does
-not count, nor does the time in which the run was not running.
+The totals are stored in the run's folder and so persist over restarts. An update counts once: time
+spent on updates after the newest checkpoint, which have to be repeated, does not count, nor does
+time in which the run was not running.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from optiml_jax.files import read_sealed, write_sealed
 logger = logging.getLogger(__name__)
 
 FILE = "goodput.json"
-# What a run does beside updates. "starting": reading the state and compiling.
+# Time not spent in updates. "starting": restoring the state and compiling.
 Kind = Literal["data_wait", "checkpoint", "validation", "evaluation", "starting"]
 KINDS: tuple[Kind, ...] = ("data_wait", "checkpoint", "validation", "evaluation", "starting")
 
@@ -27,10 +27,10 @@ class Goodput:
     """The time of one run.
 
     Args:
-      path: the file of the sums; None keeps none (all processes but the first).
-      step: updates made when this start begins; time of later ones is dropped.
+      path: the file of the totals; None: not stored (all processes but the first).
+      step: that this start resumes from; time of later updates is dropped.
       began: when this start began, in seconds since the epoch.
-      clock: tells such seconds.
+      clock: gives the time in such seconds.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class Goodput:
         self.add("starting", clock() - began)
 
     def add_updates(self, seconds: float) -> None:
-        """Counts time in which updates were made."""
+        """Adds time spent in updates."""
         self._updates += seconds
 
     def add(self, kind: Kind, seconds: float) -> None:
-        """Counts time that went into something else."""
+        """Adds time spent in something else."""
         self._seconds[kind] += seconds
 
     @contextlib.contextmanager
     def spent(self, kind: Kind) -> Iterator[None]:
-        """Counts the time of a block."""
+        """Adds the time of a block."""
         before = time.perf_counter()
         try:
             yield
@@ -83,10 +83,10 @@ class Goodput:
         self.write()
 
     def write(self, every: float = 0.0) -> None:
-        """Puts the sums where the next start finds them.
+        """Writes the totals to the file.
 
         Args:
-          every: seconds since the last time before which nothing is done: a bucket is slow.
+          every: does nothing if the last write is less than so many seconds ago: a bucket is slow.
         """
         if self._path is not None and abs(self._clock() - self._written) >= every:
             self._written = self._clock()
@@ -100,7 +100,7 @@ class Goodput:
             write_sealed(self._path, value)
 
     def scalars(self) -> dict[str, float]:
-        """The sums until now, for TensorBoard: tag -> value."""
+        """The totals so far, for TensorBoard: tag -> value."""
         seconds = {f"time/{kind}_seconds": value for kind, value in self._seconds.items()}
         return {
             "time/goodput": self._updates / self._elapsed(),
@@ -109,7 +109,7 @@ class Goodput:
         }
 
     def describe(self) -> str:
-        """The sums until now, in words."""
+        """The totals so far, in words."""
         elapsed = self._elapsed()
         others = elapsed - self._updates - sum(self._seconds.values())
         parts = [f"updates {duration(self._updates)}"]
@@ -121,7 +121,7 @@ class Goodput:
         )
 
     def _elapsed(self) -> float:
-        """Seconds since the first start; a clock that was put back does not make goodput > 1."""
+        """Seconds since the first start; a clock that was set back does not make goodput > 1."""
         passed = (self._complete or self._clock()) - self._began
         return max(passed, self._updates + sum(self._seconds.values()), 1e-9)
 
@@ -138,7 +138,7 @@ def _read(path: pathlib.Path | None) -> dict:
     if path is None or not path.exists():
         return {}
     try:
-        return read_sealed(path, "the record of the run's time", "it is begun anew")
+        return read_sealed(path, "the record of the run's time", "it starts again from zero")
     except UserError as e:  # no update depends on it
         logger.warning("%s", e)
         return {}

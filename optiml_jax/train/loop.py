@@ -1,11 +1,10 @@
-"""`train`: one run from its first step, or from where it stopped, to its end. Read from the top.
+"""`train`: one run from its first step, or from where it stopped, to its end.
 
-Every update is a function of (parameters, moments, step): the rows come from the plan by step, the
-dropout keys from seed and step. So a checkpoint of the three is all there is to resume from.
+Every update is a function of (parameters, moments, step): the plan gives the rows of each step, and
+dropout keys depend on seed and step alone. A checkpoint of the three is all that resuming needs.
 
-The rooms beside: `start.py` (the state to begin with), `programs.py` (compiling), `batches.py`
-(rows onto devices), `step.py` (one update), `duties.py` (reports, validation, checkpoints,
-evaluation).
+Its parts: `start.py` (the initial state), `programs.py` (compiling), `batches.py` (rows onto
+devices), `step.py` (one update), `duties.py` (reports, validation, checkpoints, evaluation).
 """
 
 import contextlib
@@ -55,26 +54,26 @@ def train(
     evaluation_hook: EvaluationHook | None = None,
     evaluation_steps: Collection[int] = (),
 ) -> int:
-    """Trains, or resumes the run that lies in `config.run_dir`.
+    """Trains, or resumes the run in `config.run_dir`.
 
     Args:
       config: the run.
       model: what is trained.
-      mesh: the arrangement of the devices; another one may be used after a restart.
-      optimizer: how it is trained.
+      mesh: the device mesh; it may change after a restart.
+      optimizer: its settings.
       evaluation_hook: called as (step, graphdef, params) after each of `evaluation_steps`, and
-        again when the run is resumed at one of them. The params are only lent. Ctrl-C and SIGTERM
-        raise in it, so that the state is saved at once.
+        again when the run is resumed at one of them. It must not keep the params. Ctrl-C and
+        SIGTERM raise in it, so that the state is saved at once.
       evaluation_steps: see `evaluation_hook`.
 
     Returns:
-      0: the run is complete; `interrupt.STOPPED`: SIGTERM came before, and every step is saved.
+      0: the run is complete; `interrupt.STOPPED`: stopped early by SIGTERM, every step saved.
 
     Raises:
-      UserError: something does not fit, the disk is full, or the loss is no longer finite.
-      KeyboardInterrupt: Ctrl-C came; every step is saved.
+      UserError: settings do not fit, the disk is full, or the loss is no longer finite.
+      KeyboardInterrupt: stopped by Ctrl-C; every step is saved.
     """
-    # Whatever can be found wrong is found before anything is computed or written.
+    # All checks come before anything is computed or written.
     optimizer.check(config.num_steps)
     devices = make_mesh(mesh)
     check_batch(config, devices)
@@ -99,7 +98,7 @@ def train(
         record = path_of(config.run_dir) / goodput.FILE if processes.is_first() else None
         spent = goodput.Goodput(record, step, began)
         evaluation = Evaluation(evaluation_hook, evaluation_steps, abstract_model(model)[0], stop)
-        if step:  # the last stop may have come in the middle of it
+        if step:  # the last stop may have interrupted it
             with spent.spent("evaluation"):
                 evaluation(step, state)
         validates = validation_plan is not None and config.validate_every > 0
@@ -124,13 +123,13 @@ def train(
                 function = programs.validation_step
                 duties.append(Validation(config, validation_plan, devices, function, reporter))
             profiling = stack.enter_context(contextlib.closing(Profiling(config)))
-            profiling(step, state)  # the next update may be the first of the window
+            profiling(step, state)  # the next update may be the first to profile
             duties += [saving, dataclasses.replace(evaluation, reporter=reporter), profiling]
             stack.enter_context(interrupt.patient())
             state, step = _steps(state, step, programs.train_step, batches, reporter, duties, stop)
             if not saving.finish(step, state, stop.seconds_left(config.grace_seconds)):
                 processes.leave_now(
-                    f"step {step} of {config.num_steps} is not saved: no time was left; the same "
+                    f"step {step} of {config.num_steps} is not saved: time ran out; the same "
                     f"command goes on from the newest checkpoint in {config.run_dir}"
                 )
             spent.finish(complete=step == config.num_steps)
@@ -156,7 +155,7 @@ def _steps(
     duties: Sequence[Duty],
     stop: StopRequest,
 ) -> tuple[TrainState, int]:
-    """Runs until there are no more batches or until asked to stop: the last state, its step."""
+    """Runs until the batches end or a stop is requested; returns the last state and its step."""
     step = start
     while not stop.reached():
         with reporter.waiting_for_rows():

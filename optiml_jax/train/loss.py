@@ -1,7 +1,7 @@
 """The label loss (equation 1 of OPT-IML): negative log-likelihood of the target tokens.
 
-A loss is always a pair (sum over tokens, weight of these tokens); whoever reports it divides once,
-after adding up chunks, microbatches, devices and batches.
+A loss is always a pair (sum over tokens, sum of their weights); it is divided once, when it is
+reported, after summing over chunks, microbatches, devices and batches.
 """
 
 from collections.abc import Callable
@@ -21,16 +21,16 @@ def label_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted negative log-likelihood of `targets`, in float32.
 
-    Works through the rows in pieces of at most `chunk` positions and computes the logits of a
-    piece again on the way back, so that no float32[B, L, V] ever exists. The batch dimension stays
-    whole in each piece: all devices work on every piece.
+    Processes the rows in chunks of at most `chunk` positions and recomputes the logits of a chunk
+    in the backward pass, so that no float32[B, L, V] is ever materialised. Chunks are not cut along
+    the batch dimension: all devices work on every chunk.
 
     Args:
       hidden: [B, L, D], the model's last hidden states.
       unembed: [B, C, D] -> logits float32[B, C, V].
       targets: int32[B, L].
       loss_weights: float32[B, L].
-      chunk: positions per piece; the largest divisor of L that is not above it is taken.
+      chunk: maximum positions per chunk; the largest divisor of L up to it is used.
 
     Returns:
       Sum of weight * -log p(target), and sum of weights: float32[] each, nats.
@@ -44,7 +44,7 @@ def label_loss(
         losses = jax.nn.logsumexp(logits, axis=-1) - picked
         return carry + jnp.sum(losses * weights), None
 
-    # The pieces are taken one after the other: none may lie on some of the devices only.
+    # The scan takes one chunk at a time, so each must be spread over all devices.
     hidden = constrain(hidden, "batch", None, None)
     pieces = _pieces(hidden.shape[1], chunk)
     inputs = tuple(_split(x, pieces) for x in (hidden, targets, loss_weights))
@@ -53,7 +53,7 @@ def label_loss(
 
 
 def _pieces(length: int, chunk: int) -> int:
-    """The smallest number of equal pieces of `length` positions that are not above `chunk`."""
+    """The smallest number of equal parts of `length` positions with at most `chunk` each."""
     return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= max(chunk, 1))
 
 

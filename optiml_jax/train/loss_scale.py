@@ -1,7 +1,7 @@
 """Dynamic loss scaling for training in float16, as in the paper (metaseq's fp16 mode).
 
-The loss is multiplied by a power of two before it is differentiated, so that small gradients do not
-vanish in float16. Where something overflows, the update is skipped and the scale halved; after a
+The loss is multiplied by a power of two before differentiation, so that small gradients do not
+underflow in float16. Where something overflows, the update is skipped and the scale halved; after a
 number of updates without overflow it is doubled.
 """
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from optiml_jax.train.optimizer import OptimizerConfig
 
 ScaleState = dict[str, jax.Array]
-# Below it there is nothing left to halve: the run has diverged.
+# Overflow at this scale means that the run has diverged.
 MINIMUM = 2.0**-12
 
 
@@ -27,7 +27,7 @@ def init_scale(config: OptimizerConfig) -> ScaleState:
 
 
 def next_scale(config: OptimizerConfig, state: ScaleState, finite: jax.Array) -> ScaleState:
-    """The state after an update whose gradient was finite, or was not."""
+    """The state after an update with a finite gradient, or a non-finite one."""
     good = state["good_updates"] + 1
     grows = finite & (good >= config.loss_scale_interval)
     factor = jnp.where(finite, jnp.where(grows, 2.0, 1.0), 0.5)

@@ -27,7 +27,7 @@ MFU_FORMULA = (
     "mfu = flops_per_token * tokens_per_second / (devices * peak_flops); "
     "flops_per_token = 6 * N + 12 * num_layers * num_heads * head_dim * sequence_length "
     "(PaLM, appendix B: forward and backward, full attention, no recomputation), "
-    "N = parameters without tables that are only looked up in; "
+    "N = parameters without embedding tables used for lookup only; "
     "tokens are all slots of the packed rows"
 )
 
@@ -35,12 +35,12 @@ MFU_FORMULA = (
 class SummaryWriter:
     """Writes scalars and texts for TensorBoard into one new event file of a folder.
 
-    The file begins with a restart mark at `first_step`: TensorBoard then drops what earlier files
-    of the folder say about that step and later ones, so a resumed run shows no step twice.
-    In a bucket, where nothing can be appended, the file is put anew once a minute and at the end.
+    The file begins with a restart mark at `first_step`: TensorBoard then drops that step and later
+    ones from earlier files of the folder, so a resumed run shows no step twice. In a bucket, where
+    nothing can be appended, the file is uploaded again once a minute and at the end.
 
     Args:
-      folder: made when missing.
+      folder: created if missing.
       first_step: the first step this writer will write.
     """
 
@@ -79,13 +79,13 @@ class SummaryWriter:
         self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
 
     def hparams(self, step: int, values: Mapping[str, Any], name: str) -> None:
-        """Says with which settings this run was made, for TensorBoard's HPARAMS tab.
+        """Writes the settings of this run for TensorBoard's HPARAMS tab.
 
         Its metrics are the last values of all scalars of the folder and of those below it.
 
         Args:
-          values: setting -> value; mappings in it are flattened, and what is neither number, text
-            nor truth value is left out.
+          values: setting -> value; nested mappings are flattened; values other than numbers,
+            strings and booleans are left out.
           name: of the run, the same after it is resumed.
         """
         start = plugin_data_pb2.SessionStartInfo(group_name=name, start_time_secs=time.time())
@@ -103,7 +103,7 @@ class SummaryWriter:
         self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
 
     def flush(self) -> None:
-        """Puts what has been written where TensorBoard can read it."""
+        """Flushes what has been written, so that TensorBoard can read it."""
         with disk_errors(self._folder, "TensorBoard events"):
             self._file.flush()
             if self._local and time.monotonic() - self._sent > _SECONDS_BETWEEN_UPLOADS:
@@ -136,7 +136,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """FLOP/s of one device for a computation in `dtype`; None when it is not in the table."""
+    """Peak FLOP/s of one device in `dtype`; None if it is not in the table."""
     if dtype == "float32":
         return None
     found = accelerator_of(device_kind)

@@ -33,22 +33,21 @@ class OptimizerConfig:
       warmup_steps: updates of linear warm-up.
       schedule: of the learning rate after the warm-up: "linear" or "cosine" decay to 0 at the end
         of the run, or "constant".
-      transform: what makes a direction of the gradient: "adam" (AdamW), "adafactor", "lion",
-        "muon", or a function of Optax such as "optax.scale_by_rms".
+      transform: the gradient transformation: "adam" (AdamW), "adafactor", "lion", "muon", or a
+        function of Optax such as "optax.scale_by_rms".
       options: arguments of that function, by Optax's names. Adam has its own fields.
-      state_dtype: in which the transformation's state is kept; it is computed with in float32.
-      gradient_dtype: in which the gradients of the blocks' matrices are added up over devices;
-        "bfloat16" halves what they send and the memory of the gradient. Those of microbatches are
-        added up in float32.
-      continued: for a run that goes on beyond the end that was planned for it, each such end
-        (a number of updates) and what the learning rate does from there on: "constant" keeps that
-        of the last update before it, "decay" falls to 0 at the next end, as it would have if that
-        had been planned (under a constant schedule: linearly, from the peak).
+      state_dtype: in which the transformation's state is stored; computation is in float32.
+      gradient_dtype: in which the gradients of the blocks' matrices are reduced over devices;
+        "bfloat16" halves communication and the gradient's memory. Microbatches are accumulated in
+        float32.
+      continued: for a run that continues beyond its planned end: each earlier end (a number of
+        updates) and what the learning rate does from there on. "constant" keeps that of the last
+        update before it; "decay" falls to 0 at the next end, as if that had been planned (under a
+        constant schedule: linearly, from the peak).
       beta1, beta2, epsilon: of Adam.
       weight_decay: decoupled (AdamW), times the learning rate; on every parameter, as in metaseq.
-      clip_norm: the gradient is scaled down to this global norm; 0 turns clipping off.
-      loss_scale: what the summed loss is multiplied with at first, in float16 only; see
-        `optiml_jax.train.loss_scale`.
+      clip_norm: the gradient is clipped to this global norm; 0 turns clipping off.
+      loss_scale: the initial loss scale, in float16 only; see `optiml_jax.train.loss_scale`.
       loss_scale_interval: updates without overflow after which the scale doubles.
     """
 
@@ -71,23 +70,24 @@ class OptimizerConfig:
     loss_scale_interval: Positive = 200
 
     def check(self, num_steps: int) -> None:
-        """UserError when the warm-up does not end within a run of `num_steps` updates.
+        """Checks the settings for a run of `num_steps` updates.
 
-        Or when the ends that were planned before are not in order, each before the next; or there
-        is no such transformation.
+        Raises:
+          UserError: the warm-up does not end within it, the earlier planned ends do not increase,
+            or there is no such transformation.
         """
-        if self.transform != "muon":  # which asks for a model
+        if self.transform != "muon":  # which needs a model
             self.made()
         if self.warmup_steps >= min([num_steps, *self.continued]):
             raise UserError(
-                f"OptimizerConfig.warmup_steps={self.warmup_steps} must be below "
-                f"TrainConfig.num_steps={num_steps}, and below every end that was planned before"
+                f"OptimizerConfig.warmup_steps={self.warmup_steps} must be less than "
+                f"TrainConfig.num_steps={num_steps}, and less than every earlier planned end"
             )
         ends = [*self.continued, num_steps]
         if ends != sorted(set(ends)):
             raise UserError(
-                f"OptimizerConfig.continued={self.continued}: the ends that were planned before "
-                f"must grow, and lie before TrainConfig.num_steps={num_steps}"
+                f"OptimizerConfig.continued={self.continued}: the earlier planned ends "
+                f"must increase, and be less than TrainConfig.num_steps={num_steps}"
             )
 
     def made(self, axes: transforms.AxesOf | None = None) -> optax.GradientTransformation:
@@ -106,8 +106,8 @@ class OptimizerConfig:
 def learning_rate_at(config: OptimizerConfig, num_steps: int, step: jax.Array | int) -> jax.Array:
     """The learning rate of update `step`, counted from 0: float32[].
 
-    learning_rate / warmup_steps at step 0, the peak at steps warmup_steps - 1 and warmup_steps, and
-    a last update with one decay step left: the 0 is reached after the run, no update is wasted.
+    It is learning_rate / warmup_steps at step 0 and the peak at steps warmup_steps - 1 and
+    warmup_steps; 0 is reached only after the last update, so that no update is wasted.
     """
     rising = (step + 1) / max(config.warmup_steps, 1)
     falling = _share_of_peak(config, [*config.continued, num_steps], step)
@@ -117,7 +117,7 @@ def learning_rate_at(config: OptimizerConfig, num_steps: int, step: jax.Array | 
 def _share_of_peak(
     config: OptimizerConfig, ends: Sequence[int], step: jax.Array | int
 ) -> jax.Array | float:
-    """The learning rate after the warm-up, over its peak, of a run planned to each of `ends`."""
+    """Learning rate after the warm-up over its peak, of a run planned to end at `ends`."""
     *before, end = ends
     constant = config.schedule == "constant"
     if not before:

@@ -1,7 +1,7 @@
 """The programs of training, traced from settings and shapes alone.
 
-The devices of the mesh may be described ones (`jax.experimental.topologies`): nothing here makes an
-array. `trace_train_step(...).lower().compile()` is what a run calls in every step.
+The devices of the mesh may be described ones (`jax.experimental.topologies`): nothing here
+allocates an array. `trace_train_step(...).lower().compile()` is what a run calls at every step.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """Compiled: the update, and the loss of a validation batch (None where nothing validates)."""
+    """Compiled: the update, and the loss of a validation batch (None without validation)."""
 
     train_step: Callable
     validation_step: Callable | None
@@ -40,7 +40,7 @@ def compile_programs(
     sequence_length: int,
     validates: bool,
 ) -> Programs:
-    """Compiles what a run calls."""
+    """Compiles the programs of a run."""
     began = time.perf_counter()
     settings = (mesh, preset, sequence_length)
     train_step = trace_train_step(config, model, optimizer, *settings).lower().compile()
@@ -69,8 +69,8 @@ def trace_train_step(
     """(TrainState, batch) -> (TrainState, measured) of one update, the state donated.
 
     Args:
-      config: batch, microbatches, number of steps, seed, loss chunk; its folders are not looked at.
-      preset: rule table of the sharding.
+      config: batch, microbatches, number of steps, seed, loss chunk; its folders are not used.
+      preset: the sharding rules.
       sequence_length: slots of a row.
     """
     function = make_train_step(

@@ -1,6 +1,6 @@
-"""The reports of a running training: terminal, log lines and TensorBoard, without slowing it down.
+"""Reports during training, to terminal, log and TensorBoard, without slowing it down.
 
-What a step measured stays on the devices until the next report.
+Metrics of a step stay on the devices until the next report.
 """
 
 import contextlib
@@ -27,23 +27,23 @@ from optiml_jax.train.stalls import StallWatch
 
 logger = logging.getLogger(__name__)
 
-# Steps handed to the devices before the host waits for the oldest: enough to keep them busy, few
-# enough that a signal or an error is answered soon.
+# Steps dispatched to the devices before the host waits for the oldest: enough to keep them busy,
+# few enough to react quickly to a signal or an error.
 _STEPS_AHEAD = 2
-_SECONDS_OF_ACCOUNT = 30.0  # between two times that the account of the time is written
+_SECONDS_OF_ACCOUNT = 30.0  # between two writes of the goodput file
 
 
 class Reporter:
-    """Collects what the steps measure and reports it once per period.
+    """Collects the metrics of the steps and reports them once per period.
 
     Args:
       writer: None on all processes but the first.
       start, num_steps: the run goes from step `start` to `num_steps`.
-      slots: tokens of a global batch, padding included.
+      slots: tokens in a global batch, padding included.
       flops_per_token: of one slot.
       total_peak_flops: FLOP/s of all devices together; None leaves MFU out.
-      goodput: counts what the time goes into.
-      watch: is told what is waited for.
+      goodput: accounts for the time spent.
+      watch: ends the run if a wait takes too long.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Reporter:
 
     @contextlib.contextmanager
     def waiting_for_rows(self) -> Iterator[None]:
-        """A block that gets the next batch: it counts as a wait if the devices have run dry."""
+        """A block that gets the next batch; it counts as a wait if the devices are idle."""
         before = time.perf_counter()
         step = self._step + 1
         with self._watch.waiting(
-            f"the rows of step {step} did not come from the cache; look at its disk"
+            f"the rows of step {step} did not arrive from the cache; check its disk"
         ):
             yield
         if all(step["loss_sum"].is_ready() for step in self._pending[-1:]):
@@ -86,16 +86,16 @@ class Reporter:
 
     @contextlib.contextmanager
     def waiting_for_devices(self, step: int) -> Iterator[None]:
-        """A block that waits for the devices to have made the update that leads to `step`."""
+        """A block that waits until the devices have finished the update that leads to `step`."""
         with self._watch.waiting(
-            f"step {step} did not end on the devices (one of them hangs, or a process does not "
-            "take part in an exchange)",
+            f"step {step} did not finish on the devices (one of them hangs, or a process does not "
+            "take part in a collective)",
             for_others=True,
         ):
             yield
 
     def add(self, measured: dict[str, jax.Array]) -> None:
-        """Takes what a step measured, without waiting for that step."""
+        """Takes the metrics of a step without waiting for that step."""
         self._pending.append(measured)
         self._step += 1
         if len(self._pending) > _STEPS_AHEAD:
@@ -105,7 +105,7 @@ class Reporter:
             self._bar.update()
 
     def flush(self) -> None:
-        """Waits for the steps so far and reports their period.
+        """Waits for the steps so far and reports on them.
 
         Raises:
           UserError: the loss or gradient of one of them was not finite; names the first.
@@ -151,7 +151,7 @@ class Reporter:
         """
         watched = contextlib.nullcontext()
         if kind != "evaluation":
-            watched = self._watch.waiting(f"the {kind} after step {self._step} did not end", True)
+            watched = self._watch.waiting(f"{kind} after step {self._step} did not finish", True)
         before = time.perf_counter()
         with watched, self._goodput.spent(kind):
             yield
@@ -201,7 +201,7 @@ def make_reporter(
     goodput: Goodput,
     watch: StallWatch,
 ) -> Iterator[Reporter]:
-    """The open reporter of a run that goes on after `start` updates.
+    """The open reporter of a run that continues after `start` updates.
 
     Args:
       metadata: of the run (`config.run_metadata`); TensorBoard shows it as hyperparameters, and

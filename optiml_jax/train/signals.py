@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish to stop after the current step."""
+"""SIGTERM and Ctrl-C as requests to stop after the current step."""
 
 import contextlib
 import logging
@@ -24,14 +24,14 @@ class StopRequest:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C was what stopped the run, in whichever process."""
+        """Whether Ctrl-C stopped the run, in any process."""
         job = processes.job()
         if job is not None:
             return job.stopped_by is not None and job.stopped_by[1] == "SIGINT"
         return self._interrupted
 
     def seconds_left(self, grace: float | None) -> float | None:
-        """Of the time between SIGTERM and being killed; None: no limit, or another reason."""
+        """Seconds left of the grace period after SIGTERM; None: no limit, or no SIGTERM."""
         job = processes.job()
         since = self._since if job is None else job.stopped_at
         if grace is None or since is None or self.interrupted:
@@ -39,13 +39,13 @@ class StopRequest:
         return max(0.0, since + grace - time.monotonic())
 
     def reached(self) -> bool:
-        """Whether to stop here. With several processes, the same answer on all of them."""
+        """Whether to stop here; the same answer on all processes."""
         job = processes.job()
         return self._received if job is None else job.reached()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Takes the two signals inside the block; not outside the main thread, where Python cannot.
+        """Handles both signals inside the block; only in the main thread, as Python requires.
 
         With several processes, one that gets a signal tells the others.
         """
@@ -58,7 +58,7 @@ class StopRequest:
             yield self
         finally:
             for name, handler in before.items():
-                # JAX's own handler, which is not Python's, is given back as None.
+                # None stands for a handler that was not installed from Python (JAX's).
                 signal.signal(name, signal.SIG_DFL if handler is None else handler)
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A thread that ends a training in which nothing happens any more, and says what it waited for."""
+"""A watchdog thread that ends a stalled training run and says what it was waiting for."""
 
 import contextlib
 import threading
@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from optiml_jax.interrupt import STALLED
 from optiml_jax.sharding import processes
 
-# A process whose own disk or loader stalls speaks before those that wait for it in a collective.
+# A process with a stalled disk or loader reports before those that wait for it in a collective.
 _LATER = 5.0  # seconds
 
 
 class StallWatch:
-    """Watches what the training waits for.
+    """Watches the waits of a training run.
 
     Args:
-      seconds: that one wait may take; None: for ever.
-      end: called with the message once one takes longer, from the thread.
+      seconds: how long one wait may take; None: no limit.
+      end: called from the thread with the message when a wait takes longer.
     """
 
     def __init__(self, seconds: float | None, end: Callable[[str], None] | None = None):
@@ -42,11 +42,11 @@ class StallWatch:
 
     @contextlib.contextmanager
     def waiting(self, what: str, for_others: bool = False) -> Iterator[None]:
-        """A wait, which ends the training if it takes too long.
+        """A wait that ends the training if it takes too long.
 
         Args:
-          what: of the message: what did not happen, and what to look at.
-          for_others: whether it may be another process that is to blame.
+          what: for the message: what did not happen, and what to check.
+          for_others: whether another process may be the cause.
         """
         if self._seconds is not None:
             later = _LATER if for_others else 0.0
@@ -61,7 +61,7 @@ class StallWatch:
             wait = self._wait
             if wait is not None and time.monotonic() > wait[0]:
                 self._end(
-                    f"stalled: {wait[1]}; nothing came for {self._seconds:g} s "
+                    f"stalled: {wait[1]}; no progress for {self._seconds:g} s  "
                     "(TrainConfig.stall_seconds); the same command goes on from the newest "
                     "checkpoint"
                 )

@@ -1,4 +1,4 @@
-"""Where a run begins: at its newest checkpoint, at another run's parameters, or at random ones."""
+"""Where a run starts: from its newest checkpoint, another run's parameters, or random ones."""
 
 import logging
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_plans(config: TrainConfig, model: DecoderConfig) -> tuple[Plan, Plan | None]:
-    """The plans to train and to validate on, which fit the model."""
+    """The plans to train and to validate on, checked against the model."""
     plan, validation, more_rows = Plan.load(config.plan_dir), None, config.init_from is not None
     if config.validation_plan_dir is not None:
         validation = Plan.load(config.validation_plan_dir)
@@ -55,7 +55,7 @@ def run_model(padded_size: int, init_from: str | None) -> DecoderConfig:
 
 
 def files_of_checkpoints(metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """What each checkpoint holds beside its arrays: its vocabulary, so that it can be moved."""
+    """What a checkpoint holds besides its arrays: its vocabulary, so that it can be moved."""
     try:
         return content_for_checkpoint(metadata["vocabulary"]["spec"])
     except (UserError, OSError) as e:
@@ -71,14 +71,14 @@ def start_state(
     checkpoints: CheckpointManager,
     metadata: dict[str, Any],
 ) -> tuple[TrainState, int]:
-    """The state to go on from, and how many updates it has seen.
+    """The state to continue from, and its number of updates.
 
     Args:
-      abstract: where the state is to lie.
-      metadata: what decides the parameters of this run.
+      abstract: shapes, types and shardings of the state.
+      metadata: of the run (`config.run_metadata`).
 
     Raises:
-      UserError: what lies there is another run's, or all of it is damaged.
+      UserError: the checkpoints there are another run's, or all of them are damaged.
     """
     latest = checkpoints.latest_intact_step()
     if latest is not None:

@@ -1,4 +1,4 @@
-"""The state of training: what one update turns into the next, and what a checkpoint holds of it."""
+"""The training state: what an update changes, and what a checkpoint stores of it."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ from optiml_jax.train.optimizer import OptimizerConfig
 class TrainState:
     """Attributes:
     step: int32[], updates made so far.
-    params: what is trained: a pure nested dict of float32 arrays, as made by
+    params: the trained parameters: a pure nested dict of float32 arrays, as made by
       `model.decoder.init_params`; under LoRA the adapters alone.
-    optimizer: pure dict of the optimiser's state (`transforms.init_state`), of Adam two moments
+    optimizer: pure dict of the optimiser's state (`transforms.init_state`); for Adam two moments
       shaped and sharded as `params`; in float16 also `loss_scale`, see `train.loss_scale`.
-    base: what is not trained, under LoRA; else empty.
+    base: the frozen parameters under LoRA; else empty.
     """
 
     step: jax.Array
@@ -37,14 +37,14 @@ class TrainState:
         return join_params(self.params, self.base) if self.base else self.params
 
     def items(self) -> dict[str, Any]:
-        """The items of a checkpoint, by name. The step is the checkpoint's own."""
+        """The items of a checkpoint, by name. The step is the checkpoint's number."""
         return {"params": self.params, "optimizer": self.optimizer}
 
 
 def abstract_state(
     model: DecoderConfig, optimizer: OptimizerConfig, mesh: jax.sharding.Mesh, preset: str
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the whole state; no memory is used."""
+    """Shapes, dtypes and shardings of the whole state; nothing is allocated."""
     params, base = _abstract_parts(model, mesh, preset)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     state = transforms.abstract_state(optimizer.made(logical_axes(model)), params)
@@ -59,7 +59,7 @@ def abstract_state(
 def abstract_model_params(
     model: DecoderConfig, mesh: jax.sharding.Mesh, preset: str
 ) -> dict[str, Any]:
-    """All parameters of the model as training holds them: shapes, dtypes and shardings."""
+    """All parameters of the model in training: shapes, dtypes and shardings."""
     params, base = _abstract_parts(model, mesh, preset)
     return join_params(params, base) if base else params
 
@@ -67,7 +67,7 @@ def abstract_model_params(
 def _abstract_parts(
     model: DecoderConfig, mesh: jax.sharding.Mesh, preset: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what is trained, what is not)."""
+    """(trained parameters, frozen parameters)."""
     params = abstract_params(model, mesh, preset)
     if not model.lora_rank:
         return params, {}
@@ -76,7 +76,7 @@ def _abstract_parts(
 
 
 def _in_type_of_use(base: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """What is never updated needs no more digits than it is used with; norms are in float32."""
+    """Frozen parameters are stored in the compute dtype; norms are in float32."""
 
     def typed(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         in_norm = any(str(getattr(key, "key", "")).endswith("_norm") for key in path)
@@ -89,7 +89,7 @@ def _in_type_of_use(base: dict[str, Any], dtype: str) -> dict[str, Any]:
 def initial_state(
     model: DecoderConfig, optimizer: OptimizerConfig, seed: int, abstract: TrainState
 ) -> TrainState:
-    """The state before the first update, with random weights of `seed`, made in place."""
+    """The state before the first update, with random weights from `seed`, created sharded."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
     _, params = init_params(model, seed, shardings)
     return state_from_params(params, model, optimizer, abstract)
@@ -131,6 +131,6 @@ def state_from_params(
 def state_from_items(
     items: dict[str, Any], step: int, abstract: TrainState, base: dict[str, Any] | None = None
 ) -> TrainState:
-    """The state after `step` updates, from the items of its checkpoint and what is not trained."""
+    """The state after `step` updates, from its checkpoint's items and the frozen parameters."""
     number = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
     return TrainState(step=number, **items, base=base or {})

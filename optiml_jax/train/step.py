@@ -35,7 +35,7 @@ def batch_loss(
       params: its parameters.
       batch: tokens, targets, segment_ids, positions int32[B, L], loss_weights float32[B, L].
       dropout_key: None turns dropout off.
-      chunk: positions whose logits exist at the same time.
+      chunk: positions whose logits are in memory at once.
 
     Returns:
       (sum, weight) as `label_loss`.
@@ -56,7 +56,7 @@ def make_train_step(
     seed: int,
     chunk: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The function of one update, to be jitted with its first argument donated.
+    """One update as a function, to be jitted with its first argument donated.
 
     The gradient is that of the whole batch's summed loss over its summed weight, whatever the
     number of microbatches. Microbatch m takes rows m, m + M, m + 2M, ..., so that every device
@@ -66,7 +66,7 @@ def make_train_step(
       (state, batch) -> (state, measured); measured holds float32[] `loss_sum`, `loss_weight`,
       `gradient_norm`, `learning_rate` and `tokens` (those that are not padding). In float16 also
       `loss_scale` after the step and `skipped`, 1 where the gradient overflowed: parameters and
-      moments are then those of before, and the loss of the step is left out.
+      moments then keep their old values, and the loss of the step is left out.
     """
     scaled, axes = model.dtype == "float16", logical_axes(model)
     has_dropout = bool(model.dropout or model.attention_dropout)
@@ -93,7 +93,7 @@ def make_train_step(
             return jax.tree.map(jnp.add, carry, (gradient, total, weight)), None
 
         nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
-        if num_microbatches == 1:  # no second tree to add the gradient to
+        if num_microbatches == 1:  # no second gradient tree to accumulate into
             (total, weight), gradient = loss_and_gradient(
                 state, batch, jax.random.fold_in(key, 0), scale
             )
@@ -138,7 +138,7 @@ def make_validation_step(
 
 
 def _typed(params: Any, axes: Any, dtype: str) -> Any:
-    """The parameters, the blocks' matrices in `dtype`: a gradient has its parameter's type."""
+    """The parameters, the blocks' matrices cast to `dtype`, which their gradients then have."""
 
     def typed(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         names = functools.reduce(lambda folder, entry: folder[entry.key], path, axes)

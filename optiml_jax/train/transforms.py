@@ -1,7 +1,7 @@
-"""Optimisers: what Optax makes of a gradient, and how its state is kept, named and laid out.
+"""Optimisers: Optax transformations of gradients, and how their state is stored and sharded.
 
 The state is a pure nested dict of arrays, named as Optax names them (Adam: `mu` and `nu`), ready
-for a checkpoint. How many updates were made is not part of it: the step says that.
+for a checkpoint. The number of updates is not part of it: the step is stored elsewhere.
 """
 
 import functools
@@ -18,23 +18,23 @@ from optiml_jax.errors import UserError
 
 AxesOf = Mapping[str, Any]  # nested as the parameters: the logical names of each one's dimensions
 NAMES = ("adam", "adafactor", "lion", "muon")
-_COUNT = "count"  # of updates, in every state of Optax that has one
+_COUNT = "count"  # Optax's name for the number of updates
 
 
 def make_transform(
     name: str, options: Mapping[str, Any], state_dtype: str, axes: AxesOf | None
 ) -> optax.GradientTransformation:
-    """What turns a gradient into the direction in which the learning rate is taken.
+    """The transformation that turns a gradient into the direction of the update.
 
     Args:
-      name: one of `NAMES`, or "optax.FUNCTION" of which FUNCTION makes such a transformation, e.g.
-        optax.scale_by_rms. Neither learning rate nor weight decay belong to it.
+      name: one of `NAMES`, or "optax.FUNCTION" that makes such a transformation, e.g.
+        optax.scale_by_rms. It includes neither learning rate nor weight decay.
       options: arguments of the function.
-      state_dtype: in which the floating-point arrays of the state are kept between updates.
-      axes: logical names of the parameters' dimensions; Muon asks for them.
+      state_dtype: in which the floating-point arrays of the state are stored between updates.
+      axes: logical names of the parameters' dimensions; Muon needs them.
 
     Raises:
-      UserError: no such function, or one that does not take the options.
+      UserError: there is no such function, or it does not take the options.
     """
     made = functools.partial(_made, f"OptimizerConfig.transform={name!r}", options=options)
     if name == "adam":
@@ -71,8 +71,8 @@ def update(
 def abstract_state(transform: optax.GradientTransformation, params: Any) -> dict[str, Any]:
     """Shapes, types and shardings of the state of parameters that have all three.
 
-    An array that has the shape of its parameter lies as the parameter does; a factored one, which
-    lacks one dimension, as the dimensions that are left; everything else is on every device.
+    An array of its parameter's shape is sharded as the parameter; a factored one, which lacks one
+    dimension, as the remaining dimensions; everything else is replicated.
     """
     state = jax.eval_shape(transform.init, params)
     mesh = jax.tree.leaves(params)[0].sharding.mesh
@@ -151,15 +151,15 @@ def _made(said: str, function: Callable[..., Any], options: Mapping[str, Any], *
             f"its arguments are {known}"
         ) from e
     if not isinstance(made, optax.GradientTransformation):
-        raise UserError(f"{said} makes no optax.GradientTransformation")
+        raise UserError(f"{said} does not return an optax.GradientTransformation")
     return made
 
 
 def _muon(made: Callable[..., Any], axes: AxesOf | None) -> optax.GradientTransformation:
     """Muon for the matrices of the blocks, Adam with Nesterov's momentum for all other parameters.
 
-    The length of an update is that of Adam's (Liu et al. 2025, arXiv 2502.16982), so that learning
-    rates carry over.
+    The norm of an update matches Adam's (Liu et al. 2025, arXiv 2502.16982), so that learning rates
+    carry over.
     """
     if axes is None:
         raise UserError("OptimizerConfig.transform='muon' needs the names of the model's axes")
@@ -176,9 +176,9 @@ def _muon(made: Callable[..., Any], axes: AxesOf | None) -> optax.GradientTransf
 
 
 def _matrix(names: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
-    """Which dimensions of a block's matrix are its input and its output; None: it is no matrix.
+    """Which dimensions of a block's matrix are input and output; None: it is not a matrix.
 
-    One side of a matrix is the stream between blocks ("embed"), of an adapter its rank.
+    One side of a matrix is the residual stream ("embed"), or the rank in an adapter.
     """
     side = next((name for name in ("rank", "embed") if name in names), None)
     if names[0] != "layers" or side is None or len(names) < 3:
@@ -190,7 +190,7 @@ def _matrix(names: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None
 
 
 def _stored_as(transform: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
-    """The transformation whose state of parameters is kept in `dtype`, computed with in float32."""
+    """The transformation with its per-parameter state stored in `dtype` and computed in float32."""
 
     def cast(state: Any, dtype: str) -> Any:
         return _map_params(transform, lambda x: x.astype(dtype), state)
@@ -212,9 +212,9 @@ def _map_params(
     *params: Any,
     other: Callable[[Any], Any] = lambda leaf: leaf,
 ) -> Any:
-    """The state with function(leaf, param) for what belongs to a parameter, other(leaf) else."""
+    """The state with function(leaf, param) for leaves of a parameter, other(leaf) for the rest."""
 
-    def masked(leaf: Any) -> bool:  # stands for a parameter that another part of Muon takes
+    def masked(leaf: Any) -> bool:  # a parameter that Muon's other part handles
         return isinstance(leaf, optax.MaskedNode)
 
     return optax.tree_utils.tree_map_params(

@@ -19,12 +19,12 @@ def test_a_target_says_its_devices(text, devices, node):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("v5p", "say tpu:v5p:4x4x8"),
-        ("gpu:a100-40g", "say tpu:v5p:4x4x8"),
+        ("v5p", "use tpu:v5p:4x4x8"),
+        ("gpu:a100-40g", "use tpu:v5p:4x4x8"),
         ("gpu:v100:1x8", "no gpu 'v100' is described; known are a100-40g"),
         ("tpu:h100:1x8", "no tpu 'h100' is described"),
         ("gpu:h100:8", "the shape does not fit"),
-        ("cpu:0", "say tpu:v5p:4x4x8"),
+        ("cpu:0", "use tpu:v5p:4x4x8"),
     ],
 )
 def test_a_target_that_is_none_is_refused(text, message):

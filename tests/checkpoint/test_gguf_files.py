@@ -153,7 +153,7 @@ def test_a_file_becomes_a_checkpoint_and_a_hugging_face_folder(tmp_path):
 
 def test_what_is_not_read_is_said(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UserError, match=r"a\.gguf is no GGUF file, or damaged"):
+    with pytest.raises(UserError, match=r"a\.gguf is not a GGUF file, or damaged"):
         open_gguf(tmp_path / "a.gguf")
     with pytest.raises(UserError, match=r"b\.gguf is missing"):
         open_gguf(tmp_path / "b.gguf")
@@ -162,7 +162,7 @@ def test_what_is_not_read_is_said(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(UserError, match="architecture 'gemma3' is not read from GGUF"):
+    with pytest.raises(UserError, match="architecture 'gemma3' is not supported from GGUF"):
         open_gguf(tmp_path / "c.gguf")
 
 

@@ -146,7 +146,7 @@ def test_a_tied_head_may_stand_beside_or_for_the_embedding(tmp_path):
         read_huggingface(opt_cases.write_folder(tmp_path / "b", PRE, instead))[1], expected
     )
     beside["lm_head.weight"] += 1
-    with pytest.raises(UserError, match=r"lm_head\.weight differs from .*says that they are tied"):
+    with pytest.raises(UserError, match=r"lm_head\.weight differs from .*says they are tied"):
         read_huggingface(opt_cases.write_folder(tmp_path / "c", PRE, beside))
 
 
@@ -165,7 +165,7 @@ NAME = "model.decoder.layers.1.fc1.weight"
         (lambda t: t.pop(NAME), rf"tensor {NAME} is missing"),
         (
             lambda t: t.update({NAME: t[NAME].T.copy()}),
-            rf"tensor {NAME} has shape \[32, 128\]; config\.json asks for \[128, 32\]",
+            rf"tensor {NAME} has shape \[32, 128\]; config\.json expects \[128, 32\]",
         ),
         (
             lambda t: t.update({"model.decoder.layers.9.fc1.bias": t[NAME]}),
@@ -200,7 +200,7 @@ def test_a_configuration_of_another_kind_is_refused(field, value, message, tmp_p
 def test_a_folder_without_weights_is_refused(tmp_path):
     folder = opt_cases.write_folder(tmp_path, PRE)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"holds neither model\.safetensors nor .*pytorch_model"):
+    with pytest.raises(UserError, match=r"has neither model\.safetensors nor .*pytorch_model"):
         read_huggingface(folder)
 
 
@@ -230,7 +230,7 @@ def test_buffers_that_transformers_ignores_are_left_aside(tmp_path, caplog):
     with caplog.at_level("INFO"):
         _, params = read_huggingface(opt_cases.write_folder(tmp_path / "b", PRE, tensors))
     _assert_equal(params, expected)
-    assert "left aside, as transformers does: model.decoder.version" in caplog.text
+    assert "ignored, as transformers does: model.decoder.version" in caplog.text
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):

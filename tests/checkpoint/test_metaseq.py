@@ -126,7 +126,7 @@ def test_which_of_several_checkpoints(tmp_path):
         ),
         (
             lambda f: torch.save({"a": 1}, f / "checkpoint_last-model_part-0-shard0.pt"),
-            "no checkpoint of metaseq: it has no entry 'model'",
+            "not a metaseq checkpoint: it has no entry 'model'",
         ),
     ],
 )

@@ -36,7 +36,7 @@ def test_a_described_machine_answers_without_devices(tmp_path, capsys):
     assert params * 12 / 4 < found["arguments"] * 2**30 < params * 12
 
 
-@pytest.mark.parametrize("program", ["score", "read", "decode"])
+@pytest.mark.parametrize("program", ["score", "prefill", "decode"])
 def test_programs_of_evaluation_are_compiled_as_they_are_run(tmp_path, capsys, program):
     """A batch of 4,096 tokens is 16 rows of 256; weights in bfloat16, a cache for each answer."""
     gin_file = tmp_path / "tiny.gin"

@@ -12,8 +12,8 @@ import pytest
 from optiml_jax.evaluate import decoding
 from optiml_jax.evaluate.programs import (
     trace_decoding,
+    trace_prefill,
     trace_putting,
-    trace_reading,
     trace_scoring,
 )
 from optiml_jax.model.llama.config import LlamaConfig
@@ -48,7 +48,7 @@ def test_an_empty_cache_is_cut_over_rows_and_heads(mesh, config, width):
 @pytest.mark.parametrize(("config", "width"), DECODERS.values(), ids=DECODERS)
 def test_programs_lowered_from_shapes_hold_no_whole_cache(mesh, config, width):
     decode = trace_decoding(config, mesh, "standard", ROWS, CAPACITY, "bfloat16").lower().compile()
-    read = trace_reading(config, mesh, "standard", ROWS, CAPACITY, "bfloat16").lower().compile()
+    read = trace_prefill(config, mesh, "standard", ROWS, CAPACITY, "bfloat16").lower().compile()
     put = trace_putting(config, mesh, "standard", ROWS, CAPACITY, ROWS, CAPACITY).lower().compile()
     for program in (decode, read, put):
         found = re.findall(r"f32\[([\d,]+)\]", program.as_text())

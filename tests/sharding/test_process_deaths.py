@@ -38,4 +38,4 @@ def test_the_death_of_process_0_is_named_at_once_by_the_others():
     said = other.communicate(timeout=60)[1]
     first.communicate()
     assert (first.returncode, other.returncode) == (-signal.SIGKILL, 1)
-    assert "error: process 0, which keeps the job together, is gone" in said.splitlines()[-1]
+    assert "error: process 0, which coordinates the job, has died" in said.splitlines()[-1]

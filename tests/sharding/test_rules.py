@@ -71,7 +71,7 @@ def test_axes_that_collide_are_named(monkeypatch):
     monkeypatch.setattr(rules, "PRESETS", {"standard": colliding})
     _, abstract = abstract_model(model_config("125m"))
     message = (
-        r"parameter blocks\.wi\.kernel \[12, 768, 3072\]: mesh axis 'fsdp' \(size 4\) would cut "
+        r"parameter blocks\.wi\.kernel \[12, 768, 3072\]: mesh axis 'fsdp' \(size 4\) would shard "
         r"the axes 'embed' and 'mlp'"
     )
     with pytest.raises(UserError, match=message):

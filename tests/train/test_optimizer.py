@@ -226,5 +226,5 @@ def test_unknown_transformations_and_options_are_refused_with_what_there_is():
         OptimizerConfig(transform="adamw").check(100)
     with pytest.raises(UserError, match=r"'lion'.*beta.*its arguments are b1, b2"):
         OptimizerConfig(transform="lion", options={"beta": 0.9}).check(100)
-    with pytest.raises(UserError, match="makes no optax"):
+    with pytest.raises(UserError, match="does not return an optax"):
         OptimizerConfig(transform="optax.global_norm", options={"updates": 1.0}).check(100)

@@ -157,7 +157,7 @@ def test_a_save_that_does_not_end_in_the_grace_time_is_dropped(start, finish, tm
     process = start(tmp_path, train=train, save_slowly=10**6)  # never ends
     said = send(process, signal.SIGTERM, 9)  # while step 8 is being saved
     assert process.returncode == interrupt.STOPPED
-    assert "is not saved: no time was left" in said
+    assert "is not saved: time ran out" in said
     assert steps(tmp_path) == []
     assert "compiled in" in finish(tmp_path)
     assert steps(tmp_path)[-1] == STEPS

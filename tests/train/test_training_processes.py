@@ -140,7 +140,7 @@ def test_four_processes_stopped_then_two_then_one_end_as_one(start, alone, tmp_p
     two[1].kill()
     said, status = ends(two)
     assert status[0] == 1, said
-    assert "error: process 1 ended: it has given no sign of life for 15 s" in said[0]
+    assert "error: process 1 ended: no heartbeat for 15 s" in said[0]
 
     folder = f"{run_dir}/checkpoints/{stopped}/"
     read = [name for name in (tmp_path / "reads").read_text().split() if folder in name]
@@ -183,8 +183,8 @@ def test_two_processes_stopped_in_a_bucket_then_one_end_as_one(start, alone, tmp
 @pytest.mark.parametrize(
     ("where", "culprit", "named"),
     [
-        ("rows", 1, "stalled: the rows of step 6 did not come from the cache"),
-        ("process", 0, r"stalled: step \d+ did not end on the devices"),
+        ("rows", 1, "stalled: the rows of step 6 did not arrive from the cache"),
+        ("process", 0, r"stalled: step \d+ did not finish on the devices"),
     ],
 )
 def test_a_stall_ends_all_processes_and_is_named(start, tmp_path, where, culprit, named):

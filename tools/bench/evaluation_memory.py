@@ -37,7 +37,7 @@ def lowered(
     """The programs of an evaluation by their names."""
     shared = (config, mesh, "standard", rows, LENGTH)
     yield "scoring", lambda: programs.trace_scoring(*shared, TARGETS, "bfloat16").lower()
-    yield "reading", lambda: programs.trace_reading(*shared, "bfloat16").lower()
+    yield "prefill", lambda: programs.trace_prefill(*shared, "bfloat16").lower()
     yield "putting", lambda: programs.trace_putting(*shared, rows, LENGTH).lower()
     yield "decoding", lambda: programs.trace_decoding(*shared, "bfloat16").lower()
 

@@ -80,7 +80,7 @@ def job(size: str, target: str, tensor: int, micro: int) -> Job:
 
 
 def settings(size: str, target: str) -> Iterator[tuple[float, int, int]]:
-    """(estimated GiB a device, tensor, microbatches) of what goes together, the cheapest first."""
+    """(estimated GiB per device, tensor, microbatches) of valid settings, cheapest first."""
     one = job(size, target, 1, 1)
     devices, batch = one.target.num_devices, one.config.global_batch_size
     model, found = one.model, []
@@ -98,7 +98,7 @@ def settings(size: str, target: str) -> Iterator[tuple[float, int, int]]:
 
 
 def estimate(one: Job, tensor: int, micro: int) -> float:
-    """GiB a device: state, gradients, weights of some layers, residual streams, token table."""
+    """GiB per device: state, gradients, weights of some layers, residual streams, token table."""
     model, devices = one.model, one.target.num_devices
     rows = one.config.global_batch_size * tensor // (devices * micro)
     state = 16 * model.num_params / devices
@@ -182,7 +182,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
 
 
 def cell(found: dict[tuple[str, str], dict[str, Any]], size: str, target: str) -> str:
-    """Mesh file and GiB a device; or why it does not fit, or that it was not compiled."""
+    """Mesh file and GiB per device; or why it does not fit, or that it was not compiled."""
     row = found.get((size, target))
     if row is None:
         return follows(found, size, target) or "not compiled"
