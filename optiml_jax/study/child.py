@@ -1,9 +1,9 @@
-"""A verb as a child of `optiml study`: on its processors, and told to end when its parent dies.
+"""Runs a verb as a child of `optiml study`: with CPU affinity, and a SIGTERM if the parent dies.
 
     python -m optiml_jax.study.child PARENT PROCESSORS VERB ARGUMENTS...
 
-PROCESSORS are numbers with commas between, or "-" for all. A fork that did this by itself could
-deadlock: the parent has threads.
+PROCESSORS are CPU numbers separated by commas, or "-" for all. Doing this after a fork could
+deadlock, because the parent has threads.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 def main() -> None:

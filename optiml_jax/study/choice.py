@@ -1,4 +1,4 @@
-"""Choosing among the variants of a study by the paper's rule, and what the next study starts from.
+"""Chooses among the variants of a study by the paper's rule, and writes the next study's base.
 
 Section 4.1 of the paper: the combined average of all categories (or benchmarks) and shots.
 """
@@ -19,12 +19,12 @@ CHOICE = "choice.gin"
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The variant that a study chose.
+    """The variant chosen by a study.
 
     Attributes:
       score: its average, in percent.
-      tied: variants whose paired difference to it is within noise, best first.
-      sentence: all of that in words.
+      tied: variants whose paired difference from it is within noise, best first.
+      sentence: the result in words.
     """
 
     variant: str
@@ -34,10 +34,10 @@ class Choice:
 
 
 def choose(results: Results) -> Choice:
-    """The best variant, on the tasks and shots that all variants have.
+    """The best variant on the tasks and shots that all variants have.
 
     Raises:
-      UserError: no variant is evaluated, or they have nothing in common.
+      UserError: no variant is evaluated, or they have no tasks in common.
     """
     study = results.study
     if not results.trees:
@@ -60,7 +60,7 @@ def choose(results: Results) -> Choice:
         parts.append(
             f"; within noise of it: {', '.join(map(repr, tied))}"
             if tied
-            else "; its margin over every other one is more than noise"
+            else "; its margin over every other one exceeds noise"
         )
         by_others = [
             f"{max(trees, key=lambda n, w=way: trees[n].selection[w].value)!r} by {label}"
@@ -78,7 +78,7 @@ def choose(results: Results) -> Choice:
 
 
 def write_choice(plan: Plan, choice: Choice) -> pathlib.Path:
-    """Writes `choice.gin`: what the chosen variant changes in the base run, for the next study."""
+    """Writes `choice.gin`: the chosen variant's changes to the base run, for the next study."""
     lines = [f"# {choice.sentence}\n"]
     lines += [f"{k} = {v!r}\n" for k, v in sorted(plan.changes[choice.variant].items())]
     path = plan.folder / CHOICE

@@ -1,8 +1,7 @@
-"""The figures of a study, as SVG and PDF: small multiples over its factor, ours and the paper's.
+"""The figures of a study: small multiples over its factor, with our results and the paper's.
 
-Drawn by matplotlib, in colours of Okabe and Ito that colour-blind readers tell apart; the paper's
-points are hollow and their lines dashed, so that no difference rests on colour alone. Equal results
-give equal files.
+Drawn by matplotlib in Okabe and Ito's colour-blind-safe palette; the paper's points are hollow and
+their lines dashed, so that no distinction relies on colour alone. Equal results give equal files.
 """
 
 import dataclasses
@@ -31,7 +30,7 @@ _STYLE = {
     "grid.color": "#dddddd",
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "pdf.fonttype": 42,  # text that can be searched and edited
+    "pdf.fonttype": 42,  # searchable, editable text
     "svg.fonttype": "path",  # the same on machines without the font
     "svg.hashsalt": "optiml",  # no random ids
 }
@@ -42,15 +41,15 @@ _COLUMNS_OF_CATEGORIES = 3
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
-    """What one line of a panel shows."""
+    """The data of one line in a panel."""
 
     label: str
-    look: int  # its colour and marker
+    look: int  # determines colour and marker
     points: list[Point]
 
 
 def write_figures(folder: pathlib.Path, results: Results) -> list[pathlib.Path]:
-    """Writes `levels` and `categories`, each as SVG, PDF and PNG; gives the files' paths."""
+    """Writes `levels` and `categories`, each as SVG, PDF and PNG; returns the paths."""
     written = []
     for name, figure in (
         ("levels", levels_figure(results)),
@@ -141,7 +140,7 @@ def _grid(rows: int, columns: int, sharey: str | bool = False) -> tuple[Figure, 
 
 
 def _lines(points: Iterable[Point], group: Callable[[Point], str]) -> list[_Line]:
-    """The points as lines: ours by group, then the paper's."""
+    """The points as lines: ours by series, then the paper's."""
     points = list(points)
     groups = list(dict.fromkeys(group(p) for p in sorted(points, key=lambda p: str(p.shots))))
     lines = []
@@ -230,7 +229,7 @@ def _axis(axis: Axes, study: Study, variants: Sequence[str], numeric: bool) -> N
 
 
 def _ticks(positions: Mapping[str, float]) -> dict[float, str]:
-    """Where there is a variant: the position as a number, each once."""
+    """The distinct positions of the variants."""
     values = sorted({*positions.values()})
     return {x: f"{x:g}" if abs(x) < 1e5 else f"{x:.0e}".replace("e+0", "e") for x in values}
 

@@ -1,7 +1,7 @@
-"""Making the runs of studies on this machine: one after the other, or several at once.
+"""Runs studies on this machine, one run after another or several at once.
 
-Each verb is a process of its own with its own log. When this process ends, whatever ends it, its
-children get SIGTERM: training saves and ends, and the next start goes on from there.
+Each verb is a separate process with its own log. When this process ends, for any reason, its
+children get SIGTERM: training saves and exits, and the next start resumes it.
 """
 
 import dataclasses
@@ -25,31 +25,31 @@ _POLL_SECONDS = 0.2
 
 @dataclasses.dataclass
 class _Job:
-    """A run or preparation, and the verbs that it still needs."""
+    """A run or preparation and its remaining verbs."""
 
     name: str
     of: StudyRun | Preparation
     verbs: list[str]
-    needs: str | None = None  # name of the preparation that comes before
-    trained_by: str | None = None  # name of the job that makes the training that it only evaluates
+    needs: str | None = None  # name of the preparation that it needs
+    trained_by: str | None = None  # name of the job whose training it only evaluates
 
 
 def make_runs(
     plan: Plan, at_once: int = 1, threads: int = 0, done: Callable[[], None] = lambda: None
 ) -> list[str]:
-    """Makes what is not done yet, and goes on past what fails.
+    """Executes the unfinished runs, and continues if some fail.
 
     Args:
       plan: its gin files have been written.
-      at_once: runs at the same time.
-      threads: processor threads of one run; 0: all.
+      at_once: number of concurrent runs.
+      threads: CPU threads of one run; 0: all.
       done: called after each finished run.
 
     Returns:
-      What failed, in words.
+      The failures, in words.
 
     Raises:
-      KeyboardInterrupt: SIGINT or SIGTERM; the processes were told to end, and have ended.
+      KeyboardInterrupt: SIGINT or SIGTERM; the child processes have ended.
     """
     return _Pool(at_once, threads, done).make(_jobs(plan))
 
@@ -74,7 +74,7 @@ def _jobs(plan: Plan) -> list[_Job]:
 
 
 class _Pool:
-    """Processes that are at work."""
+    """The running processes."""
 
     def __init__(self, at_once: int, threads: int, done: Callable[[], None]):
         self._at_once, self._threads, self._done = max(at_once, 1), threads, done
@@ -82,7 +82,7 @@ class _Pool:
         self._failed: dict[str, str] = {}  # name of a job -> why
 
     def make(self, jobs: list[_Job]) -> list[str]:
-        """Runs the jobs, those that need nothing unfinished first."""
+        """Runs the jobs, each after the preparation that it needs."""
         waiting = list(jobs)
         slots = set(range(self._at_once))
         with _interrupted_by_sigterm():
@@ -110,13 +110,13 @@ class _Pool:
             waiting.remove(job)
 
     def _ready(self, waiting: Sequence[_Job]) -> _Job | None:
-        """The next job whose preparation is through and that nobody else is at."""
+        """The next job whose preparation is done and that no other process is running."""
         unfinished = {job.name for job in waiting} | {job.name for job, *_ in self._active}
         for job in waiting:
             if job.needs in unfinished or (job.trained_by and not _is_trained(job)):
                 continue
             if isinstance(job.of, StudyRun) and run_state(job.of).status == "running":
-                continue  # of another start of this study, that is ending or at work elsewhere
+                continue  # of another start of this study, which is ending or runs elsewhere
             return job
         return None
 
@@ -130,21 +130,21 @@ class _Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                process_group=0,  # Ctrl-C reaches this process alone, which passes SIGTERM on
+                process_group=0,  # Ctrl-C reaches this process alone, which sends SIGTERM to them
             )
             file.write(started(verb, process.pid))
         logger.info("%s: %s (%s)", job.name, verb, log)
         self._active.append((job, process, slot))
 
     def _processors(self, slot: int) -> list[int]:
-        """The processors of the slot-th run, where their number is limited."""
+        """The CPUs of the slot-th run, if their number is limited."""
         if not self._threads:
             return []
         ours = sorted(os.sched_getaffinity(0))
         return sorted({ours[(slot * self._threads + i) % len(ours)] for i in range(self._threads)})
 
     def _collect(self) -> Iterator[int]:
-        """Looks which processes have ended; gives the slots that are free again."""
+        """Handles processes that have ended; returns the freed slots."""
         for job, process, slot in list(self._active):
             status = process.poll()
             if status is None:
@@ -159,14 +159,14 @@ class _Pool:
             elif _left(job):
                 self._start(job, slot)
             else:
-                if status:  # some tasks have no score; the others have
+                if status:  # only some tasks have no score
                     self._failed[job.name] = f"{verb}: {log_of(job.of.log(verb)).reason}"
                 if isinstance(job.of, StudyRun):
                     self._done()
                 yield slot
 
     def _stop(self) -> None:
-        """Ends the processes as Ctrl-C does, and waits for them."""
+        """Ends the processes as Ctrl-C would, and waits for them."""
         for _, process, _ in self._active:
             process.send_signal(signal.SIGTERM)
         for job, process, _ in self._active:
@@ -178,14 +178,14 @@ def _is_trained(job: _Job) -> bool:
 
 
 def _left(job: _Job) -> list[str]:
-    """The verbs that the job still needs: training may have evaluated, too."""
+    """The job's remaining verbs: training may have evaluated as well."""
     if isinstance(job.of, StudyRun) and job.verbs and run_state(job.of).status == "done":
         job.verbs = []
     return job.verbs
 
 
 def command(verb: str, gin_file: pathlib.Path, processors: Sequence[int] = ()) -> list[str]:
-    """The command line of a verb as a child of this process."""
+    """The command that runs a verb as a child of this process."""
     own = ",".join(map(str, processors)) or "-"
     program = [sys.executable, "-m", "optiml_jax.study.child", str(os.getpid()), own]
     return [*program, verb, f"--gin_file={gin_file}"]
@@ -197,7 +197,7 @@ def _note_end(of: StudyRun | Preparation, verb: str, status: int) -> None:
 
 
 class _interrupted_by_sigterm:  # noqa: N801 - used as a function
-    """SIGTERM ends the block as Ctrl-C does."""
+    """In the block, SIGTERM has the effect of Ctrl-C."""
 
     def __enter__(self):
         def stop(number: int, _: Any) -> None:
@@ -210,7 +210,7 @@ class _interrupted_by_sigterm:  # noqa: N801 - used as a function
 
 
 def printed(plans: Sequence[Plan]) -> list[str]:
-    """The commands that make what is not done yet, in an order in which they may be run."""
+    """The commands of the unfinished runs, in a valid order."""
     lines: list[str] = []
     for plan in plans:
         if jobs := _jobs(plan):

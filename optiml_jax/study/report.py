@@ -22,11 +22,11 @@ def write_report(
     published: Sequence[PublishedTable] = (),
     revise: Callable[[TaskInfo], TaskInfo] | None = None,
 ) -> tuple[list[Table], Choice] | None:
-    """Writes report and choice from what is evaluated; None when nothing is.
+    """Writes report and choice from the evaluations; None if there are none.
 
     Args:
       plan: the study's runs.
-      published: printed tables, among them the one that stands beside the study.
+      published: printed tables, including the one to compare the study with.
       revise: see `rollup`.
 
     Returns:
@@ -72,7 +72,7 @@ def write_report(
 
 
 def study_tables(results: Results) -> list[Table]:
-    """Levels by variant and shots with intervals, the paper's beside; the fits."""
+    """Levels by variant and shots with intervals, next to the paper's; the fits."""
     rows = []
     points = [p for p in results.points if not p.category]
     ours = [p for p in points if p.who == "ours"]
@@ -102,7 +102,7 @@ def study_tables(results: Results) -> list[Table]:
     if results.lacking:
         notes.append(f"not evaluated: {'; '.join(results.lacking)}")
     notes += [
-        f"{', '.join(names)} have the same scores everywhere: does {results.study.factor} change "
+        f"{', '.join(names)} have identical scores: does {results.study.factor} change "
         "anything in these runs?"
         for names in _without_effect(ours)
     ]
@@ -114,7 +114,7 @@ def study_tables(results: Results) -> list[Table]:
 
 
 def _without_effect(points: Sequence[Point]) -> list[list[str]]:
-    """Groups of variants whose scores are all equal, as of one run made twice."""
+    """Groups of variants whose scores are all equal, as if they were one run."""
     seen: dict[str, list[object]] = {}
     for p in points:
         seen.setdefault(p.variant, []).append((p.level, p.shots, p.value))
@@ -140,8 +140,8 @@ def _fit_table(results: Results) -> Table:
     )
     columns = ("level", "shots", f"points per {per}", "95 % CI", "new tasks", "largest residual")
     note = (
-        "a straight line by least squares through the variants' scores; where the largest residual "
-        "is not small beside the slope times the range, the scores are not on a line"
+        "a least-squares line through the variants' scores; where the largest residual "
+        "is not small compared with slope times range, the scores do not follow a line"
     )
     return Table(f"Scores over {results.study.factor}", columns, rows, 2, (note,))
 

@@ -1,6 +1,6 @@
-"""The results of a study: its variants' scores with intervals, the paper's beside, and the fit.
+"""The results of a study: its variants' scores with intervals, the paper's, and the fit.
 
-Everything is computed from the records of the evaluations; a variant is the mean of its seeds.
+Everything is computed from the evaluation records; a variant's score is the mean of its seeds.
 """
 
 import csv
@@ -30,13 +30,13 @@ class Point:
     """One number of the figure.
 
     Attributes:
-      who: "ours" or the source of the paper's.
-      level, category: of the cell; "" for what is above it.
+      who: "ours" or the source of a published number.
+      level, category: of the cell; "" for averages over it.
       shots: a number, or "mean".
-      position: on the axis; None where variants stand side by side.
-      interval: for other instances of the same tasks and, with several seeds, other seeds.
-      new_tasks: for other tasks of the categories; None: too few.
-      missing: what is not in the number.
+      position: on the axis; None if variants are side by side.
+      interval: for other instances of the same tasks and, if there are several seeds, other seeds.
+      new_tasks: interval for other tasks of the categories; None: too few tasks.
+      missing: tasks left out of the number.
     """
 
     who: str
@@ -61,9 +61,9 @@ class Fit:
     Attributes:
       slope: points per doubling (or per unit of a linear axis).
       interval: of the slope, for other instances of the same tasks and other seeds.
-      new_tasks: of the slope, for other tasks.
-      intercept: of the line at position 1 (or 0).
-      residual: the largest distance of a variant from the line, in points: how straight it is.
+      new_tasks: interval of the slope for other tasks.
+      intercept: value at position 1 (or 0).
+      residual: the largest distance of a variant from the line, in points.
     """
 
     level: str
@@ -78,11 +78,11 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What a study found.
+    """The results of a study.
 
     Attributes:
-      trees: variant -> evaluation, the mean of its seeds; only of variants that have one.
-      found: intervals of these, and gains over the first.
+      trees: variant -> evaluation, the mean of its seeds; only variants with an evaluation.
+      found: their intervals, and gains over the first.
       lacking: runs without an evaluation, in words.
     """
 
@@ -102,7 +102,7 @@ def results_of(
     """Collects what is evaluated, and computes the figure's numbers.
 
     Args:
-      published: printed tables, among them that of the study.
+      published: printed tables, including that of the study.
       revise: see `rollup`.
     """
     study = plan.study
@@ -168,7 +168,7 @@ def _place(study: Study, variant: str) -> dict[str, Any]:
 
 
 def _of_the_paper(study: Study, published: Sequence[PublishedTable]) -> list[Point]:
-    """The printed numbers of the study's table, and what the rule makes of them above."""
+    """The printed numbers of the study's table, and the averages over them."""
     table = next((t for t in published if t.number == study.published), None)
     if table is None:
         return []
@@ -216,9 +216,9 @@ def unknown_rows(study: Study, published: Sequence[PublishedTable]) -> list[str]
 
 
 def _fits(study: Study, trees: Mapping[str, Rollup]) -> list[Fit]:
-    """The slope is a weighted sum of the evaluations, so that its intervals are those of one.
+    """The slope is a weighted sum of evaluations, so its intervals are those of an evaluation.
 
-    Source examples are redrawn for all variants together, which a fit to finished means forgets.
+    Source examples are resampled jointly for all variants, which a fit to final means ignores.
     """
     there = [v for v in study.variants if v in trees]
     x = np.array([_abscissa(study, study.positions[v]) for v in there])
@@ -248,7 +248,7 @@ def _fits(study: Study, trees: Mapping[str, Rollup]) -> list[Fit]:
 
 
 def _slope_tree(trees: Sequence[Rollup], weights: np.ndarray) -> Rollup:
-    """The slope as an evaluation: of each seed alone, then their mean, where all have them."""
+    """The slope as an evaluation: per seed, then their mean, if no seed is missing."""
     numbers = {len(tree.seeds) for tree in trees}
     if numbers == {0} or len(numbers) > 1:
         return weighted_sum(trees, weights)
@@ -263,7 +263,7 @@ def _abscissa(study: Study, position: float) -> float:
 
 
 def on_line(study: Study, fit: Fit, position: float) -> float:
-    """The score that the line has at a position."""
+    """The value of the line at a position."""
     return fit.intercept + fit.slope * _abscissa(study, position)
 
 
@@ -301,7 +301,7 @@ def rows_of(results: Results) -> list[dict[str, Any]]:
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """All numbers of the figures, with what they are."""
+    """All numbers of the figures, with their descriptions."""
     study = results.study
     return {
         "study": study.name,
@@ -318,7 +318,7 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def as_csv(results: Results) -> str:
-    """The points in long form."""
+    """The points as a long-format table."""
     rows = rows_of(results)
     out = io.StringIO()
     writer = csv.DictWriter(out, rows[0] if rows else [SOURCE], lineterminator="\n")
@@ -328,5 +328,5 @@ def as_csv(results: Results) -> str:
 
 
 def name_of(level: str, category: str) -> str:
-    """What a cell is called in headings."""
+    """The name of a cell in headings."""
     return category or level_name(level) or AVERAGE

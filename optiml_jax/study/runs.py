@@ -1,8 +1,8 @@
-"""From a study to its runs: the settings of each, as one flat gin file, and where it lies.
+"""The runs of a study: the settings of each, as one flat gin file, and its folder.
 
-A run is known by what it does: its folder is named after a fingerprint of its settings, so that a
-variant which two studies share is trained once, and a changed setting is another run. Variants that
-are only evaluated otherwise share a folder: each has an evaluation of its own in it.
+A run's folder is named after a fingerprint of its settings, so that a variant of two studies is
+trained once, and a changed setting makes a different run. Variants that differ only in evaluation
+share a folder, each with its own evaluation.
 """
 
 import collections
@@ -21,14 +21,13 @@ from optiml_jax.study.spec import Study
 Settings = dict[str, Any]  # name of a gin parameter -> value; its `repr` is gin
 Resolve = Callable[[Sequence[str], Sequence[str]], Settings]  # of gin files, then lines
 
-# What may change between two starts of a run (WORKSPACE.md, "Which setting is frozen where"), and
-# what only says where things lie.
+# What may change when a run is resumed (WORKSPACE.md, "Which setting is frozen where"), and paths.
 _FREE = re.compile(
     r"Run\.(run_dir|distributed)$|Mixture\.name$|MeshConfig\.|Prepare\.|Report\.|Inspect\.|Audit\."
     r"|CompilationCache\.|model_config\.remat$|TrainConfig\.(num_microbatches|log_every"
     r"|checkpoint_every|keep|grace_seconds|peak_flops|validat\w+)$"
 )
-# What `optiml prepare` does not look at, or what only chooses among the tasks that it caches.
+# What `optiml prepare` does not use, or what only selects among the tasks that it caches.
 _AFTER_PREPARE = re.compile(
     r"(TrainConfig|OptimizerConfig|EvalConfig|MeshConfig|model_config|Report|Audit|Inspect)\."
     r"|Run\.(run_dir|distributed)$|PlanConfig\.(seed|num_rows)$|Evaluate\.(?!roles$)"
@@ -36,7 +35,7 @@ _AFTER_PREPARE = re.compile(
     r"|always_categories)$"
 )
 _EVALUATION = re.compile(r"(EvalConfig|Evaluate)\.")
-# What the prompts in a cache depend on, beside the vocabulary and the data.
+# What the prompts in a cache depend on, besides the vocabulary and the data.
 _PROMPTS = re.compile(r"(PromptConfig|zipf_shots|chat_frame)\.|PlanConfig\.sequence_length$")
 
 
@@ -47,8 +46,8 @@ class StudyRun:
     Attributes:
       folder: its `Run.run_dir`.
       settings: all of its gin parameters.
-      prepare: name of the `Preparation` that comes before.
-      evaluated: what its evaluation is called among several of one training; "": as the base's.
+      prepare: name of the `Preparation` that it needs.
+      evaluated: name of its evaluation if one training has several; "": that of the base.
     """
 
     folder: pathlib.Path
@@ -71,7 +70,7 @@ class StudyRun:
 
     @property
     def evaluation(self) -> pathlib.Path:
-        """The folder of the evaluation of its last step."""
+        """The folder of its last step's evaluation."""
         name = self.settings["Evaluate.name"].replace("{checkpoint}", f"step_{self.num_steps}")
         return self.folder / "evaluation" / name
 
@@ -97,10 +96,10 @@ class Plan:
     """The runs of a study.
 
     Attributes:
-      study: whose they are.
+      study: the study.
       runs: (variant, seed) -> run.
-      preparations: name -> what is cached before.
-      changes: variant -> what it changes in the base run: setting -> value.
+      preparations: name -> preparation.
+      changes: variant -> its changes to the base run: setting -> value.
       varied: the settings in which variants differ.
     """
 
@@ -112,7 +111,7 @@ class Plan:
 
     @property
     def folder(self) -> pathlib.Path:
-        """Of the study's report and choice."""
+        """The folder of the study's report and choice."""
         return pathlib.Path(self.study.folder) / self.study.name
 
     def of_variant(self, variant: str) -> dict[int, StudyRun]:
@@ -121,16 +120,16 @@ class Plan:
 
 
 def plan_study(study: Study, resolve: Resolve, chosen: Mapping[str, Any] | None = None) -> Plan:
-    """Works out the runs of a study; writes nothing.
+    """Derives the runs of a study; writes nothing.
 
     Args:
       study: the study.
-      resolve: reads gin files and lines into settings.
-      chosen: settings that earlier studies chose.
+      resolve: turns gin files and lines into settings.
+      chosen: settings chosen by earlier studies.
 
     Raises:
-      UserError: a file or setting of a variant is wrong, a run lacks a setting, or two variants are
-        the same run.
+      UserError: a file or setting of a variant is wrong, a run lacks a setting, or two variants
+        have equal settings.
     """
     plain_path(study.folder, "Study.folder")
     common = list(study.bindings)
@@ -163,7 +162,7 @@ def plan_study(study: Study, resolve: Resolve, chosen: Mapping[str, Any] | None 
 
 
 def write_gin(path: pathlib.Path, settings: Mapping[str, Any], comment: str) -> None:
-    """Writes settings as a gin file, unless it is there as it should be."""
+    """Writes settings as a gin file, unless it is up to date."""
     lines = [f"{name} = {value!r}\n" for name, value in sorted(settings.items())]
     text = f"# {comment}\n" + "".join(lines)
     if path.exists() and path.read_text("utf-8") == text:
@@ -175,10 +174,10 @@ def write_gin(path: pathlib.Path, settings: Mapping[str, Any], comment: str) -> 
 def write_runs(plan: Plan) -> None:
     """Writes the gin files of all runs, and links to them by study, variant and seed."""
     for preparation in plan.preparations.values():
-        comment = "What is cached for runs of `optiml study`, which writes this file."
+        comment = "Written by `optiml study`: the settings of a cache that its runs share."
         write_gin(preparation.gin_file, preparation.settings, comment)
     for (variant, seed), run in plan.runs.items():
-        comment = "A run of `optiml study`, which writes this file: all settings, one by one."
+        comment = "Written by `optiml study`: all settings of a run."
         write_gin(run.gin_file, run.settings, comment)
         link = plan.folder / slug(variant) / f"seed_{seed}"
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +189,7 @@ def write_runs(plan: Plan) -> None:
 
 
 def slug(name: str) -> str:
-    """A variant's name as that of a file: "2/1/5" is "2_1_5"."""
+    """A variant's name as a file name: "2/1/5" becomes "2_1_5"."""
     return re.sub(r"[^\w.+-]+", "_", name).strip("_") or "_"
 
 
@@ -212,22 +211,22 @@ def _run(
     identity = fingerprint(kept | usual | common | {"Evaluate.name": repr("{checkpoint}")})
     root = pathlib.Path(study.folder)
     folder = root / "runs" / identity
-    # A name that the plan keeps, the same whichever study asks for the run.
+    # A name stored in the plan, the same for every study that needs the run.
     own |= {"Run.run_dir": str(folder), "Mixture.name": f"run {identity}"}
-    # Rates do not matter for the cache; a mixture with all of its tasks needs no proportions.
+    # Rates do not affect the cache; a mixture of all of its tasks needs no proportions.
     prepared |= {"Mixture.name": f"preparation {key}", "Run.run_dir": str(root / "prepare" / key)}
     prepared |= {"TrainConfig.num_steps": 1, "TrainConfig.global_batch_size": 1}
     return StudyRun(folder, own, key, evaluated), Preparation(root / "prepare" / key, prepared)
 
 
 def _evaluation(settings: Settings) -> dict[str, str]:
-    """The settings of evaluation that a variant may have otherwise than the base, as text."""
+    """The evaluation settings in which a variant may differ from the base, as text."""
     set_here = ("Evaluate.roles", "Evaluate.checkpoint", "Evaluate.name")
     return {k: repr(v) for k, v in settings.items() if _EVALUATION.match(k) and k not in set_here}
 
 
 def _give_cache(settings: Settings, base: Mapping[str, Any]) -> None:
-    """Gives prompts that differ from those of the base a cache of their own, if none is set."""
+    """Gives runs whose prompts differ from the base's a separate cache, if none is set."""
     prompts, usual = ({k: v for k, v in s.items() if _PROMPTS.match(k)} for s in (settings, base))
     differ = {k: repr(v) for k, v in prompts.items()} != {k: repr(v) for k, v in usual.items()}
     if differ and settings.get("Run.cache_dir") == base.get("Run.cache_dir"):
@@ -244,7 +243,7 @@ def _lines(parts: Sequence[str]) -> list[str]:
 
 
 def _difference(own: Settings, base: Settings) -> Settings:
-    """What `own` sets otherwise than `base`, but for the name of the mixture."""
+    """What `own` sets differently from `base`, except the name of the mixture."""
     return {
         k: v
         for k, v in own.items()

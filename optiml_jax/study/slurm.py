@@ -1,7 +1,7 @@
-"""Making the runs of a study under SLURM: jobs that prepare, array jobs, and one that goes on.
+"""Runs of a study under SLURM: preparation jobs, array jobs, and a job that continues.
 
 An array's tasks are runs; each plans, trains and evaluates through launch/slurm_gpu.sbatch, which
-queues itself again at a time limit or failure. The last job is `optiml study` itself: it writes the
+requeues itself after a time limit or failure. The last job is `optiml study` itself: it writes the
 report, and submits the next study of a chain.
 """
 
@@ -21,21 +21,21 @@ SCRIPT = "launch/slurm_gpu.sbatch"
 
 
 def submit(plan: Plan, launch: Launch, arguments: Sequence[str]) -> list[list[str]]:
-    """Submits what is not done yet.
+    """Submits the unfinished runs.
 
-    Runs that need another preparation are another array, so that one that fails stops no other run;
-    further evaluations of a training are an array behind it.
+    Runs with different preparations are in different arrays, so that a failed preparation stops no
+    other run; further evaluations of a training are in a later array.
 
     Args:
       plan: its gin files have been written.
       launch: options of `sbatch`.
-      arguments: of this call of `optiml study`, which the last job repeats.
+      arguments: of this `optiml study` command, which the last job repeats.
 
     Returns:
-      The commands; none when everything is done or at work.
+      The commands; none if everything is done or running.
 
     Raises:
-      UserError: `sbatch` is not there or refuses a job.
+      UserError: `sbatch` is missing or rejects a job.
     """
     states = {run.evaluation: (run, run_state(run)) for run in plan.runs.values()}
     pending = [(r, s) for r, s in states.values() if s.status not in ("done", "running")]
@@ -79,17 +79,17 @@ def _array(
     waits: Sequence[str],
     earlier: Sequence[str],
 ) -> str:
-    """Submits one array job; its number.
+    """Submits one array job; returns its id.
 
     Args:
       waits: dependencies.
-      earlier: arrays of this study: with a limit on runs at once one follows the other.
+      earlier: arrays of this study: with a limit on concurrent runs they run one after another.
     """
     limit = f"%{launch.at_once}" if launch.at_once else ""
     if limit and earlier:
         waits = [*waits, f"afterany:{earlier[-1]}"]
     options = [f"--job-name={plan.study.name}", f"--array=0-{len(runs) - 1}{limit}"]
-    if waits:  # what waits for a preparation that failed is taken out of the queue
+    if waits:  # jobs that depend on a failed preparation leave the queue
         options += [f"--dependency={','.join(dict.fromkeys(waits))}", "--kill-on-invalid-dep=yes"]
     place = _links(plan, [run.gin_file for run in runs])
     words = [",".join(verbs), f"--gin_file={place}/%a.gin"]
@@ -97,11 +97,11 @@ def _array(
 
 
 def _links(plan: Plan, files: Sequence[pathlib.Path]) -> pathlib.Path:
-    """A folder of links 0.gin, 1.gin, ... to the runs' files: a number of the array is a run."""
+    """A folder of links 0.gin, 1.gin, ... to the runs' files, by array index."""
     root = plan.folder / "array"
     root.mkdir(parents=True, exist_ok=True)
     number = len([path for path in root.iterdir() if path.name.isdigit()])
-    place = root / str(number)  # an array that is still queued keeps its own
+    place = root / str(number)  # an array that is still queued keeps its links
     place.mkdir()
     for i, file in enumerate(files):
         (place / f"{i}.gin").symlink_to(file.absolute())
@@ -109,19 +109,19 @@ def _links(plan: Plan, files: Sequence[pathlib.Path]) -> pathlib.Path:
 
 
 def _sbatch(commands: list[list[str]], options: Sequence[str], arguments: Sequence[str]) -> str:
-    """Submits one job; its number."""
+    """Submits one job; returns its id."""
     command = ["sbatch", "--parsable", *options, SCRIPT, *arguments]
     commands.append(command)
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as e:
         raise UserError(
-            "there is no sbatch on this machine; Launch.launcher = 'print' prints the commands"
+            "sbatch is not installed here; Launch.launcher = 'print' prints the commands"
         ) from e
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise UserError(
-            f"{shlex.join(command)} ended with {done.returncode}: {said[0] if said else '-'}"
+            f"{shlex.join(command)} exited with {done.returncode}: {said[0] if said else '-'}"
         )
     number = done.stdout.strip().split(";")[0]
     logger.info("job %s: %s", number, shlex.join(command))

@@ -1,7 +1,7 @@
 """What a study is: a base run, variants that differ in one factor, seeds, and the axis of a figure.
 
-A study is a gin file that binds `Study`; a file that binds `Chain` names several, one after the
-other. Here are only these settings; what the runs are, `runs.py` works out.
+A study is a gin file that binds `Study`; a file that binds `Chain` names several in order. This
+module has only the settings; `runs.py` derives the runs.
 """
 
 import dataclasses
@@ -18,28 +18,28 @@ class Study:
     """Runs that differ in one factor.
 
     Settings of a run come from the files of `base`, then those of its variant, then `bindings`,
-    then choices of earlier studies (`Chain.takes`), then its seed; later ones win.
+    then choices of earlier studies (`Chain.takes`), then its seed; later ones take precedence.
 
     Attributes:
-      name: of the study, its folder and its files.
+      name: of the study, its folder and files.
       title: for headings.
       base: gin files of the base run.
       variants: name -> gin files (they end in ".gin") and lines "NAME = VALUE"; () is the base run.
       bindings: lines "NAME = VALUE" for all runs.
-      seeds: each variant is run with each of them.
-      seeded: settings that get the seed.
-      factor: what varies, the axis of the figure.
-      positions: variant -> where on the axis it is; empty: variants stand side by side, as listed.
-      logarithmic: the axis.
-      series: variant -> the line of the figure that it belongs to, where a second factor varies.
+      seeds: each variant is run with each seed.
+      seeded: settings that are set to the seed.
+      factor: what varies; the x axis of the figure.
+      positions: variant -> its position on the axis; empty: side by side, in the order listed.
+      logarithmic: whether the axis is.
+      series: variant -> its line in the figure, if a second factor varies.
       fit: fits scores against the (logarithm of the) position, with an interval for the slope.
-      by: what is averaged within a level: "category" or "benchmark".
+      by: unit of averaging within a level: "category" or "benchmark".
       roles: of the evaluation tasks; the paper chooses on "dev".
       replicates: of the bootstrap.
-      published: number of the paper's table, or name of its figure, that is shown beside.
-      rows: variant -> name of its row there; its own name where it is not listed.
+      published: number of the paper's table, or name of its figure, to compare with.
+      rows: variant -> name of its row there; default: the variant's name.
       unpublished: variants that the paper does not have.
-      folder: of all studies that share runs: a run that two studies need is made once.
+      folder: common to all studies that share runs: a run that two studies need is made once.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Study:
         for name in ("positions", "series", "rows"):
             if unknown := [v for v in getattr(self, name) if v not in self.variants]:
                 known = ", ".join(self.variants)
-                self._refuse(f"{name} names {unknown[0]!r}, which is none of {known}")
+                self._refuse(f"{name} names {unknown[0]!r}, which is not one of {known}")
         if self.positions and (lacking := [v for v in self.variants if v not in self.positions]):
             self._refuse(f"positions lacks {lacking[0]!r}")
         if self.logarithmic and any(x <= 0 for x in self.positions.values()):
@@ -85,12 +85,12 @@ class Study:
 @configurable
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Studies one after the other.
+    """Studies in order.
 
     Attributes:
       studies: gin files, each of one `Study`.
-      takes: name of a study -> names of earlier ones whose choice its runs start from. What a study
-        varies itself is not taken.
+      takes: name of a study -> names of earlier ones whose choice its runs start from, except for
+        settings that the study varies itself.
     """
 
     studies: tuple[str, ...] = ()
@@ -100,19 +100,19 @@ class Chain:
 @configurable
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """Where and how the runs of a study are made.
+    """Where and how the runs of a study are executed.
 
     Attributes:
-      launcher: "local": on this machine; "slurm": one array job is written and submitted; "print":
-        the commands are printed.
-      at_once: runs at the same time; 0: one after the other here, all at once under SLURM.
-      threads: processor threads of one run here; 0: as JAX likes.
+      launcher: "local": on this machine; "slurm": submits an array job; "print": prints the
+        commands.
+      at_once: concurrent runs; 0: one locally, all under SLURM.
+      threads: CPU threads of one local run; 0: JAX's default.
       sbatch: options of `sbatch` for the array job, e.g. ("--nodes=8", "--partition=gpu").
-      sbatch_light: options for the jobs that need no accelerator: preparing and the report.
+      sbatch_light: options for the jobs without accelerators: preparation and the report.
       after: under SLURM, the study whose jobs have ended: studies up to it are reported and not
         submitted again.
-      status: only shows what is done (also: `--status`).
-      report: only writes the report of what is there (also: `--report`).
+      status: only shows progress (also: `--status`).
+      report: only writes the report of existing results (also: `--report`).
     """
 
     launcher: Literal["local", "slurm", "print"] = "local"

@@ -1,6 +1,6 @@
-"""How far a run is, read from what it has written: plan, checkpoints, records, claims and logs.
+"""The progress of a run, read from what it has written: plan, checkpoints, records, claims, logs.
 
-There is no second book beside these; whatever started or killed a run, the state is what is there.
+There is no separate state file, so whatever started or killed a run, the progress is correct.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ Status = Literal["done", "running", "failed", "stopped", "waiting"]
 
 @dataclasses.dataclass(frozen=True)
 class RunState:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-      stage: the first of `STAGES` that is not done; "" when all are.
-      status: of that stage. "stopped": it began and nobody is at it.
-      step: of training, the last that is known.
-      reason: why it failed.
+      stage: the first unfinished one of `STAGES`; "" if all are done.
+      status: of that stage. "stopped": it was started but no process is running it.
+      step: the last known training step.
+      reason: of a failure.
       failed_tasks: of a finished evaluation, how many (task, shots) have no score.
     """
 
@@ -50,7 +50,7 @@ class RunState:
 
 
 def run_state(run: StudyRun) -> RunState:
-    """The state of a run now."""
+    """The current state of a run."""
     done = {"plan": _planned, "train": _trained}
     for stage, is_done in done.items():
         if not is_done(run):
@@ -71,13 +71,13 @@ def _trained(run: StudyRun) -> bool:
         return False
     try:
         find_checkpoint(place, ("params",))
-    except UserError:  # half-written or damaged: training goes on from an earlier one
+    except UserError:  # half-written or damaged: training resumes from an earlier one
         return False
     return True
 
 
 def _evaluated(run: StudyRun) -> tuple[bool, int]:
-    """Whether every (task, shots) was tried, and how many of them failed."""
+    """Whether every (task, shots) was attempted, and how many failed."""
     folder = RunFolder(run.evaluation)
     if not (run.evaluation / "tasks.json").exists():
         return False, 0
@@ -91,14 +91,14 @@ def _unfinished(run: StudyRun, stage: str) -> RunState:
     claimed = {"plan": run.folder / "plan", "train": run.folder, "evaluate": run.evaluation}[stage]
     if log.running or writer_of(claimed, f"optiml {stage}"):
         return RunState(stage, "running", step)
-    # Ctrl-C and SIGTERM are no failures.
+    # Ctrl-C and SIGTERM are not failures.
     if log.status not in (None, 0, interrupt.STOPPED, 130, -15, 143):
         return RunState(stage, "failed", step, log.reason)
     return RunState(stage, "stopped" if log.starts else "waiting", step)
 
 
 def _step(run: StudyRun) -> int:
-    """The last step of training that is known: of its log (none under SLURM), or saved."""
+    """The last known training step: from its log (none under SLURM) or a checkpoint."""
     saved = (run.folder / "checkpoints").glob("[0-9]*")
     steps = [int(path.name) for path in saved if path.name.isdigit()]
     return max([log_of(run.log("train")).step, *steps])
@@ -106,16 +106,16 @@ def _step(run: StudyRun) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """What the log of a verb says.
+    """The content of a verb's log.
 
     Attributes:
-      starts: how often it was started.
-      running: the process that was started last is alive on this machine.
-      status: with which it ended last; None: it did not end, or never began.
-      seconds: that it ran in all, as far as it ended.
-      since: seconds since the running one began.
-      reason: its last error message.
-      step: the last step of training that it names.
+      starts: number of starts.
+      running: the last started process is alive on this machine.
+      status: exit status of the last one; None: it has not ended, or never started.
+      seconds: total run time of those that ended.
+      since: seconds since the running one started.
+      reason: the last error message.
+      step: the last training step in it.
     """
 
     starts: int = 0
@@ -128,12 +128,12 @@ class Log:
 
 
 def started(verb: str, pid: int) -> str:
-    """The line that stands in the log where a verb starts."""
+    """The log line at the start of a verb."""
     return f"{_MARK} {_now()} optiml {verb} started as process {pid} on {socket.gethostname()}\n"
 
 
 def ended(verb: str, status: int) -> str:
-    """The line that stands in the log where a verb ends."""
+    """The log line at the end of a verb."""
     return f"{_MARK} {_now()} optiml {verb} ended with {status}\n"
 
 
@@ -157,16 +157,16 @@ def log_of(file: pathlib.Path) -> Log:
     alive = begun is not None and status is None and _alive(begun["host"], int(begun["pid"]))
     since = (_time(_now()) - _time(begun["time"])).total_seconds() if alive else 0.0
     if status and not reason:
-        reason = f"ended with {status}; see {file}"
+        reason = f"exit status {status}; see {file}"
     return Log(starts, alive, status, seconds, since, reason, step)
 
 
 def seconds_left(states: Mapping[StudyRun, RunState] | Iterable, at_once: int = 1) -> float | None:
-    """How long runs will take, from how long the finished stages of others took; None: not known.
+    """Seconds until runs are done, from the durations of finished stages; None: not known.
 
     Args:
       states: (run, its state), each run once.
-      at_once: how many are made at the same time.
+      at_once: number of concurrent runs.
     """
     pairs = list(states)
     rates = {stage: _mean_rate(stage, pairs) for stage in STAGES}
@@ -193,7 +193,7 @@ def seconds_left(states: Mapping[StudyRun, RunState] | Iterable, at_once: int = 
 
 
 def _mean_rate(stage: str, pairs: list[tuple[StudyRun, RunState]]) -> float | None:
-    """Seconds of a stage (of one step of training), mean over the runs that are through it."""
+    """Seconds of a stage (for training, of one step), mean over the runs that finished it."""
     values = []
     for run, state in pairs:
         log = log_of(run.log(stage))
@@ -233,7 +233,7 @@ def _alive(host: str, pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    try:  # one that has ended and is not yet waited for, or another with its number, is not it
+    try:  # a zombie, or another process with the same id, is not it
         place = pathlib.Path(f"/proc/{pid}")
         status = (place / "stat").read_text("utf-8").rsplit(")", 1)[1].split()[0]
         return status != "Z" and b"optiml" in (place / "cmdline").read_bytes()

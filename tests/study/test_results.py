@@ -122,7 +122,7 @@ def test_a_factor_that_changes_nothing_is_said(study, tmp_path):
     plan = planned(tmp_path, seeds=(1,), **NUMERIC)
     finish(plan, SCORES | {"40": SCORES["20"]})
     (levels, *_), _ = write_report(plan)
-    assert levels.notes[-1].startswith("20, 40 have the same scores everywhere")
+    assert levels.notes[-1].startswith("20, 40 have identical scores")
     (levels, *_), _ = study[2]
     assert not any("the same scores" in note for note in levels.notes)
 

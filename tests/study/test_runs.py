@@ -74,7 +74,7 @@ def test_what_earlier_studies_chose_is_taken_but_for_what_varies(tmp_path):
         ({"variants": {}}, "it has no variants"),
         ({"seeds": (1, 1)}, "must be one or more different numbers"),
         ({"positions": {"10": 1.0}}, "positions lacks '20'"),
-        ({"rows": {"11": "x"}}, "rows names '11', which is none of 10, 20, 40"),
+        ({"rows": {"11": "x"}}, "rows names '11', which is not one of 10, 20, 40"),
         ({"fit": True}, "a fit needs three different positions"),
         ({"variants": {"a": (), "b": ("Mixture.name = 1",)}}, "are the same run"),
     ],

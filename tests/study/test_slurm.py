@@ -94,7 +94,7 @@ def test_one_array_stands_behind_its_preparation_and_a_report_behind_it(cluster,
     files = {(place / f"{i}.gin").resolve() for i in range(3)}
     assert files == {run.gin_file.resolve() for run in plan.runs.values()}
     monkeypatch.setenv("REFUSES", "1")
-    with pytest.raises(UserError, match="ended with 1: sbatch: error: invalid partition"):
+    with pytest.raises(UserError, match="exited with 1: sbatch: error: invalid partition"):
         submit(plan, launch, [])
 
 
