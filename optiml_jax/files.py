@@ -103,7 +103,7 @@ def regular_file(path: str | os.PathLike) -> pathlib.Path:
     if is_bucket(path):
         return path
     if not stat.S_ISREG(path.stat().st_mode):
-        raise UserError(f"{path} is not a file; put the file back")
+        raise UserError(f"{path} is not a file; restore the file")
     return path
 
 

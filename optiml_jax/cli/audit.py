@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def flag_records(run: Run, folder: pathlib.Path) -> None:
-    """Writes what overlaps into the records of evaluations that came before the audit."""
+    """Adds the overlaps to the records of evaluations made before the audit."""
     flags = read_flags(folder) or {}
     for place in sorted(p.parent for p in run.evaluation_dir.glob("*/tasks.json")):
         evaluation = RunFolder(place)
@@ -98,14 +98,14 @@ def flag_records(run: Run, folder: pathlib.Path) -> None:
 def evaluation_tasks(
     sources: Sequence[TaskSource], manifest: Manifest, roles: Sequence[str]
 ) -> tuple[list[EvaluationTask], list[tuple[str, str]]]:
-    """The tasks of these roles that have a test part, and those that have none, with the reason."""
+    """The tasks of these roles with a test split, and those without, with the reason."""
     found, empty = [], []
     for source in sources:
         row = manifest.row(source)
         if {*roles}.isdisjoint(row.role) or not row.evaluated:
             continue
         if "test" not in source.splits:
-            empty.append((source.name, "it has no test part"))
+            empty.append((source.name, "it has no test split"))
             continue
         read = functools.partial(source.read, "test", Drops())
         found.append(EvaluationTask(source, read, row.instances))
@@ -156,8 +156,8 @@ def pair_table(judged: Sequence[Judged], threshold: float) -> Table:
         rows,
         text_columns=4,
         notes=(
-            "% content: examples with an n-gram in common that no prompt brings in, or whose short "
-            "content is there as a whole; % whole sequence: the paper's figure, prompts included",
+            "% content: examples that share an n-gram not from the prompt, or whose short "
+            "content occurs as a whole; % whole sequence: the paper's measure, prompts included",
         ),
     )
 
@@ -205,7 +205,7 @@ def shortened(table: Table) -> Table:
 
 
 def sections(judged: Sequence[Judged], folder: pathlib.Path) -> Iterator[Section]:
-    """The pairs with examples to look at."""
+    """The pairs with examples."""
     index = Index(folder / "index")
     for j in judged:
         facts = [
@@ -221,7 +221,7 @@ def sections(judged: Sequence[Judged], folder: pathlib.Path) -> Iterator[Section
 
 
 def witnesses(judged: Judged, folder: pathlib.Path, index: Index) -> Iterator[Example]:
-    """The examples that the scan kept of a pair."""
+    """The examples of a pair that the scan kept."""
     about = read_scan(scan_file(folder, judged.overlap.train_task))[1]
     first, count = index.tasks[judged.overlap.eval_task]
     own = [w for w in about["witnesses"] if first <= w["eval_example"] < first + count]
@@ -253,7 +253,7 @@ def columns_of(folder: str) -> dict[str, Any]:
 def review(
     judged: Sequence[Judged], manifest: Manifest, folder: pathlib.Path, reviewer: str
 ) -> None:
-    """Asks about every undecided pair and writes each answer down at once."""
+    """Asks about every undecided pair and saves each answer at once."""
     undecided = [j for j in judged if j.state == "undecided"]
     if manifest.decisions.path == DEFAULT_DECISIONS and undecided:
         print(f"answers go to {DEFAULT_DECISIONS}; SplitConfig.decisions names a file of your own")
@@ -292,7 +292,7 @@ def ask(question: str) -> str:
         try:
             answer = input(question).strip()
         except EOFError as e:
-            raise UserError("the input ended; what was answered is saved") from e
+            raise UserError("the input ended; answers so far are saved") from e
         if answer:
             return answer
 

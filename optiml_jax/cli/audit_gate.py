@@ -1,8 +1,8 @@
-"""Paper mode: nothing is planned, trained or evaluated while a pair of tasks is undecided.
+"""Paper mode: refuses to plan, train or evaluate while a pair of tasks is undecided.
 
-A pair is undecided if the two have examples in common and no decision was made about it
-(tasks/audit.py). `optiml plan` looks at the audit and writes down what it saw beside the plan;
-`optiml train`, which may run where no data is, goes by that.
+A pair is undecided if the two share examples and no decision was made about it (tasks/audit.py).
+`optiml plan` checks the audit and records the result with the plan; `optiml train`, which may run
+without the data, uses that record.
 """
 
 import pathlib
@@ -16,7 +16,7 @@ from optiml_jax.files import fingerprint, read_sealed, write_sealed
 from tasks.audit import Judged, judge
 from tasks.splits import Manifest
 
-_WAY_OUT = "decide with optiml audit --review, or say --allow-undecided"
+_WAY_OUT = "decide with optiml audit --review, or pass --allow-undecided"
 
 
 def check_decided(
@@ -27,18 +27,18 @@ def check_decided(
     trained: Collection[str] = (),
     evaluated: Collection[str] = (),
 ) -> list[str]:
-    """Does nothing outside of paper mode (`Audit.paper_mode`).
+    """Checks that no pair is undecided; does nothing outside paper mode (`Audit.paper_mode`).
 
     Args:
       trained: the tasks that the mixture trains on.
       evaluated: the tasks that are evaluated.
 
     Returns:
-      The undecided pairs in words, with `Audit.allow_undecided`; they were printed.
+      The undecided pairs in words, after printing them, if `Audit.allow_undecided` is set.
 
     Raises:
-      UserError: there was no audit, it did not see one of these tasks, or a pair is undecided and
-        `Audit.allow_undecided` does not hold.
+      UserError: there is no audit, it does not cover one of these tasks, or a pair is undecided and
+        `Audit.allow_undecided` is not set.
     """
     settings = Audit()
     if not settings.paper_mode:
@@ -51,7 +51,7 @@ def check_decided(
     ):
         if unseen := sorted({*asked} - seen):
             raise UserError(
-                f"paper mode: the audit in {folder} did not see {len(unseen)} {what} tasks "
+                f"paper mode: the audit in {folder} does not cover {len(unseen)} {what} tasks "
                 f"({unseen[0]}{', ...' if unseen[1:] else ''}); run optiml audit"
             )
     by_name = {s.name: s for s in sources}
@@ -63,7 +63,7 @@ def check_decided(
 
 
 def write_seen(run: Run, undecided: Sequence[str]) -> None:
-    """Notes beside the plan that it was made in paper mode, or removes the note of an older one."""
+    """Records with the plan that it was made in paper mode, or removes an older record."""
     path, settings = _note(run), Audit()
     if settings.paper_mode:
         state = {"audit": _audit_state(run), "undecided": list(undecided)}
@@ -73,11 +73,11 @@ def write_seen(run: Run, undecided: Sequence[str]) -> None:
 
 
 def check_plan_decided(run: Run) -> None:
-    """What `check_decided` does, for the plan of a run, by what `write_seen` noted.
+    """Does what `check_decided` does for the plan of a run, from the record of `write_seen`.
 
     Raises:
-      UserError: the plan was not made in paper mode, the audit is another one by now, or a pair is
-        undecided and `Audit.allow_undecided` does not hold.
+      UserError: the plan was not made in paper mode, the audit has changed since, or a pair is
+        undecided and `Audit.allow_undecided` is not set.
     """
     settings = Audit()
     if not settings.paper_mode:
@@ -88,7 +88,7 @@ def check_plan_decided(run: Run) -> None:
             f"paper mode: the plan in {path.parent} was made without it; run optiml plan with "
             "Audit.paper_mode = True"
         )
-    seen = read_sealed(path, "what the plan saw of the audit", "run optiml plan again")
+    seen = read_sealed(path, "the plan's record of the audit", "run optiml plan again")
     if settings.folder_of(run).exists() and seen["audit"] != _audit_state(run):
         raise UserError(
             f"paper mode: the audit in {settings.folder_of(run)} or the decisions changed since "
@@ -102,7 +102,7 @@ def _note(run: Run) -> pathlib.Path:
 
 
 def _audit_state(run: Run) -> str:
-    """Another one after an audit that found something else, and after other decisions."""
+    """A fingerprint of the audit's findings and the decisions."""
     decisions = Manifest.load().decisions
     rows = [[*d.train, "", *d.eval, "", d.decision] for d in decisions.rows]
     found = pairs.read_rows(Audit().folder_of(run), "pairs")

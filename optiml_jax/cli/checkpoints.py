@@ -1,4 +1,4 @@
-"""The checkpoints that `optiml evaluate` is asked for, and their weights."""
+"""The checkpoints to evaluate, and their weights."""
 
 import dataclasses
 import glob
@@ -26,7 +26,7 @@ from optiml_jax.train.config import FINE_TUNING_FIELDS, TrainConfig
 from optiml_jax.train.start import run_model
 
 logger = logging.getLogger(__name__)
-# Of the model: what changes neither its parameters nor its answers beyond rounding.
+# Fields of the model that change neither its parameters nor, beyond rounding, its answers.
 FREE_FIELDS = FINE_TUNING_FIELDS | {"vocab_size"}
 
 
@@ -36,8 +36,8 @@ class Model:
 
     Attributes:
       name: "step_<n>" for a checkpoint of the run itself, "<its run>_step_<n>" for another, "init".
-      config, graphdef, params: what it computes.
-      metadata: of the checkpoint, and as `checkpoint` its folder.
+      config, graphdef, params: the model.
+      metadata: of the checkpoint, with its folder as `checkpoint`.
     """
 
     name: str
@@ -52,7 +52,7 @@ def checkpoints_dir(run: Run) -> pathlib.Path:
 
 
 def find_places(run: Run, settings: Evaluate) -> list[str]:
-    """What `Evaluate.checkpoint` means: "init", "latest" and folders, each once."""
+    """`Evaluate.checkpoint` expanded to "init", "latest" and folders, without duplicates."""
     asked = settings.checkpoint
     asked = [asked] if isinstance(asked, str | int) else asked
     return list(dict.fromkeys(place for one in asked for place in _places(run, str(one))))
@@ -84,7 +84,7 @@ def _by_step(folder: pathlib.Path) -> tuple[str, int, str]:
 def load_model(
     run: Run, settings: Evaluate, place: str, mesh: jax.sharding.Mesh, preset: str
 ) -> Model:
-    """The model of one of the places, its weights loaded onto their devices in their type."""
+    """The model of one of the places, its weights loaded onto devices in their type."""
     if place == "init":
         return _untrained(run, settings, mesh, preset)
     place = str(checkpoints_dir(run)) if place == "latest" else place
@@ -101,8 +101,8 @@ def check_model(run: Run, step_folder: pathlib.Path, stored: Mapping[str, Any]) 
     """Compares the checkpoint's model with what gin sets of `model_config`.
 
     Raises:
-      UserError: it is a checkpoint of this run and another model. A checkpoint of elsewhere is
-        evaluated as what it is, and the differences are logged.
+      UserError: it is a checkpoint of this run with another model. For other checkpoints the
+        differences are logged and their own model is evaluated.
     """
     if not gin.get_bindings("model_config"):
         return
@@ -111,9 +111,9 @@ def check_model(run: Run, step_folder: pathlib.Path, stored: Mapping[str, Any]) 
     found = {f"model_config.{k}": v for k, v in stored.items()}
     what = f"the checkpoint {step_folder}"
     if step_folder.parent.resolve() == checkpoints_dir(run).resolve():
-        refuse_changes(what, found, asked, "put them back, or choose another run_dir")
+        refuse_changes(what, found, asked, "restore them, or choose another run_dir")
     if differences := changes(found, asked):
-        logger.info("%s is evaluated as what it is: %s", what, "; ".join(differences))
+        logger.info("%s is evaluated with its own model: %s", what, "; ".join(differences))
 
 
 def _name(run: Run, step_folder: pathlib.Path) -> str:
@@ -131,7 +131,7 @@ def params_dtype(settings: Evaluate, config: DecoderConfig) -> str:
 
 
 def cast_params(params: Any, dtype: str) -> Any:
-    """The parameters in another type, each where it lies."""
+    """The parameters cast to another type, with their shardings."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
 
     def cast(params: Any) -> Any:
@@ -141,7 +141,7 @@ def cast_params(params: Any, dtype: str) -> Any:
 
 
 def _computed(config: DecoderConfig) -> DecoderConfig:
-    """The model of a checkpoint, computed in the type that gin asks for."""
+    """The model of a checkpoint, with the compute dtype of gin."""
     try:
         dtype = gin.query_parameter("model_config.dtype")
     except ValueError:  # not set
@@ -150,7 +150,7 @@ def _computed(config: DecoderConfig) -> DecoderConfig:
 
 
 def _untrained(run: Run, settings: Evaluate, mesh: jax.sharding.Mesh, preset: str) -> Model:
-    """The weights that `optiml train` of this run starts from, before its first step."""
+    """The weights with which `optiml train` of this run starts."""
     vocabulary = load_run_vocabulary(run)
     train = configured(TrainConfig, plan_dir="", run_dir="")
     config = run_model(padded_size(vocabulary), train.init_from).without_lora()

@@ -1,6 +1,6 @@
-"""Compiled programs are kept between processes: only the first run of a program compiles it.
+"""The persistent compilation cache: only the first run of a program compiles it.
 
-JAX does the work; here is where they lie, how many, and for which machine.
+JAX does the work; this module sets the folder, its size, and the machine it is for.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 @configurable
 @dataclasses.dataclass(frozen=True)
 class CompilationCache:
-    """Where compiled programs are kept; a JAX_COMPILATION_CACHE_DIR in the environment goes first.
+    """Where compiled programs are kept; JAX_COMPILATION_CACHE_DIR takes precedence.
 
     Attributes:
       folder: None: $XDG_CACHE_HOME/optiml_jax/compiled, else ~/.cache/optiml_jax/compiled; "":
         nothing is kept.
-      max_bytes: the programs that were used longest ago go when there is more than this.
+      max_bytes: above this size, the least recently used programs are deleted.
     """
 
     folder: str | None = None
     max_bytes: Bytes = 2 << 30
 
     def place(self) -> pathlib.Path | None:
-        """The folder of this machine's programs; None: nothing is kept."""
+        """The folder for this machine's programs; None: nothing is kept."""
         if os.environ.get(VARIABLE):
             return pathlib.Path(os.environ[VARIABLE])
         if self.folder == "":
@@ -44,21 +44,21 @@ class CompilationCache:
         return pathlib.Path(base) / machine()
 
     def enable(self) -> None:
-        """Makes JAX use the folder. Call it before anything is compiled."""
+        """Makes JAX use the folder. To be called before anything is compiled."""
         place = self.place()
         if place is None or os.environ.get(VARIABLE):
             return
         jax.config.update("jax_compilation_cache_dir", str(place))
         jax.config.update("jax_compilation_cache_max_size", self.max_bytes)
-        # An evaluation compiles hundreds of small programs; none of them takes JAX's default, 1 s.
+        # An evaluation compiles hundreds of small programs, all faster than JAX's threshold of 1 s.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def machine() -> str:
-    """A folder name for processors that run each other's programs.
+    """A folder name common to CPUs that can run each other's programs.
 
-    JAX's key of a program does not hold the instruction set, and a home folder may be shared by
-    machines of several kinds.
+    JAX's cache key does not include the instruction set, and a home folder may be shared by
+    different machines.
     """
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()

@@ -1,4 +1,4 @@
-"""`optiml compile`: what a run needs on a machine you do not have, before you rent it."""
+"""`optiml compile`: what a run needs on a machine, before you rent it."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _on_cpu(job: Job, missing: UserError) -> int:
-    """The answer for as many simulated CPU devices, when the target's compiler is not there."""
+    """The answer for as many simulated CPU devices if the target's compiler is missing."""
     print(f"error: {missing}", file=sys.stderr)
     print("until then, the same program on as many simulated CPU devices:")
     cpu = parse_target(f"cpu:{job.target.num_devices}")
@@ -78,7 +78,7 @@ def _print_changes(found: Findings) -> None:
         found, progress=lambda text: print(f"  {text}", file=sys.stderr, flush=True)
     )
     if not fitting:
-        print("none of the settings tried fits: take more devices, or devices with more memory")
+        print("none of the settings tried fits: use more devices, or devices with more memory")
     for number, other in enumerate(fitting, 1):
         print(f"{number}. {settings(other.job)}: {other.peak:.2f} GiB per device")
 

@@ -1,4 +1,4 @@
-"""`optiml convert`: other programs' weights into a checkpoint, and back to Hugging Face."""
+"""`optiml convert`: converts other programs' weights to a checkpoint, and back."""
 
 import contextlib
 import dataclasses
@@ -63,7 +63,7 @@ def into_checkpoint(source: str, destination: pathlib.Path, settings: Convert) -
         vocabulary = load_vocabulary(spec)
         if vocabulary.vocab_size > weights.config.vocab_size:
             raise UserError(
-                f"{source} has an embedding of {weights.config.vocab_size} rows, its vocabulary "
+                f"{source} has an embedding of {weights.config.vocab_size} rows but its vocabulary "
                 f"{spec} {vocabulary.vocab_size} tokens; set Convert.vocabulary to the model's own"
             )
         weights = conversion.padded(weights)
@@ -81,14 +81,14 @@ def into_checkpoint(source: str, destination: pathlib.Path, settings: Convert) -
         files = content_for_checkpoint(spec)
         conversion.into_checkpoint(weights, destination, metadata, settings.dtype, files)
     print(f"{weights.config.num_params:,} parameters: {destination}")
-    print(f"fine-tune it: optiml train ... --gin.TrainConfig.init_from={destination}")
+    print(f"to fine-tune it: optiml train ... --gin.TrainConfig.init_from={destination}")
     print(f"with its vocabulary: --gin.Run.vocabulary=checkpoint:{destination}")
 
 
 def adapters_into_checkpoint(source: str, destination: pathlib.Path, settings: Convert) -> None:
-    """Writes a checkpoint of the adapters in a PEFT folder, beside `Convert.base`."""
+    """Writes a checkpoint of the adapters in a PEFT folder, for `Convert.base`."""
     if settings.base is None:
-        raise UserError(f"{source} holds adapters; set Convert.base to the checkpoint they adapt")
+        raise UserError(f"{source} has adapters; set Convert.base to the checkpoint they adapt")
     step_folder = find_checkpoint(expand(settings.base, "Convert.base"), ("params",))
     base = load_metadata(step_folder)
     config, adapters = read_peft(pathlib.Path(source), config_from_dict(base["model"]))
@@ -140,7 +140,7 @@ def to_huggingface(source: str, destination: pathlib.Path, settings: Convert) ->
 def write_tokenizer(
     spec: str, folder: pathlib.Path, config: DecoderConfig, leading_id: int | None
 ) -> None:
-    """Puts the tokenizer's files into a folder, in Hugging Face's form."""
+    """Writes the tokenizer's files into a folder in Hugging Face's format."""
     files = vocabulary_files(spec)
     if kind_of(spec) == "sentencepiece":
         export_sentencepiece(str(files[SENTENCEPIECE]), folder, leading_id)
@@ -151,7 +151,7 @@ def write_tokenizer(
 def _vocabulary_of(
     step_folder: pathlib.Path, metadata: dict[str, Any], settings: Convert
 ) -> str | None:
-    """What `Convert.vocabulary` says, else the checkpoint's own, else that of its run."""
+    """`Convert.vocabulary`, else the checkpoint's own, else that of its run."""
     if settings.vocabulary:
         spec = expand(settings.vocabulary, "Convert.vocabulary")
         found = vocabulary_fingerprint(load_vocabulary(spec))
@@ -165,7 +165,7 @@ def _vocabulary_of(
     try:
         vocabulary_files(spec)
     except UserError as e:
-        logging.warning("written without a tokenizer: %s; Convert.vocabulary can name it", e)
+        logging.warning("written without a tokenizer: %s; Convert.vocabulary can name one", e)
         return None
     return spec
 

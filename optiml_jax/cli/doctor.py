@@ -1,4 +1,4 @@
-"""`optiml doctor`: what this machine has, what a gin file finds on it, and what is missing."""
+"""`optiml doctor`: checks this machine and the paths of a gin file, and shows what is missing."""
 
 import importlib.metadata
 import os
@@ -35,7 +35,7 @@ def main() -> int:
         print(f"{'!' if missing else ' '} {name:{width}}  {value}")
     problems = sum(missing for _, _, missing in findings)
     if problems:
-        print(f"\n{problems} of these need a look (marked !)", file=sys.stderr)
+        print(f"\n{problems} of these need attention (marked !)", file=sys.stderr)
     return int(problems > 0)
 
 
@@ -78,7 +78,7 @@ def machine() -> list[Finding]:
 
 
 def attention() -> list[Finding]:
-    """The attention kernel that training would use, and why the others would not be."""
+    """The attention kernel that training would use, and why others are not used."""
     model, length = model_config(), PlanConfig(num_rows=1).sequence_length
     case = choice.training_case(model, length, jax.local_devices()[0])
     chosen = choice.choose(case, model.attention).name

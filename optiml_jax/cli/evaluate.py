@@ -63,11 +63,11 @@ def _evaluate(run: Run, settings: Evaluate) -> int:
         try:
             failures += evaluation.of_checkpoint(place)
         except Exception as e:
-            # A training that goes on removes old checkpoints (TrainConfig.keep).
+            # Concurrent training removes old checkpoints (TrainConfig.keep).
             gone = "/" in place and not path_of(place).exists()
             if not (gone or isinstance(e, UserError)) or (len(places) == 1 and not gone):
                 raise
-            why = "it was removed while it was read" if gone else e
+            why = "it was deleted while being read" if gone else e
             if len(places) == 1:
                 raise UserError(f"checkpoint {place}: {why}; choose another one") from e
             failures.append(f"checkpoint {place}: {why}")
@@ -77,16 +77,16 @@ def _evaluate(run: Run, settings: Evaluate) -> int:
 
 
 def report_failures(failures: Sequence[str]) -> int:
-    """Prints them; the exit status."""
+    """Prints the failures; returns the exit status."""
     for failure in failures if processes.is_first() else ():
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 
 def of_answers(run: Run, settings: Evaluate) -> list[str]:
-    """Evaluates answers that were made elsewhere; returns what failed, in words.
+    """Evaluates answers of other models; returns the failures, in words.
 
-    No model runs, so that tasks are never taken from an earlier call.
+    No model runs, so all tasks are evaluated again at each call.
     """
     vocabulary, config = load_run_vocabulary(run), EvalConfig()
     files = read_answers([expand(place, "Evaluate.answers") for place in settings.answers])
@@ -114,13 +114,13 @@ def check_name(settings: Evaluate) -> None:
     """UserError when several checkpoints would share a folder."""
     if "{checkpoint}" not in settings.name:
         raise UserError(
-            f"Evaluate.name = {settings.name!r} is one folder for several checkpoints; "
-            "put {checkpoint} into it"
+            f"Evaluate.name = {settings.name!r} names one folder for several checkpoints; "
+            "include {checkpoint} in it"
         )
 
 
 class Evaluation:
-    """The evaluation tasks of a run, for one model after the other.
+    """The evaluation tasks of a run, for one model after another.
 
     Raises:
       UserError: no task matches the settings.
@@ -134,12 +134,12 @@ class Evaluation:
         self._mesh = make_mesh(self._mesh_config)
 
     def of_checkpoint(self, place: str) -> list[str]:
-        """Evaluates one of `find_places`; returns what failed, in words."""
+        """Evaluates one of `find_places`; returns the failures, in words."""
         mesh, preset = self._mesh, self._mesh_config.preset
         return self.of_model(load_model(self._run, self._settings, place, mesh, preset))
 
     def of_model(self, model: Model) -> list[str]:
-        """Evaluates a model, or what its folder does not hold yet."""
+        """Evaluates a model on the tasks that its folder lacks."""
         name, num_tasks = model.name, len(self._tasks)
         warn_of_trained(self._tasks, model.metadata.get("trained_tasks", ()))
         folder = self._run.evaluation_dir / self._settings.name.replace("{checkpoint}", name)
@@ -170,11 +170,11 @@ class Evaluation:
 
 
 def evaluation_hook(config: DecoderConfig, metadata: Mapping[str, Any]) -> EvaluationHook:
-    """What `optiml train` calls to evaluate its parameters as `optiml evaluate` would.
+    """The hook with which `optiml train` evaluates as `optiml evaluate` would.
 
     Args:
       config: of the model.
-      metadata: of the run's checkpoints, without their step.
+      metadata: of the run's checkpoints, without the step.
     """
     run, settings = configured(Run), Evaluate()
     check_name(settings)
@@ -191,17 +191,17 @@ def evaluation_hook(config: DecoderConfig, metadata: Mapping[str, Any]) -> Evalu
             evaluation.of_model(Model(f"step_{step}", plain, graphdef, params, own))
             processes.on_first(lambda: write_scalars(run, since=step))
         except UserError as e:
-            _log.warning("evaluation after step %d failed, training goes on: %s", step, e)
+            _log.warning("evaluation after step %d failed, training continues: %s", step, e)
 
     return hook
 
 
 def write_scalars(run: Run, since: int = 0) -> None:
-    """The evaluations of step `since` and later as TensorBoard scalars, in place of older ones."""
+    """The evaluations of step `since` and later as TensorBoard scalars, replacing older ones."""
     runs = {
         p.parent: RunFolder(p.parent).load()[0] for p in run.evaluation_dir.glob("*/tasks.json")
     }
-    # Answers made elsewhere belong to no step of this run.
+    # Answers of other models belong to no step of this run.
     steps = {path: own["step"] or 0 for path, own in runs.items() if "answers" not in own}
     folder = path_of(run.run_dir) / "tensorboard" / "evaluation"
     old = list(folder.glob("events.out.*"))

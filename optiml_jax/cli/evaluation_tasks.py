@@ -1,4 +1,4 @@
-"""The tasks of `optiml evaluate` and `optiml export`, and how their prompts are fitted."""
+"""The tasks of `optiml evaluate` and `optiml export`, and how their prompts are truncated."""
 
 import dataclasses
 import fnmatch
@@ -27,8 +27,8 @@ from tasks.registry import find_sources, metric_functions
 from tasks.splits import Manifest, Row, category
 
 _log = logging.getLogger(__name__)
-MOST_NAMES = 6  # of tasks, in a warning
-NUM_DEV = 250  # (example, prompt) pairs of a task that is for validation only; paper, section 4.1
+MOST_NAMES = 6  # names of tasks in a warning
+NUM_DEV = 250  # (example, prompt) pairs per validation task; paper, section 4.1
 
 
 def evaluation_tasks(run: Run, settings: Evaluate) -> list[EvalTask]:
@@ -57,7 +57,7 @@ def evaluation_tasks(run: Run, settings: Evaluate) -> list[EvalTask]:
 
 
 def request_tokens(vocabulary: TextVocabulary, settings: Export) -> Tokens:
-    """How the prompts of requests are fitted: as the run's own model would have them."""
+    """How the prompts of requests are truncated: as for the run's own model."""
     if settings.max_tokens == 0:
         return Tokens.unlimited()
     positions = (
@@ -71,19 +71,19 @@ def request_tokens(vocabulary: TextVocabulary, settings: Export) -> Tokens:
 
 
 def is_asked_for(source: TaskSource, manifest: Manifest, settings: Evaluate) -> bool:
-    """Whether name and role of the task are among those to evaluate."""
+    """Whether the task has a name and role to evaluate."""
     named = any(fnmatch.fnmatchcase(source.name, pattern) for pattern in settings.tasks)
     return named and not {*settings.roles}.isdisjoint(manifest.row(source).role)
 
 
 def warn_of_globs(names: Sequence[str], globs: Sequence[str]) -> None:
-    """Names the globs of `Evaluate.tasks` that none of the evaluated tasks matches."""
+    """Warns of globs of `Evaluate.tasks` that match no evaluated task."""
     if lost := [glob for glob in globs if not fnmatch.filter(names, glob)]:
         _log.warning("Evaluate.tasks: no evaluation task of these roles matches %s", _some(lost))
 
 
 def warn_of_shots(listed: Mapping[str, Sequence[int]], asked: Sequence[int]) -> None:
-    """Names the tasks that are not evaluated with a number of shots that was asked for.
+    """Warns of tasks that are not evaluated with a requested number of shots.
 
     Args:
       listed: task -> the numbers of shots that the manifest lists for it.
@@ -92,8 +92,8 @@ def warn_of_shots(listed: Mapping[str, Sequence[int]], asked: Sequence[int]) -> 
     for shots in asked:
         if without := [task for task, numbers in listed.items() if shots not in numbers]:
             _log.warning(
-                "Evaluate.shots: the manifest does not list %d shots for %d of %d tasks, which go "
-                "without: %s",
+                "Evaluate.shots: the manifest does not list %d shots for %d of %d tasks, which are "
+                "skipped there: %s",
                 shots,
                 len(without),
                 len(listed),
@@ -102,11 +102,11 @@ def warn_of_shots(listed: Mapping[str, Sequence[int]], asked: Sequence[int]) -> 
 
 
 def warn_of_trained(tasks: Sequence[EvalTask], trained: Collection[str]) -> None:
-    """Names the tasks that count as held out, but that the checkpoint was trained on."""
+    """Warns of tasks that count as held out but that the checkpoint was trained on."""
     held_out = {t.info.task for t in tasks if t.info.level != "fully_supervised"}
     if seen := sorted(held_out & {*trained}):
         _log.warning(
-            "the checkpoint was trained on %d tasks whose level says that they are held out; their "
+            "the checkpoint was trained on %d tasks whose level says they are held out; their "
             "scores say nothing about generalisation: %s",
             len(seen),
             _some(seen),
@@ -118,7 +118,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def evaluation_task(source: TaskSource, row: Row, settings: Evaluate) -> EvalTask:
-    """The task in the evaluator's form, with the metric functions of its SeqIO task."""
+    """The task as the evaluator expects it, with the metric functions of its SeqIO task."""
     tested = any(role.startswith("test") for role in row.role)
     info = TaskInfo(
         task=source.name,
@@ -142,9 +142,9 @@ def evaluation_task(source: TaskSource, row: Row, settings: Evaluate) -> EvalTas
 
 
 def read_test_split(source: TaskSource, limit: int | None) -> list:
-    """The evaluated examples, `limit` of them at most, drawn by hash.
+    """The evaluated examples, at most `limit` of them, sampled by hash.
 
-    An empty test part is a UserError, so the task counts as failed.
+    An empty test split is a UserError, so the task counts as failed.
     """
     drops = Drops()
     examples = list(source.read("test", drops))

@@ -1,4 +1,4 @@
-"""`optiml export`: the questions of an evaluation, or the training data, for other programs."""
+"""`optiml export`: the prompts of an evaluation, or the training data, for other programs."""
 
 import pathlib
 import sys
@@ -45,7 +45,7 @@ def requests(run: Run, settings: Export, folder: pathlib.Path) -> int:
     vocabulary = load_run_vocabulary(run)
     if settings.form == "openai" and PromptConfig().chat is not None:
         raise UserError(
-            "batch files hold messages, which their model puts into its own template; export them "
+            "batch files hold messages, to which the model applies its own template; export them "
             "(and evaluate the answers) with --gin.PromptConfig.chat=None"
         )
     tasks = evaluation_tasks(run, Evaluate())
@@ -65,15 +65,16 @@ def requests(run: Run, settings: Export, folder: pathlib.Path) -> int:
     cells, number = written["tasks"], sum(c["requests"] for c in written["tasks"])
     print(f"{number} requests of {len(cells)} cells (task x shots): {folder}")
     if settings.form == "lm_eval":
-        print(f"run them: lm_eval run --tasks optiml --include_path {folder} --log_samples ...")
+        print(f"run with: lm_eval run --tasks optiml --include_path {folder} --log_samples ...")
     for failure in written["failures"]:
         print("failed: {task} at {shots} shots: {reason}".format(**failure), file=sys.stderr)
     return 1 if written["failures"] else 0
 
 
 def training(run: Run, settings: Export, folder: pathlib.Path) -> int:
-    """Writes the training data of the mixture, and a card that says what it is."""
-    # Here, since it brings TensorFlow: requests are exported without it, in a third of the memory.
+    """Writes the training data of the mixture and a data card."""
+    # Imported here because it needs TensorFlow: exporting requests takes a third of the memory
+    # without.
     from optiml_jax.exchange.training_files import (
         TrainingRows,
         cached_counts,
@@ -112,7 +113,7 @@ def training(run: Run, settings: Export, folder: pathlib.Path) -> int:
 
 
 def check_vocabulary(cache_dir: str, tasks: Iterable[str], vocabulary: TextVocabulary) -> None:
-    """UserError if the cache was made with another vocabulary: its tokens mean other texts."""
+    """UserError if the cache was made with another vocabulary, which decodes ids differently."""
     name = next(iter(tasks), None)
     if name is None:
         raise UserError("nothing to export: no task has an example of this split")
@@ -124,7 +125,7 @@ def check_vocabulary(cache_dir: str, tasks: Iterable[str], vocabulary: TextVocab
 
 
 def known_licences() -> dict[str, tuple[str, ...]]:
-    """Collection -> the licences of its sources, as the list of sources names them."""
+    """Collection -> the licences of its sources, from the list of sources."""
     known = read_sources(REPOSITORY / Fetch().sources)
     return {name: tuple(sorted({s.licence for s in group})) for name, group in known.items()}
 

@@ -1,4 +1,4 @@
-"""`optiml fetch`: brings the data of collections and suites to where readers look for it."""
+"""`optiml fetch`: downloads the data of collections and suites to where readers look for it."""
 
 import fnmatch
 import pathlib
@@ -36,7 +36,7 @@ def main() -> int:
     failures = fetcher.run(steps)
     for step in steps:
         if step.state == "ask":
-            print(f"{step.source.id}: only by asking: {step.source.address}; into {step.folder}")
+            print(f"{step.source.id}: only on request: {step.source.address}; for {step.folder}")
     there = sum(s.state != "ask" and s.source.id not in failures for s in steps)
     print(f"{there} of {len(steps)} sources are in {root}")
     for name, reason in failures.items():
@@ -45,14 +45,14 @@ def main() -> int:
 
 
 def choose(known: Mapping[str, Sequence[Source]], wanted: Sequence[str]) -> list[Source]:
-    """The sources that are asked for.
+    """The requested sources.
 
     Raises:
-      UserError: nothing is asked for, or something that is not known.
+      UserError: no source is requested, or an unknown one.
     """
     if not wanted:
         raise UserError(
-            "say what to fetch: --gin.Fetch.collections=\"('superni',)\"; known: "
+            "choose what to fetch: --gin.Fetch.collections=\"('superni',)\"; known: "
             f"{', '.join(known)}"
         )
     everything = [source for sources in known.values() for source in sources]
@@ -67,13 +67,13 @@ def choose(known: Mapping[str, Sequence[Source]], wanted: Sequence[str]) -> list
 
 
 def print_plan(steps: Sequence[Step]) -> None:
-    """What would come: source, kind, size, licence, state."""
+    """Prints what would be downloaded: source, kind, size, licence, state."""
     for step in steps:
         print(step.line())
     coming = [s for s in steps if s.state in ("new", "damaged")]
     unknown = sum(not s.size for s in coming)
     print(
-        f"{len(coming)} of {len(steps)} sources would come: "
+        f"{len(coming)} of {len(steps)} sources would be downloaded: "
         f"{format_size(sum(s.size for s in coming))}"
         + (f" and {unknown} of unknown size" if unknown else "")
     )

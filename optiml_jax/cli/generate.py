@@ -1,4 +1,4 @@
-"""`optiml generate`: continues a prompt, those of a file, or as they are typed."""
+"""`optiml generate`: continues a prompt, the prompts of a file, or typed ones."""
 
 import contextlib
 import pathlib
@@ -20,7 +20,7 @@ from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.paths import plain_path
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 
-_HELP = "Ctrl-C stops an answer, /clear forgets what was said, Ctrl-D ends"
+_HELP = "Ctrl-C stops an answer, /clear starts a new conversation, Ctrl-D exits"
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def make_generator(run: Run, settings: Generate) -> Generator:
-    """The model of the run, on the mesh that is configured."""
+    """The model of the run, on the configured mesh."""
     config, place = MeshConfig(), str(settings.checkpoint)
     if place.isdigit():
         place = f"{run.run_dir}/checkpoints/{place}"
@@ -58,7 +58,7 @@ def make_generator(run: Run, settings: Generate) -> Generator:
 
 
 def answer_file(generator: Generator, settings: Generate, default: TextPrompt) -> None:
-    """Answers all prompts of a file, in its order."""
+    """Answers all prompts of a file, in order."""
     output = plain_path(expand(settings.output, "Generate.output"), "Generate.output")
     prompts = plain_path(expand(settings.prompts, "Generate.prompts"), "Generate.prompts")
     number = cut = 0
@@ -73,29 +73,29 @@ def answer_file(generator: Generator, settings: Generate, default: TextPrompt) -
                 row |= {"num_tokens": answer.num_tokens, "logprob": answer.logprob}
                 file.write(json_line(row))
                 number, cut = number + 1, cut + (answer.num_cut > 0)
-    note = f", {cut} prompts were cut on the left" if cut else ""
+    note = f", {cut} prompts were truncated on the left" if cut else ""
     print(f"{number} answers: {output}{note}")
 
 
 def show_answer(generator: Generator, prompt: TextPrompt) -> TextAnswer:
-    """Prints the answer while it is made."""
+    """Prints the answer while it is generated."""
     shown = 0
 
     def show(text: str) -> None:
         nonlocal shown
-        text = text.rstrip("\ufffd")  # the beginning of a character
+        text = text.rstrip("\ufffd")  # the first bytes of a character
         print(text[shown:], end="", flush=True)
         shown = max(shown, len(text))
 
     (answer,) = generator.answers([prompt], show)
     print(answer.text[shown:], flush=True)
     if answer.num_cut:
-        print(f"({answer.num_cut} tokens of the prompt were cut on its left)", file=sys.stderr)
+        print(f"(the prompt was truncated by {answer.num_cut} tokens on the left)", file=sys.stderr)
     return answer
 
 
 def converse(generator: Generator, settings: Generate, default: TextPrompt) -> None:
-    """Asks for prompts until the input ends."""
+    """Reads prompts until the input ends."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - arrow keys and earlier lines
     print(_HELP, file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Reads gin files as settings only: they may bind what is registered and nothing else.
+"""Reads gin files as settings only: they may bind registered parameters and nothing else.
 
-Gin itself would import any module that a file names and call any function that it registers; a
-gin file from somewhere else would then be a program. Its messages also span many lines.
+Gin itself would import any module that a file names and call any function that it registers, so a
+gin file from elsewhere could run code. Its messages also span many lines.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ _MACRO = "gin.macro"
 
 
 def read_settings(files: Sequence[str], bindings: Sequence[str]) -> dict[str, Any]:
-    """Binds what the files set, then the bindings, each over what came before.
+    """Binds what the files set, then the bindings; later ones take precedence.
 
-    Returns what is bound: name ("TrainConfig.seed", or that of a macro) -> value; `repr` of it is
-    what stands in a gin file.
+    Returns what is bound: name ("TrainConfig.seed", or a macro's) -> value, whose `repr` is gin
+      syntax.
 
     Args:
       files: paths; relative ones are looked up here and in the repository. An `include` is also
@@ -33,8 +33,8 @@ def read_settings(files: Sequence[str], bindings: Sequence[str]) -> dict[str, An
       bindings: lines `NAME = VALUE` of the command line.
 
     Raises:
-      UserError: a file that is not there, includes itself, imports something, cannot be parsed or
-        sets what does not exist; a macro that nothing sets. The message names file and line.
+      UserError: a file that is missing, includes itself, imports something, cannot be parsed or
+        sets an unknown name; a macro that is not set. The message names file and line.
     """
     reader = _Reader()
     for file in files:
@@ -47,7 +47,7 @@ def read_settings(files: Sequence[str], bindings: Sequence[str]) -> dict[str, An
 
 @dataclasses.dataclass
 class _Reader:
-    """What was seen: what is bound, macros that are set, and where macros are used."""
+    """What was read: bindings, macros that are set, and where macros are used."""
 
     bound: dict[str, Any] = dataclasses.field(default_factory=dict)
     set_macros: set[str] = dataclasses.field(default_factory=set)
@@ -98,20 +98,20 @@ class _Reader:
             self.used_macros.setdefault(reference.scoped_selector.rsplit("/", 1)[0], place)
         elif selector != "gin.constant" and selector.split(".")[0] not in OUR_PACKAGES:
             raise UserError(
-                f"gin configuration: {place}: @{selector} is none of this project's functions"
+                f"gin configuration: {place}: @{selector} is not a function of this project"
             )
 
     def check_macros(self) -> None:
         for name, place in self.used_macros.items():
             if name not in self.set_macros:
                 raise UserError(
-                    f"gin configuration: {place}: %{name} is not set; set it by a line "
+                    f"gin configuration: {place}: %{name} is not set; set it with a line "
                     f"{name} = VALUE, or --gin.{name}=VALUE"
                 )
 
 
 def _statements(text: str, name: str) -> Iterator[config_parser.BindingStatement]:
-    """The parsed statements; what cannot be parsed is a UserError with file and line."""
+    """The parsed statements; a syntax error is a UserError with file and line."""
     try:
         # A function that is not registered is a ValueError here.
         yield from config_parser.ConfigParser(text, gin.config.ParserDelegate())

@@ -1,4 +1,4 @@
-"""`optiml inspect`: prompts, training rows, the mixture's composition and Table 1, to look at."""
+"""`optiml inspect`: shows prompts, training rows, the mixture's composition and Table 1."""
 
 import dataclasses
 import difflib
@@ -73,7 +73,7 @@ def main() -> None:
 def matching(sources: Sequence[TaskSource], globs: Sequence[str]) -> list[TaskSource]:
     """The tasks whose names match one of the globs; a glob that matches none is a UserError."""
     names = [s.name for s in sources]
-    # A task may be named without its benchmark.
+    # A task may be given without its benchmark.
     known = {name: name for name in names} | {name.split("/", 1)[1]: name for name in names}
     for glob in globs:
         if not fnmatch.filter(names, glob):
@@ -85,7 +85,7 @@ def matching(sources: Sequence[TaskSource], globs: Sequence[str]) -> list[TaskSo
 
 
 def task_facts(source: TaskSource, manifest: Manifest) -> TaskFacts:
-    """What the split manifest says of a task."""
+    """The split manifest's entry of a task, in words."""
     row = manifest.row(source)
     usual = prompts_of_evaluation(PromptConfig(), EvalConfig())
     evaluation = {name: getattr(usual, name) for name in ("delimiter", "separator")}
@@ -118,7 +118,7 @@ def shown_split(source: TaskSource, facts: TaskFacts, settings: Inspect) -> str:
 def shown_shots(
     facts: TaskFacts, settings: Inspect, evaluated: Sequence[int] = ()
 ) -> tuple[int | None, ...]:
-    """The numbers of demonstrations asked for, else as in training (None) and `evaluated`."""
+    """The requested numbers of demonstrations, else as in training (None) and `evaluated`."""
     return settings.shots or tuple(dict.fromkeys((None if facts.trained else 0, *evaluated)))
 
 
@@ -162,7 +162,7 @@ def show_prompts(
 
 
 def show_rows(run: Run, settings: Inspect) -> None:
-    """Prints what the rows of a training step are trained on."""
+    """Prints the rows of a training step."""
     plan = Plan.load(run.plan_dir(settings.rows))
     first, number = settings.row, 1
     asked = f"row {settings.row}"
@@ -171,7 +171,7 @@ def show_rows(run: Run, settings: Inspect) -> None:
         first, asked = settings.step * number, f"step {settings.step} ({number} rows)"
     if first < 0 or first + number > plan.num_rows:
         raise UserError(
-            f"{asked} is outside of the plan in {plan.folder}, which has rows 0 to "
+            f"{asked} is outside the plan in {plan.folder}, which has rows 0 to "
             f"{plan.num_rows - 1}; plan more with TrainConfig.num_steps"
         )
     vocabulary = load_run_vocabulary(run)
@@ -198,7 +198,7 @@ def show_rows(run: Run, settings: Inspect) -> None:
 def mixture_parts(
     run: Run, sources: Sequence[TaskSource], manifest: Manifest
 ) -> composition.Composition | str:
-    """The mixture's composition by its plan, else by its cache, else why there is none."""
+    """The mixture's composition from its plan, else from its cache, else why there is none."""
     mixture, plan_dir = configured(Mixture), run.plan_dir("train")
     try:
         if (plan_dir / PLAN_FILE).exists():
@@ -206,11 +206,11 @@ def mixture_parts(
         names = [s.name for s in mixtures.select(sources, mixture, manifest)]
         return composition.of_cache(run.cache_dir, names, mixture)
     except UserError as e:
-        return f"no shares of the mixture {mixture.name!r}: {e}"
+        return f"the shares of the mixture {mixture.name!r} are unknown: {e}"
 
 
 def show_overview(facts: dict[str, TaskFacts], parts: composition.Composition | str) -> None:
-    """Prints how many tasks of each benchmark there are, by role and level, and the shares."""
+    """Prints the number of tasks of each benchmark by role and level, and the shares."""
     print(render(composition.task_table(list(facts.values())), "terminal"))
     if isinstance(parts, str):
         print(parts)
@@ -227,9 +227,9 @@ def show_overview(facts: dict[str, TaskFacts], parts: composition.Composition | 
 def count(
     run: Run, sources: Sequence[TaskSource], facts: dict[str, TaskFacts], settings: Inspect
 ) -> Table:
-    """Table 1 of the tasks, counted by the cache where they are in it."""
+    """Table 1 of the tasks, counted from the cache for cached tasks."""
     config, vocabulary = PromptConfig(), load_run_vocabulary(run)
-    # A cached training prompt may hold demonstrations: then its length says nothing.
+    # A cached training prompt may include demonstrations, so its length is not that of the example.
     use_cache = not settings.recount and len(config.shots) == 1 and path_of(run.cache_dir).is_dir()
     counts, notes = table1.count_tasks(
         sources,
@@ -268,7 +268,7 @@ def write_page(
             shots = shown_shots(own, settings, evaluated)
             views = list(make.views(source, examples, shots, own.evaluation))
             problem = "" if views else f"no example in split {split}"
-        except UserError as e:  # one damaged file must not hide all other tasks
+        except UserError as e:  # one damaged file must not hide the other tasks
             views, left_out, problem = [], 0, str(e)
         tasks.append(page.task_data(own, views, left_out, problem))
     title = f"{configured(Mixture).name}: tasks and mixture"

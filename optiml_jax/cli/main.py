@@ -1,8 +1,8 @@
 """`optiml VERB... --gin_file=... --gin.NAME=VALUE`: picks verbs, reads gin, reports errors.
 
-Every verb is one file beside this one with a function `main()` that is called after gin is parsed.
-Several verbs run one after the other in one process, which saves their imports.
-A UserError becomes one line on stderr and exit status 2; Ctrl-C becomes one line and 130.
+Every verb is a module next to this one with a function `main()`, called after gin is parsed.
+Several verbs run one after another in one process, which imports only once. A UserError becomes one
+line on stderr and exit status 2; Ctrl-C becomes one line and 130.
 """
 
 import argparse
@@ -19,29 +19,29 @@ from optiml_jax.errors import UserError, printable
 from optiml_jax.files import OF_THE_MACHINE
 
 VERBS = {
-    "fetch": "bring the data of collections and suites to where it is looked for",
-    "prepare": "read the upstream files and cache every task of the mixture",
+    "fetch": "download the data of collections and suites",
+    "prepare": "read the source files and cache every task of the mixture",
     "audit": "find evaluation examples in the training data; decide what to do about them",
     "plan": "compute the packed, step-addressed training order of the mixture",
     "train": "fine-tune a model on the plan; run it again to resume",
     "evaluate": "score the evaluation tasks; run it again to resume",
-    "export": "write the questions of an evaluation, or the training data, for other programs",
+    "export": "export the prompts of an evaluation, or the training data, for other programs",
     "report": "roll evaluations up to task, category and level and print tables",
     "splits": "count the tasks by role and level, and list what is missing or left out",
     "inspect": "show prompts, training rows and the mixture; write them as a page",
     "generate": "continue prompts: one, those of a file, or as you type them",
-    "doctor": "show what this machine has, what a gin file finds on it, and what is missing",
-    "convert": "weights of other programs into a checkpoint, and back",
-    "study": "make the runs of a study (variants x seeds), continue them, and report",
-    "compile": "say what a run needs on a machine that is not there, and whether it fits",
+    "doctor": "check this machine and the paths of a gin file, and show what is missing",
+    "convert": "convert weights of other programs to a checkpoint, and back",
+    "study": "run or continue a study (variants x seeds), and report",
+    "compile": "compile a run for a machine you do not have, and show whether it fits",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the verbs. Returns the exit status.
 
-    0: done; 1: some tasks failed; 2: something the user can mend; 75: SIGTERM stopped a training
-    before its end, and the same command goes on; 130: Ctrl-C.
+    0: done; 1: some tasks failed; 2: an error that the user can fix; 75: SIGTERM stopped training
+    early, and the same command resumes it; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -51,17 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Gin adds lines of its own to what is raised inside a configurable.
         print(f"error: {str(e).splitlines()[0]}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read our output (head, less) has gone
+    except BrokenPipeError:  # the reader of our output (head, less) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as e:
         if e.errno not in OF_THE_MACHINE:
             raise
         name = f"{printable(str(e.filename))}: " if e.filename else ""
-        print(f"error: {name}{e.strerror}; mend that and run it again", file=sys.stderr)
+        print(f"error: {name}{e.strerror}; fix that and run it again", file=sys.stderr)
         return 2
     except MemoryError:
-        print("error: out of memory; make it larger, or batches smaller", file=sys.stderr)
+        print("error: out of memory; use a machine with more, or smaller batches", file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
         print(
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_the_program(argv: Sequence[str] | None) -> bool:
-    """Whether this process runs verbs and ends: `optiml VERB`, `python -m optiml_jax.cli.VERB`."""
+    """Whether this process exists to run verbs: `optiml VERB`, `python -m optiml_jax.cli.VERB`."""
     return argv is None or sys.argv[0].endswith(os.path.join("cli", f"{(*argv, '')[0]}.py"))
 
 
@@ -91,7 +91,7 @@ def _answer(arguments: list[str]) -> int:
 
 
 def _run(verbs: Sequence[str]) -> int:
-    """Runs the verbs one after the other until one fails; the status of the last."""
+    """Runs the verbs one after another until one fails; returns the status of the last."""
     for verb in verbs:
         if len(verbs) > 1:
             print(f"\n{verb}: {VERBS[verb]}", flush=True)
@@ -102,7 +102,7 @@ def _run(verbs: Sequence[str]) -> int:
 
 
 def parse_gin(verbs: Sequence[str], arguments: Sequence[str]) -> None:
-    """Reads `--gin_file` and `--gin.NAME=VALUE` into gin; a mistake is a one-line UserError."""
+    """Reads `--gin_file` and `--gin.NAME=VALUE` into gin; errors are one-line UserErrors."""
     parser = argparse.ArgumentParser(
         prog=f"optiml {' '.join(verbs)}",
         description="; ".join(VERBS[verb] for verb in verbs),
@@ -134,29 +134,29 @@ def parse_gin(verbs: Sequence[str], arguments: Sequence[str]) -> None:
     flags = {"dry_run": "Fetch", "review": "Audit", "allow_undecided": "Audit"}
     flags |= {"status": "Launch", "report": "Launch"}
     bindings += [f"{flags[name]}.{name} = True" for name in flags if getattr(parsed, name, False)]
-    # Seconds of imports: here, where a signal has an answer.
+    # These imports take seconds: here, where signals are handled.
     import optiml_jax.cli.compilation_cache
-    import optiml_jax.cli.settings  # noqa: F401 - what gin may set
+    import optiml_jax.cli.settings  # noqa: F401 - registers what gin may set
     from optiml_jax.cli.gin_files import read_settings
 
     read_settings(parsed.gin_file, bindings)
 
 
 def _binding(argument: str) -> str:
-    """`--gin.NAME=VALUE` as a gin binding; a value that is no gin literal is taken as a string."""
+    """`--gin.NAME=VALUE` as a gin binding; a value that is not a gin literal is a string."""
     name, separator, value = argument.removeprefix("--gin.").partition("=")
     if not argument.startswith("--gin.") or not separator:
-        raise UserError(f"cannot understand {argument!r}; say --gin_file=FILE or --gin.NAME=VALUE")
+        raise UserError(f"cannot parse {argument!r}; use --gin_file=FILE or --gin.NAME=VALUE")
     try:
         ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        if not value.startswith(("@", "%", "[", "(", "{'", '{"')):  # but "{checkpoint}" is text
+        if not value.startswith(("@", "%", "[", "(", "{'", '{"')):  # but "{checkpoint}" is a string
             value = repr(value)
     return f"{name} = {value}"
 
 
 def _logging() -> None:
-    logging.basicConfig()  # does nothing where Orbax's import of absl has done it already
+    logging.basicConfig()  # does nothing if Orbax's import of absl has already done it
     for handler in logging.root.handlers:
         if type(handler) is logging.StreamHandler:
             handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
@@ -165,7 +165,7 @@ def _logging() -> None:
 
 
 class _Printable(logging.Formatter):
-    """Spells out what a terminal would obey: a line may hold the name of any file."""
+    """Escapes control characters, which names of files may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -175,8 +175,8 @@ def _usage() -> str:
     verbs = "\n".join(f"  {name:10}{text}" for name, text in VERBS.items())
     return (
         f"usage: optiml VERB... [--gin_file=FILE ...] [--gin.NAME=VALUE ...]\n\n{verbs}\n\n"
-        "Several verbs run one after the other until one fails.\n"
-        "Start with gin/runs/quickstart.gin; README.md tells how to use your own data."
+        "Several verbs run one after another until one fails.\n"
+        "Start with gin/runs/quickstart.gin; README.md explains how to use your own data."
     )
 
 

@@ -63,7 +63,7 @@ def write_plans(
     sources: Sequence[TaskSource],
     rows: Mapping[str, int],
 ) -> None:
-    """Writes the plan of every split that has rows, and prints what it holds."""
+    """Writes the plan of every split that has rows, and prints a summary."""
     for split, num_rows in rows.items():
         if split == "validation":  # not every benchmark has one
             name = f"{mixture.name}, validation"
@@ -104,8 +104,8 @@ def check_cache(store: Store, sources: Sequence[TaskSource], run: Run) -> None:
             what,
             stored,
             asked | own,
-            "put them back, or run `optiml prepare` with these (and a Run.cache_dir of its own if "
-            "other runs use that one)",
+            "restore them, or run `optiml prepare` with these (and a separate Run.cache_dir if "
+            "other runs use this one)",
         )
         refuse_changes(
             what,
@@ -137,31 +137,31 @@ def check_caps(store: Store, sources: Sequence[TaskSource], mixture: Mixture) ->
 
 
 def _flat(reader: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a task's reader without the level of the dictionary in it."""
+    """The settings of a task's reader, flattened."""
     return {k: v for k, v in reader.items() if k != "settings"} | dict(reader["settings"])
 
 
 def check_training_parts(
     store: Store, sources: Sequence[TaskSource], mixture: Mixture, manifest: Manifest
 ) -> None:
-    """Refuses a mixture in which a task to train on has no example to train on.
+    """Refuses a mixture in which a training task has no training example.
 
     With `Mixture.missing = 'renormalise'` they are named in a warning. Tasks that only OPT-IML-Max
-    trains on need not have a training part.
+    trains on need not have a training split.
     """
     lost = {}
     for source in sources:
         part = store.task(source.name).info["splits"].get("train", {})
         if manifest.row(source).trained and not part.get("examples"):
             reasons = ", ".join(f"{n} {reason}" for reason, n in part.get("drops", {}).items())
-            lost[source.name] = reasons or "its files hold no training part"
-    _refuse_lost(mixture, lost, "have no example to train on")
+            lost[source.name] = reasons or "its files have no training split"
+    _refuse_lost(mixture, lost, "have no training example")
 
 
 def check_vanished(
     store: Store, found: Sequence[TaskSource], run: Run, mixture: Mixture, manifest: Manifest
 ) -> None:
-    """Refuses a mixture whose training tasks were cached from this run's folders and are now gone.
+    """Refuses a mixture if training tasks cached from this run's folders are now missing there.
 
     With `Mixture.missing = 'renormalise'` they are named in a warning.
     """
@@ -174,15 +174,15 @@ def check_vanished(
             gone = here and asked and task.name not in names
             if gone and _was_trained_on(task, mixture, manifest):
                 lost[task.name] = f"was read from {here[0]}"
-    where = f"are in the cache {store.cache_dir}, but no longer in the folders of Run.data"
-    _refuse_lost(mixture, lost, f"{where} (delete them there if that is meant)")
+    where = f"are in the cache {store.cache_dir} but no longer in the folders of Run.data"
+    _refuse_lost(mixture, lost, f"{where} (delete them there if that is intended)")
 
 
 def _was_trained_on(task: CachedTask, mixture: Mixture, manifest: Manifest) -> bool:
     settings = task.info["reader"]["settings"]
-    if "trained" in settings:  # by a split list of upstream's
+    if "trained" in settings:  # by a split list of the collection
         return settings["trained"]
-    with contextlib.suppress(UserError):  # of a task file that is gone nothing is known
+    with contextlib.suppress(UserError):  # nothing is known of a missing task file
         return manifest.lookup(task.name, None).trained_by(mixture.roles)
     return True
 
@@ -192,7 +192,7 @@ def _is_below(file: str, folder: str) -> bool:
 
 
 def _refuse_lost(mixture: Mixture, lost: Mapping[str, str], what: str) -> None:
-    """A UserError that names the tasks and why; a warning if the mixture shall do without."""
+    """A UserError that names the tasks and reasons; a warning with `Mixture.missing` set."""
     if not lost:
         return
     named = [f"{task} ({why})" for task, why in lost.items()]
@@ -200,19 +200,19 @@ def _refuse_lost(mixture: Mixture, lost: Mapping[str, str], what: str) -> None:
     message = f"mixture {mixture.name!r}: {len(lost)} tasks {what}: {shown}"
     if mixture.missing == "error":
         raise UserError(
-            f"{message}; put their files right and run `optiml prepare` again, or leave them out "
+            f"{message}; fix their files and run `optiml prepare` again, or leave them out "
             "of Mixture.tasks, or set Mixture.missing = 'renormalise' to go without them"
         )
     logger.warning("%s", message)
 
 
 def tasks_with_split(store: Store, sources: Sequence[TaskSource], split: str) -> list[str]:
-    """The tasks that were cached with the split at all."""
+    """The tasks whose cache has the split."""
     return [s.name for s in sources if split in store.task(s.name).info["splits"]]
 
 
 def print_plan(plan: Plan) -> None:
-    """What the plan holds: its rows, and what it takes from each benchmark and category."""
+    """The plan in words: its rows, and the shares of benchmarks and categories."""
     summary = plan.summary
     epochs = summary["epochs"]
     print(

@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def print_summary(summary: PrepareSummary) -> None:
-    """Totals, and every reason for which records were dropped or mended, with the tasks it hit."""
+    """Totals, and every reason for which records were dropped or repaired, with its tasks."""
     print(summary)
     for kind in ("dropped", "warned"):
         by_reason: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)

@@ -1,4 +1,4 @@
-"""`optiml report`: rolls evaluations up and prints them side by side and beside the paper's.
+"""`optiml report`: rolls evaluations up and prints them next to each other and the paper's.
 
 Writes the same tables as Markdown, LaTeX, CSV and a page with plots.
 """
@@ -51,7 +51,7 @@ def main() -> None:
 def write_report(
     folder: pathlib.Path, runs: dict[str, Rollup], settings: Report
 ) -> list[tables.Table]:
-    """Writes all files of the report; gives its tables."""
+    """Writes all files of the report; returns its tables."""
     found = run_tables.evidence(runs, settings.replicates)
     made = run_tables.report(runs, found)
     more = (measure_tables.seeds_table(runs, found.estimates), measure_tables.measures_table(runs))
@@ -90,7 +90,7 @@ def write_report(
 
 
 def evaluations(settings: Report) -> dict[str, Rollup]:
-    """Name -> evaluation, of `evaluation_folders`."""
+    """Name -> evaluation, for `evaluation_folders`."""
     how = {"by": settings.by, "rule": settings.rule, "metric": settings.metric}
     return {
         name: rollup(group, **how, revise=revision())
@@ -99,14 +99,14 @@ def evaluations(settings: Report) -> dict[str, Rollup]:
 
 
 def evaluation_folders(settings: Report) -> dict[str, list[pathlib.Path]]:
-    """Name -> folders: the evaluations that `settings` names, else all of the run by step."""
+    """Name -> folders: the evaluations that `settings` names, else all of the run, by step."""
     if settings.runs:
         found = (sorted(map(str, matching(p)), key=by_number) or [p] for p in settings.runs)
         groups = by_checkpoint([path_of(folder) for group in found for folder in group])
     else:
         place = configured(Run).evaluation_dir
         groups = by_checkpoint([p.parent for p in place.glob("*/tasks.json")])
-        # The untrained model is step 0 as well, and comes before a checkpoint of that step.
+        # The untrained model is also step 0; it precedes a checkpoint of that step.
         groups.sort(key=lambda g: (RunFolder(g[0]).load()[0].get("step") or 0, short_name(g)))
         if not groups:
             raise UserError(
@@ -126,7 +126,7 @@ def evaluation_folders(settings: Report) -> dict[str, list[pathlib.Path]]:
 
 
 def revision() -> Callable[[TaskInfo], TaskInfo] | None:
-    """Averages sub-tasks as `SplitConfig` asks for now, whatever it was at the evaluation."""
+    """Averages sub-tasks by the current `SplitConfig`, whatever it was at the evaluation."""
     if not splits.SplitConfig().bbh_23:
         return None
     manifest = splits.Manifest.load()
@@ -141,7 +141,7 @@ def revision() -> Callable[[TaskInfo], TaskInfo] | None:
 
 
 def by_checkpoint(folders: list[pathlib.Path]) -> list[list[pathlib.Path]]:
-    """The folders that are one evaluation: side by side, of one checkpoint, no task twice."""
+    """Groups the folders of one evaluation: siblings, of one checkpoint, with no task twice."""
     groups = collections.defaultdict(list)
     for folder in folders:
         run, infos = RunFolder(folder).load()
@@ -158,14 +158,14 @@ def by_checkpoint(folders: list[pathlib.Path]) -> list[list[pathlib.Path]]:
 
 
 def short_name(group: list[pathlib.Path]) -> str:
-    """What the names of the folders start with: "step_4" of "step_4_mmlu" and "step_4_opt14"."""
+    """The common prefix of folder names: "step_4" of "step_4_mmlu" and "step_4_opt14"."""
     parts = zip(*(folder.name.split("_") for folder in group), strict=False)
     alike = itertools.takewhile(lambda part: len({*part}) == 1, parts)
     return "_".join(part[0] for part in alike) or group[0].name
 
 
 def distinct_names(groups: list[list[pathlib.Path]]) -> list[str]:
-    """The names of the folders; where they repeat, with what their paths differ in before them."""
+    """The names of the folders, prefixed by the differing parts of their paths if they repeat."""
     names = [short_name(group) for group in groups]
     if len({*names}) == len(names):
         return names
@@ -183,7 +183,7 @@ def by_number(path: str) -> list:
 
 
 def wanted_tasks(manifest: splits.Manifest) -> list[published.Wanted]:
-    """The manifest's evaluation tasks, as the paper's tables look for them."""
+    """The manifest's evaluation tasks, in the form that the paper's tables use."""
     return [
         published.Wanted(
             task=task,

@@ -1,9 +1,9 @@
-"""What gin can set for the verbs themselves; the rest is bound where it lives.
+"""The verbs' own settings; other modules define theirs.
 
 One gin file serves every verb: each verb reads the settings it needs and ignores the others. The
 library's own configurables (Mixture, PromptConfig, PlanConfig, model_config, MeshConfig,
-OptimizerConfig, TrainConfig, EvalConfig) are imported here, so that a misspelt name is an error
-whatever the verb.
+OptimizerConfig, TrainConfig, EvalConfig) are imported here, so that a misspelt name is an error for
+every verb.
 """
 
 # ruff: noqa: F401 - importing a module makes its settings known to gin
@@ -49,15 +49,15 @@ from optiml_jax.study.spec import Chain, Launch, Study
 @configurable
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Where things lie. Paths may hold environment variables: "$OPTIML_DATA/natural-instructions".
+    """Paths. They may contain environment variables: "$OPTIML_DATA/natural-instructions".
 
     Attributes:
       data: benchmark -> folder of the user's own copy of it.
       vocabulary: `opt:<folder or Hub name>` or `sentencepiece:<model file>`.
       cache_dir: prepared tasks; shared by all runs with the same vocabulary and prompts.
       run_dir: everything of this run: plan/, checkpoints/, tensorboard/, evaluation/, report/.
-      distributed: training and evaluation join the other processes of the job (SLURM, Open MPI, a
-        TPU pod, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).
+      distributed: training and evaluation join the job's other processes (SLURM, Open MPI, a TPU
+        pod, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).
     """
 
     data: dict[str, str]
@@ -92,8 +92,8 @@ class Prepare:
     runner: None for the process pool, else an Apache Beam runner, e.g. "DirectRunner".
     beam_options: Beam pipeline options, e.g. ("--project=...",).
     part: (i, n): this run caches the i-th of n parts of the tasks, counted from 0; the others may
-      be cached at the same time by other machines that see the cache folder.
-    verify: reads what is cached already, and caches anew what has changed on the disk.
+      be cached at the same time by other machines that share the cache folder.
+    verify: verifies what is cached already, and redoes what has changed on disk.
     """
 
     num_workers: NotNegative = 0
@@ -112,16 +112,16 @@ class Prepare:
 @dataclasses.dataclass(frozen=True)
 class Audit:
     """Attributes:
-    training: "mixture" scans what the mixture trains on; "all" every task that has a training part,
-      also those that are left out, to see what the manifest keeps apart.
+    training: "mixture" scans the mixture's training tasks; "all" every task with a training split,
+      including those left out, to check what the manifest keeps apart.
     roles: of the evaluation tasks.
-    threshold: a pair of tasks with a larger share of overlapping evaluation examples is to be
-      decided (paper, section 2.3: 1 %).
-    paper_mode: `plan`, `train`, `evaluate` and `export` stop while a pair is undecided or a task
-      was not audited.
-    allow_undecided: they print the undecided pairs and go on.
-    review: walks the undecided pairs in the terminal.
-    reviewer: who answers.
+    threshold: a pair of tasks with a larger share of overlapping evaluation examples needs a
+      decision (paper, section 2.3: 1 %).
+    paper_mode: `plan`, `train`, `evaluate` and `export` refuse to run while a pair is undecided or
+      a task was not audited.
+    allow_undecided: they print the undecided pairs and continue.
+    review: asks about the undecided pairs in the terminal.
+    reviewer: name of the person who decides.
     folder: None means <run_dir>/audit.
     num_workers: processes; 0 means one per core.
     runner: None for the process pool, else an Apache Beam runner, e.g. "DirectRunner".
@@ -152,21 +152,21 @@ class Audit:
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Attributes:
-    checkpoint: "latest", "init" (the untrained model of the same seed), a step, a folder, "all"
-      that the run keeps, a glob over steps ("*000") or over folders, or several of these.
-    during_training: `optiml train` evaluates after these updates, in its own process and with the
-      same results; a number N: after every N-th and the last; 0: never.
-    params_dtype: of the weights, "float32" or "bfloat16"; None: bfloat16 where `model_config.dtype`
-      (the checkpoint's where gin sets none) computes in it, else float32.
-    name: folder name under <run_dir>/evaluation; "{checkpoint}" in it is the step, or "init".
+    checkpoint: "latest", "init" (the untrained model with the same seed), a step, a folder, "all"
+      (those that the run keeps), a glob over steps ("*000") or folders, or several of these.
+    during_training: updates after which `optiml train` evaluates in its own process, with the same
+      results; a number N: every N-th and the last; 0: never.
+    params_dtype: of the weights, "float32" or "bfloat16"; None: bfloat16 if that is
+      `model_config.dtype` (the checkpoint's if gin sets none), else float32.
+    name: folder name under <run_dir>/evaluation; "{checkpoint}" stands for the step, or "init".
     tasks: globs over task names.
     roles: an evaluated task has one of these in the split manifest: "test" and "dev" are the
       paper's sets, "test_max" is for OPT-IML-Max too, "test_extra" is not in the paper.
-    shots: numbers of demonstrations; the ones that the manifest also lists for a task are run.
-    answers: files, folders or globs with answers that were made elsewhere, by request id, in a form
-      of docs/exchange.md; they are evaluated in the place of a checkpoint.
+    shots: numbers of demonstrations; those that the manifest also lists for a task are run.
+    answers: files, folders or globs with answers of other models, by request id, in a format of
+      docs/exchange.md; they are evaluated instead of a checkpoint.
     missing_answers: "fail": a task that lacks answers is not evaluated; "wrong": empty answers.
-    model: whose answers they are; None: the name of their folder or file.
+    model: that gave the answers; None: the name of their folder or file.
     """
 
     checkpoint: str | int | Sequence[str | int] = "latest"
@@ -188,18 +188,18 @@ class Evaluate:
 @dataclasses.dataclass(frozen=True)
 class Export:
     """Attributes:
-    what: "requests" of an evaluation (`Evaluate` says of which tasks and shots), or "training" data
-      of the mixture.
-    form: of requests "jsonl", "openai" (batch files) or "lm_eval" (tasks for `--include_path`); of
-      training data "jsonl" or "parquet".
+    what: "requests" of an evaluation (`Evaluate` selects tasks and shots), or "training" data of
+      the mixture.
+    form: for requests "jsonl", "openai" (batch files) or "lm_eval" (tasks for `--include_path`);
+      for training data "jsonl" or "parquet".
     output: the folder to write, new or empty; None means <run_dir>/export/<what>_<form>.
-    max_tokens: into which prompts are fitted, answer included: None, the positions of the run's
-      model; 0, prompts are whole, for another tokenizer to cut.
+    max_tokens: maximum length of prompt and answer; None: the positions of the run's model; 0:
+      prompts are not truncated, which is left to another tokenizer.
     model: the model's name in the requests of "openai".
-    rows: of training data "prompt_completion" or "chat" (messages of user and assistant).
-    order: of training data "plan", as the run trains on it, or "task", every example once.
+    rows: format of training data: "prompt_completion" or "chat" (user and assistant messages).
+    order: of training data: "plan", as the run trains on it, or "task", every example once.
     split: of training data.
-    shard_rows: rows of a file of training data.
+    shard_rows: rows per file of training data.
     """
 
     what: Literal["requests", "training"] = "requests"
@@ -223,18 +223,18 @@ class Export:
 @dataclasses.dataclass(frozen=True)
 class Generate:
     """Attributes:
-    checkpoint: as in `Evaluate`, one.
-    prompt: a prompt to continue; its answer goes to the terminal.
-    prompts: a file to continue: JSON lines with `prompt` and, as they like, `id`, `stop`,
-      `max_new_tokens`, `seed`; what `optiml export` writes is such a file. Without either of the
-      two, prompts are asked for.
+    checkpoint: as in `Evaluate`, but only one.
+    prompt: a prompt to continue; the answer is printed.
+    prompts: a file of prompts: JSON lines with `prompt` and optionally `id`, `stop`,
+      `max_new_tokens`, `seed`; `optiml export` writes such files. With neither of the two, prompts
+      are read interactively.
     output: file of the answers to `prompts`, JSON lines that `Evaluate.answers` reads.
-    max_new_tokens: of an answer, where its prompt says nothing else; the end of text included.
-    temperature: 0: the most probable token each time; else tokens are drawn.
-    top_p: tokens are drawn from the most probable that together reach this probability.
-    stop: strings at which an answer ends; they are not part of it.
-    seed: of the draws.
-    history: of prompts that are asked for, whether earlier ones and their answers stand before.
+    max_new_tokens: of an answer, end of text included, unless its prompt sets it.
+    temperature: 0: greedy decoding; else tokens are sampled.
+    top_p: nucleus sampling: from the most probable tokens that together reach this probability.
+    stop: strings at which an answer ends, excluded from it.
+    seed: for sampling.
+    history: in interactive use, whether earlier prompts and answers are prepended.
     separator: between those.
     """
 
@@ -251,7 +251,7 @@ class Generate:
     separator: str = "\n\n"
 
     def __post_init__(self):
-        if isinstance(self.stop, str):  # one string, not a sequence of letters
+        if isinstance(self.stop, str):  # one string, not a sequence of characters
             object.__setattr__(self, "stop", (self.stop,))
         if self.prompt is not None and self.prompts is not None:
             raise UserError("give Generate.prompt or Generate.prompts, not both")
@@ -264,14 +264,14 @@ class Generate:
 class Fetch:
     """Attributes:
     collections: collections and suites of `sources`, or globs over "<collection>/<source>".
-    root: the folder that all data lies in.
+    root: the folder for all data.
     sources: the file that lists them.
-    accept: licences with restrictions that suit you, as `--dry_run` names them, or "all".
-    mirrors: beginning of an address -> what stands in its place, e.g. a folder as file:///...
-    workers: files at the same time.
-    retries: how often a file is tried again, after 1, 2, 4, ... seconds.
-    verify: reads what is there already and compares its hashes, else its sizes only.
-    dry_run: only prints what would come, its size and licence (also: `--dry_run`).
+    accept: restrictive licences that you accept, as `--dry_run` names them, or "all".
+    mirrors: prefix of an address -> its replacement, e.g. a folder as file:///...
+    workers: concurrent downloads.
+    retries: of a file, after 1, 2, 4, ... seconds.
+    verify: compares the hashes of existing files, not only their sizes.
+    dry_run: only prints what would be downloaded, its size and licence (also: `--dry_run`).
     """
 
     collections: tuple[str, ...] = ()
@@ -289,19 +289,20 @@ class Fetch:
 @dataclasses.dataclass(frozen=True)
 class Report:
     """Attributes:
-    runs: evaluation folders, or globs of such, to print side by side; empty means all of this run,
-      oldest first. The first is what the others are compared with.
-    names: of `runs`, in their order; empty: the parts of the paths in which they differ.
-    axis: what the lines of the page are drawn over, e.g. "training tasks".
-    positions: where on it each of the runs is (seeds then stay apart); empty: their training steps.
+    runs: evaluation folders, or globs of them, to print side by side; empty means all of this run,
+      oldest first. The others are compared with the first.
+    names: of `runs`, in order; empty: the differing parts of their paths.
+    axis: x axis of the page's plots, e.g. "training tasks".
+    positions: of the runs on that axis (seeds are then not joined); empty: their training steps.
     replicates: of the bootstrap.
     output: folder of the report's files; None means <run_dir>/report.
     by: what the columns within a level are: "category" or "benchmark".
-    rule: scores ranked candidates by this rule instead of each task's own.
-    metric: scores the tasks of its kind (candidates ranked, or answers generated) by this one.
-    join_seeds: evaluations that differ in their seeds alone are one run.
-    published: files of further printed results, in the form of tasks/data/published_results.yaml.
-    answers: single answers per task and run that the page holds; 0: none.
+    rule: score rule for ranked candidates instead of each task's own.
+    metric: metric for all tasks of its kind (ranking or generation) instead of their own.
+    join_seeds: treats evaluations that differ only in their seeds as one run.
+    published: files of further published results, in the format of
+      tasks/data/published_results.yaml.
+    answers: individual answers per task and run on the page; 0: none.
     """
 
     runs: tuple[str, ...] = ()
@@ -321,14 +322,14 @@ class Report:
         known = {"rule": RULE_NAMES, "metric": tuple(METRICS)}
         for name, values in known.items():
             if (value := getattr(self, name)) is not None and value not in values:
-                raise UserError(f"Report.{name} = {value!r} is none of {', '.join(values)}")
+                raise UserError(f"Report.{name} = {value!r} is not one of {', '.join(values)}")
 
 
 @configurable
 @dataclasses.dataclass(frozen=True)
 class Splits:
     """Attributes:
-    most_names: how many tasks a line of the lists names.
+    most_names: maximum number of tasks named per line.
     """
 
     most_names: Positive = 6
@@ -338,18 +339,18 @@ class Splits:
 @dataclasses.dataclass(frozen=True)
 class Inspect:
     """Attributes:
-    tasks: globs over task names, whose prompts are shown; empty: an overview, or all of the page.
-    split: of the examples shown; None: "train" of a task that is trained on, "test" of others.
+    tasks: globs over names of tasks to show; empty: an overview, or all tasks in the page.
+    split: of the examples shown; None: "train" for training tasks, "test" for others.
     examples: shown per prompt.
     prompts: shown per task.
-    shots: numbers of demonstrations; empty: as drawn for training (and, in the page, those of
+    shots: numbers of demonstrations; empty: as sampled for training (and, in the page, those of
       `Evaluate.shots`).
     step: shows the packed rows of this training step instead.
     row: shows this packed row instead.
-    rows: split of the plan that `step` and `row` count in: "train" or "validation".
+    rows: split of the plan for `step` and `row`: "train" or "validation".
     html: file to write the page to.
-    table1: counts the data as Table 1 of the paper does, from the cache where a task is in it.
-    recount: Table 1 reads the upstream files even where there is a cache.
+    table1: counts the data as Table 1 of the paper does, from the cache for cached tasks.
+    recount: Table 1 reads the source files even if there is a cache.
     """
 
     tasks: tuple[str, ...] = ()
@@ -373,7 +374,7 @@ class Compile:
     program: "train" (one update), "validate", "score" (a batch of candidates), "prefill" (a batch
       of prompts) or "decode" (one new token for every answer).
     length: slots of a row; None: `PlanConfig.sequence_length`.
-    search: looks for settings that fit when these do not.
+    search: if the settings do not fit, searches for some that do.
     output: file for the findings as JSON.
     """
 
@@ -388,13 +389,13 @@ class Compile:
 @dataclasses.dataclass(frozen=True)
 class Convert:
     """Attributes:
-    source: a Hugging Face folder or Hub name, metaseq's files, a .gguf file or a PEFT folder (they
-      are read), or a checkpoint of ours (it is written in another form).
-    destination: the folder to make.
+    source: a Hugging Face folder or Hub name, metaseq's files, a .gguf file or a PEFT folder to
+      import, or a checkpoint of this project to export.
+    destination: the folder to create.
     to: "optiml"; "huggingface": the whole model, adapters merged; "peft": the adapters alone.
     base: the checkpoint that a PEFT folder adapts.
-    vocabulary: spec stored with a checkpoint that is made; None: the source's own.
-    dtype: of the tensors that are written: float32, bfloat16 or float16; None: that of the source.
+    vocabulary: spec stored with a new checkpoint; None: the source's own.
+    dtype: of the tensors written: float32, bfloat16 or float16; None: that of the source.
     """
 
     source: str
@@ -412,7 +413,7 @@ def expand(text: str, name: str) -> str:
     if missing:
         raise UserError(
             f"{name} = {text!r}: the environment variable {missing[1]} is not set; "
-            f"say: export {missing[1]}=/folder/of/your/data"
+            f"run: export {missing[1]}=/folder/of/your/data"
         )
     return expanded
 
@@ -427,7 +428,7 @@ def is_bound(name: str) -> bool:
 
 
 def configured(settings: type, **given):
-    """Makes a settings object; a parameter that neither gin nor `given` sets is a UserError."""
+    """Creates a settings object; a parameter that neither gin nor `given` sets is a UserError."""
     try:
         return settings(**given)
     except TypeError as e:

@@ -1,4 +1,4 @@
-"""`optiml splits`: the tasks to train on, to evaluate at each level, and those missing."""
+"""`optiml splits`: lists the tasks to train on, to evaluate at each level, and missing ones."""
 
 import collections
 import fnmatch
@@ -33,14 +33,14 @@ def main() -> None:
     if not data:
         print(render(wanted_table(wanted), "terminal"))
         print(render(sizes(wanted, ("dev", "test")), "terminal"))
-        print("set Run.data to see which of them are in your copies")
+        print("set Run.data to see which of them your copies have")
         return
     sources = find_sources(data, manifest)
     tasks = [(s.name, category(s), manifest.row(s)) for s in sources]
     for table in (benchmarks(tasks), sizes(tasks), evaluated(tasks)):
         print(render(table, "terminal"))
     groups = {
-        "evaluation tasks of the manifest that are not here": missing(wanted, sources, data),
+        "evaluation tasks of the manifest that are missing": missing(wanted, sources, data),
         "not trained on": by_why(tasks),
         f"in category {MISC}": by_benchmark(name for name, kind, _ in tasks if kind == MISC),
     }
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def given_data() -> dict[str, str]:
-    """`Run.data`, empty where no gin file sets it; the other settings of a run do not matter."""
+    """`Run.data`, empty if no gin file sets it; no other setting of a run is needed."""
     try:
         gin.query_parameter("Run.data")
     except ValueError:
@@ -61,7 +61,7 @@ def given_data() -> dict[str, str]:
 
 
 def number(tasks: Iterable[Task], role: str) -> int:
-    """The tasks of a role; in evaluation those of a benchmark that are averaged count as one."""
+    """The tasks of a role; evaluation tasks of a benchmark that are averaged count as one."""
     chosen = [(name, row) for name, _, row in tasks if role in row.role]
     if role in ("train", "exclude"):
         return len(chosen)
@@ -80,7 +80,7 @@ def benchmarks(tasks: Sequence[Task]) -> Table:
 
 
 def sizes(tasks: Sequence[Task], roles: Sequence[str] = tuple(PAPER)) -> Table:
-    """The sets beside those of the paper."""
+    """The sets compared with those of the paper."""
     rows = []
     for role in roles:
         paper_tasks, paper_clusters = PAPER[role]

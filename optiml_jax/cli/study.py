@@ -1,4 +1,4 @@
-"""`optiml study`: makes the runs of a study, continues them, and reports what they show."""
+"""`optiml study`: runs or continues a study, and reports its results."""
 
 import pathlib
 import sys
@@ -34,7 +34,7 @@ def main() -> int:
     failures = []
     names = [study.name for study, _ in studies]
     if launch.after is not None and launch.after not in names:
-        raise UserError(f"Launch.after = {launch.after!r} is none of {', '.join(names)}")
+        raise UserError(f"Launch.after = {launch.after!r} is not one of {', '.join(names)}")
     ended = names[: names.index(launch.after) + 1] if launch.after else []
     for study, takes in studies:
         missing = missing_choices(study, takes)
@@ -48,7 +48,7 @@ def main() -> int:
         if launch.launcher == "slurm":
             arguments = [a for a in sys.argv[1:] if a != "study" and "Launch.after=" not in a]
             if submit(plan, launch, arguments):
-                print(f"{study.name}: submitted; its last job writes the report and goes on")
+                print(f"{study.name}: submitted; its last job writes the report and continues")
                 return 0
             report(plan)
             continue
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def read_studies() -> list[tuple[Study, tuple[str, ...]]]:
-    """The studies that gin names, each with the names of those whose choice it takes."""
+    """The studies that gin names, each with the studies whose choice it takes."""
     chain = Chain()
     if not chain.studies:
         return [(configured(Study), ())]
@@ -89,8 +89,8 @@ def read_studies() -> list[tuple[Study, tuple[str, ...]]]:
     for i, (study, takes) in enumerate(studies):
         if late := [name for name in takes if name not in names[:i]]:
             raise UserError(
-                f"Chain.takes: study {study.name!r} takes the choice of {late[0]!r}, which does "
-                f"not come before it; the order is {', '.join(names)}"
+                f"Chain.takes: study {study.name!r} takes the choice of {late[0]!r}, which is not "
+                f"listed before it; the order is {', '.join(names)}"
             )
     if unknown := [name for name in chain.takes if name not in names]:
         raise UserError(f"Chain.takes names {unknown[0]!r}; the studies are {', '.join(names)}")
@@ -98,7 +98,7 @@ def read_studies() -> list[tuple[Study, tuple[str, ...]]]:
 
 
 def resolve(files: Sequence[str], lines: Sequence[str]) -> Settings:
-    """The settings of gin files and lines, without leaving them in gin."""
+    """The settings of gin files and lines; gin itself is left unchanged."""
     gin.clear_config()
     try:
         return read_settings(files, lines)
@@ -107,7 +107,7 @@ def resolve(files: Sequence[str], lines: Sequence[str]) -> Settings:
 
 
 def plan_of(study: Study, takes: Sequence[str]) -> Plan:
-    """The runs of a study, starting from what earlier ones chose."""
+    """The runs of a study, starting from the choices of earlier ones."""
     files = [str(choice_file(study, name)) for name in takes]
     return plan_study(study, resolve, resolve(files, []) if files else {})
 
@@ -121,7 +121,7 @@ def missing_choices(study: Study, takes: Sequence[str]) -> list[str]:
 
 
 def show_status(studies: Sequence[tuple[Study, tuple[str, ...]]], launch: Launch) -> None:
-    """Prints how far every run is, and how long the rest will take."""
+    """Prints the progress of every run, and the time left."""
     plans, rows, waiting = [], [], []
     for study, takes in studies:
         if missing := missing_choices(study, takes):
@@ -137,7 +137,7 @@ def show_status(studies: Sequence[tuple[Study, tuple[str, ...]]], launch: Launch
 
 
 def summary(plans: Sequence[Plan], launch: Launch) -> str:
-    """How many runs are done, and the time left; a run that several studies share counts once."""
+    """The number of finished runs, and the time left; a run shared by studies counts once."""
     runs = {run.evaluation: run for plan in plans for run in plan.runs.values()}
     states = {place: run_state(run) for place, run in runs.items()}
     counts = {}
@@ -153,16 +153,16 @@ def time_left(runs: dict, states: dict[pathlib.Path, RunState], launch: Launch) 
         return ""
     seconds = seconds_left(pairs, launch.at_once or 1)
     if seconds is None:
-        return "; time left not known yet"
+        return "; time left unknown"
     return f"; about {seconds / 60:.0f} min left" if seconds < 5400 else f"; {seconds / 3600:.1f} h"
 
 
 def report(plan: Plan) -> None:
-    """Writes the study's report and choice from what is evaluated, and prints the main tables."""
+    """Writes the study's report and choice from the evaluations, and prints the main tables."""
     folder, printed_results = plan.folder / "report", load_all([PUBLISHED, FIGURES])
     if unknown := unknown_rows(plan.study, printed_results):
         raise UserError(
-            f"study {plan.study.name!r}: {unknown[0]!r} is no row of the printed results "
+            f"study {plan.study.name!r}: {unknown[0]!r} is not a row of the published results "
             f"{plan.study.published!r}; name it in Study.rows, or in Study.unpublished"
         )
     if (written := write_report(plan, printed_results, revision())) is None:

@@ -77,24 +77,24 @@ def check_settings(plan: Plan, run: Run) -> None:
     """Raises a UserError if the plan was made with other settings than those of this run."""
     asked = {
         **by_name(PromptConfig()),
-        # The special ids are the model's, which is compared with the plan elsewhere.
+        # The special ids are the model's, which is checked against the plan elsewhere.
         **by_name(PlanConfig(num_rows=1), without=("num_rows", "bos_id", "pad_id")),
         **by_name(configured(Mixture)),
         **by_name(SplitConfig()),
     }
-    what, way_out = f"the plan in {plan.folder}", "put them back, or prepare and plan with these"
+    what, way_out = f"the plan in {plan.folder}", "restore them, or prepare and plan with these"
     stored = dict(plan.meta["settings"])
     planned = plan.meta["vocabulary"]
-    is_named_so = planned["spec"] == run.vocabulary  # else perhaps the same one at another place
+    is_named_so = planned["spec"] == run.vocabulary  # else it may be the same one at another path
     if not is_named_so and load_run_vocabulary(run).fingerprint != planned["fingerprint"]:
         asked["Run.vocabulary"], stored["Run.vocabulary"] = run.vocabulary, planned["spec"]
     refuse_changes(what, stored, asked, way_out)
 
 
 def warn_of_changed_files(plan: Plan) -> None:
-    """Names the tasks whose files are other than they were prepared; training goes on.
+    """Warns of tasks whose files have changed since they were prepared; training continues.
 
-    What is trained on is the cache, so a run whose files are not on this machine is not concerned.
+    Training reads only the cache; files that are not on this machine are not checked.
     """
     changed = {}
     for task in filter(None, plan.cached_tasks):
@@ -104,33 +104,33 @@ def warn_of_changed_files(plan: Plan) -> None:
     if changed:
         shown = "; ".join(f"{task}: {what}" for task, what in list(changed.items())[:3])
         logger.warning(
-            "the files of %d tasks changed since `optiml prepare`; what is trained on is as they "
-            "were then (%s%s); to train on them as they are now, prepare and plan again",
+            "the files of %d tasks changed since `optiml prepare`; training uses the cache of "
+            "that time (%s%s); to use the new files, prepare and plan again",
             *(len(changed), shown, "; ..." * (len(changed) > 3)),
         )
 
 
 def evaluation_steps(wanted: int | Sequence[int], num_steps: int) -> set[int]:
-    """The steps that `Evaluate.during_training` means."""
+    """The steps of `Evaluate.during_training`."""
     if isinstance(wanted, int):
         return {*range(wanted, num_steps, wanted), num_steps} if wanted > 0 else set()
     if beyond := [step for step in wanted if not 1 <= step <= num_steps]:
         raise UserError(
-            f"Evaluate.during_training: step {beyond[0]} is not one of 1 ... {num_steps}; the "
+            f"Evaluate.during_training: step {beyond[0]} is not one of 1 ... {num_steps}; for the "
             "untrained model: optiml evaluate --gin.Evaluate.checkpoint=init"
         )
     return set(wanted)
 
 
 def evaluation_hook(model: DecoderConfig, metadata: dict[str, Any]) -> EvaluationHook:
-    """What evaluates the parameters; imported only when asked for, since it needs TensorFlow."""
+    """The evaluation hook; imported only on request, since it needs TensorFlow."""
     from optiml_jax.cli.evaluate import evaluation_hook as make
 
     return make(model, metadata)
 
 
 def save_config(path: pathlib.Path) -> None:
-    """Saves every gin parameter that this run used, in gin's own syntax."""
+    """Saves every gin parameter that this run used, in gin syntax."""
     with disk_errors(path, "the run's configuration"), atomic_path(path) as temporary:
         temporary.write_text(gin.operative_config_str(), "utf-8")
 

@@ -1,4 +1,4 @@
-"""The vocabulary of a run: from its settings, else from a checkpoint that they name."""
+"""The vocabulary of a run: from its settings, else from a checkpoint named there."""
 
 import contextlib
 import logging
@@ -18,17 +18,17 @@ _log = logging.getLogger(__name__)
 
 
 def load_run_vocabulary(run: Run, places: Sequence[str] = ()) -> TextVocabulary:
-    """The vocabulary of a run; where its files are gone, that of a checkpoint.
+    """The vocabulary of a run; if its files are missing, that of a checkpoint.
 
     Args:
-      places: checkpoints that may hold it, before those that the settings name: of the evaluation,
-        of the start of training, and the run's own.
+      places: checkpoints to try before those of the settings: the evaluation's, the one that
+        training starts from, and the run's own.
     """
     return _find(run, places)[1]
 
 
 def run_vocabulary(run: Run) -> str:
-    """The specification of what `load_run_vocabulary` loads, for other processes."""
+    """The spec of the vocabulary that `load_run_vocabulary` loads, for other processes."""
     return _find(run, ())[0]
 
 
@@ -40,17 +40,17 @@ def _find(run: Run, places: Sequence[str]) -> tuple[str, TextVocabulary]:
             with contextlib.suppress(UserError):
                 spec = spec_in_checkpoint(place)
                 vocabulary = load_vocabulary(spec)
-                _log.warning("%s; taking the vocabulary of the checkpoint %s", e, place)
+                _log.warning("%s; using the vocabulary of the checkpoint %s", e, place)
                 return spec, _checked(vocabulary)
         raise
 
 
 def _checked(vocabulary: TextVocabulary) -> TextVocabulary:
-    """Warns of a chat that is another model's."""
+    """Warns of a chat template with special tokens that the vocabulary lacks."""
     named = re.findall(r"<\|[^<>|\s]+\|>", PromptConfig().chat or "")
     if unknown := [token for token in named if token not in vocabulary.special_tokens]:
         _log.warning(
-            "PromptConfig.chat: %s is no special token of the vocabulary and is spelled out",
+            "PromptConfig.chat: %s is not a special token of the vocabulary; it is read as text",
             unknown[0],
         )
     return vocabulary

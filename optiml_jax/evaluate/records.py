@@ -268,7 +268,7 @@ class RunFolder:
             refuse_changes(
                 f"the evaluation in {self.path}",
                 *({GIN_NAMES.get(k, k): settings.get(k) for k in asked} for settings in (old, run)),
-                "put them back, choose another Evaluate.name, or delete that folder",
+                "restore them, choose another Evaluate.name, or delete that folder",
             )
         rows = [dataclasses.asdict(info) for info in tasks.values()]
         write_sealed(file, {"run": run, "tasks": rows})

@@ -182,7 +182,7 @@ def check_same_run(run_dir: str, stored: Mapping[str, Any], current: Mapping[str
     if differences:
         raise UserError(
             f"{run_dir} holds another run: {'; '.join(differences)}; choose a new run_dir (with "
-            "TrainConfig.init_from to start from these weights) or put the old settings back"
+            "TrainConfig.init_from to start from these weights) or restore the old settings"
         )
 
 

@@ -99,7 +99,7 @@ def test_paper_mode_waits_for_decisions(run):
     code, out = run("plan", mode)
     assert code == 2
     assert "paper mode: " in out.err
-    assert "decide with optiml audit --review, or say --allow-undecided" in out.err
+    assert "decide with optiml audit --review, or pass --allow-undecided" in out.err
     code, out = run("plan", mode, "--allow-undecided")
     assert code == 0
     assert f"{THIRD}: " in out.out
@@ -146,7 +146,7 @@ def test_paper_mode_stops_training_evaluation_and_export_too(run):
     write_tables(other / DESCRIPTION, tables, {})
     code, out = run("evaluate", every, name, mode, f"--gin.Audit.folder={other}")
     assert code == 2
-    assert "did not see 1 evaluation tasks" in out.err
+    assert "does not cover 1 evaluation tasks" in out.err
     answers = ["k", "the words are the same", "k", "the same"]
     assert run("audit", "--review", "--gin.Audit.reviewer=me", answers=answers)[0] == 0
     assert run("plan", mode)[0] == 0

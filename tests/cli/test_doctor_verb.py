@@ -37,7 +37,7 @@ def test_versions_devices_and_missing_folders_are_said(tmp_path, capsys, monkeyp
         }
     )
     assert status == 1
-    assert "need a look" in err
+    assert "need attention" in err
 
 
 def test_without_a_gin_file_the_data_folder_is_listed(tmp_path, capsys, monkeypatch):

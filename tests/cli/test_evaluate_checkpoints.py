@@ -154,7 +154,7 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_named_and_the_others_are_eva
     monkeypatch.setattr(manager, "_check_shapes", check_and_remove)
     assert optiml("evaluate", trained, copy, "--gin.Evaluate.checkpoint=all") == 1
     said = capsys.readouterr().err
-    assert f"failed: checkpoint {run}/checkpoints/2: it was removed while it was read" in said
+    assert f"failed: checkpoint {run}/checkpoints/2: it was deleted while being read" in said
     assert len(records(run)) == 3
 
 
@@ -163,7 +163,7 @@ def test_one_folder_for_two_checkpoints_is_refused(copy, trained, capsys):
     for verb, asked in several.items():
         more = [f"--gin.Evaluate.{asked}", "--gin.Evaluate.name=one"]
         assert optiml(verb, trained, copy, *more) == 2
-        assert "put {checkpoint} into it" in capsys.readouterr().err
+        assert "include {checkpoint} in it" in capsys.readouterr().err
 
 
 def test_a_folder_that_another_evaluation_writes_is_refused(copy, trained, tmp_path, capsys):

@@ -44,7 +44,7 @@ def test_a_dry_run_prints_sizes_and_licences_and_brings_nothing(fetch, tmp_path,
     assert "own/bound" in said
     assert "CC-BY-NC-4.0" in said
     assert "ask: write to them" in said
-    assert "2 of 3 sources would come: 35 B" in said
+    assert "2 of 3 sources would be downloaded: 35 B" in said
     assert not (tmp_path / "data").exists()
 
 
@@ -53,7 +53,7 @@ def test_consent_then_data_then_nothing_to_do(fetch, tmp_path, capsys):
     assert "own/bound: CC-BY-NC-4.0" in capsys.readouterr().err
     assert fetch("--gin.Fetch.collections=own", "--gin.Fetch.accept=CC-BY-NC-4.0") == 0
     said = capsys.readouterr().out
-    assert "own/form: only by asking: write to them" in said
+    assert "own/form: only on request: write to them" in said
     assert "2 of 3 sources are in" in said
     files = sorted(p.name for p in pathlib.Path(tmp_path / "data/own").iterdir())
     assert files == ["bound.jsonl", "free.jsonl", "provenance.json"]
@@ -63,7 +63,7 @@ def test_consent_then_data_then_nothing_to_do(fetch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("--gin.Fetch.workers=2", "say what to fetch"),
+        ("--gin.Fetch.workers=2", "choose what to fetch"),
         ("--gin.Fetch.collections=nothing", "nothing to fetch is called 'nothing'"),
     ],
 )

@@ -160,7 +160,7 @@ def test_plan_refuses_to_do_without_a_task_that_was_cached(line, capsys, caplog)
     try:
         error = error_of(capsys, "plan", line)
         assert (
-            f"1 tasks are in the cache {line}/cache, but no longer in the folders of Run.data"
+            f"1 tasks are in the cache {line}/cache but no longer in the folders of Run.data"
             in error
         )
         assert f"demo902_program_execution_second (was read from {file})" in error

@@ -30,7 +30,7 @@ def written(folder: pathlib.Path, **files: str) -> str:
         ("Evaluate.shotz = 1\n", r"run.gin, line 1: .*shotz"),
         ("\nNothing.x = 1\n", r"run.gin, line 2: .*Nothing"),
         ("Evaluate.shots = @subprocess.getoutput()\n", r"run.gin.*subprocess.getoutput"),
-        ("Evaluate.shots = @gin.singleton()\n", r"none of this project"),
+        ("Evaluate.shots = @gin.singleton()\n", r"not a function of this project"),
         ("include 'other.gin'\n", r"run.gin, line 1: included file not found: other.gin"),
         ("include 'run.gin'\n", r"run.gin includes itself"),
         ("Evaluate.shots = " + "[" * 5000 + "]" * 5000, r"run.gin"),

@@ -175,7 +175,7 @@ def test_stored_records_are_averaged_and_scored_anew_without_the_model(tmp_path,
     assert '"score":1.0' not in page
     status, text = report(runs, "--gin.Report.metric='nonsense'")
     assert status == 2
-    assert "Report.metric = 'nonsense' is none of acc_rank" in text
+    assert "Report.metric = 'nonsense' is not one of acc_rank" in text
 
 
 def test_a_published_table_of_the_user_is_printed_beside_ours(tmp_path, report):

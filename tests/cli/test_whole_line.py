@@ -126,7 +126,7 @@ def test_where_the_vocabulary_is_gone_every_verb_takes_that_of_a_named_checkpoin
         gin.clear_config()
         named = f"--gin.TrainConfig.init_from={line}/run"
         assert main([verb, f"--gin_file={line}/tiny.gin", gone, *own, named, *more]) == 0, verb
-        assert f"taking the vocabulary of the checkpoint {line}/run" in caplog.text
+        assert f"using the vocabulary of the checkpoint {line}/run" in caplog.text
         caplog.clear()
     rows = (tmp_path / "run_dir/export/requests_jsonl/requests.jsonl").read_text("utf-8")
     assert rows.count("\n") == 3 * 2 * 3

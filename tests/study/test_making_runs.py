@@ -64,7 +64,7 @@ def test_everything_is_made_once_and_a_failure_stops_nothing_else(stand_in):
 
 def test_time_left_is_that_of_the_stages_that_others_are_through(stand_in):
     plan = planned(stand_in / "studies", variants={"10": (), "20": ("Mixture.eps = 20",)})
-    assert "time left not known yet" in verb.summary([plan], Launch())
+    assert "time left unknown" in verb.summary([plan], Launch())
     for (variant, _), run in plan.runs.items():
         for stage, seconds in zip(STAGES, (10, 100, 40), strict=True):
             log = run.folder / "logs" / f"{stage}.log"
