@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Three studies on the demo bench (docs/studies.md): builds it and makes twelve runs, two at a time.
+# Three studies on the demo bench (docs/studies.md): builds it and executes the runs, two at a time.
 # Run it again and it continues where it stopped. Arguments go to `optiml study`: --status, ...
 set -euo pipefail
 . "$(dirname "$0")/install.sh"

@@ -1,10 +1,10 @@
-# Sourced by the scripts that start several processes: the environment, and one log file a process.
+# Sourced by the scripts that start several processes: the environment, and one log file per process.
 #   OPTIML_LOGS                       folder of the log files (default: logs)
-#   OPTIML_RESTARTS                   how often a run that failed is started again (default: 3)
-#   XLA_PYTHON_CLIENT_MEM_FRACTION    share of a GPU's memory that JAX takes (default here: .92; JAX's
+#   OPTIML_RESTARTS                   how often a failed run is restarted (default: 3)
+#   XLA_PYTHON_CLIENT_MEM_FRACTION    share of a GPU's memory that JAX allocates (default here: .92; JAX's
 #                                     own .75 leaves 30 GB of a 40 GB card)
-#   XLA_FLAGS, LIBTPU_INIT_ARGS       flags of XLA for GPUs and TPUs, taken beside those of
-#                                     optiml_jax/sharding/xla_flags, with the last word
+#   XLA_FLAGS, LIBTPU_INIT_ARGS       flags of XLA for GPUs and TPUs, in addition to those of
+#                                     optiml_jax/sharding/xla_flags, over which they take precedence
 
 xla_flags() { grep '^--' "$(dirname "${BASH_SOURCE[0]}")/../optiml_jax/sharding/xla_flags/$1.txt" | tr '\n' ' '; }
 case ${OPTIML_FLAVOUR-} in

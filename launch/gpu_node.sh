@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Runs a verb on the GPUs of this machine: launch/gpu_node.sh train --gin_file=gin/runs/FILE.gin ...
 #   OPTIML_FLAVOUR     cuda13 (default) or cuda12; see docs/pod.md
-#   OPTIML_PROCESSES   1 (default): one process with all GPUs; N: so many, with an equal share each
+#   OPTIML_PROCESSES   1 (default): one process with all GPUs; N: N processes, with an equal share each
 #   OPTIML_GPUS        number of GPUs (default: as many as nvidia-smi lists)
-#   OPTIML_RESTARTS    how often a run that failed is started again (default 3)
-# What the first process says appears here too; every process has a file in $OPTIML_LOGS (logs/).
-# SIGTERM and Ctrl-C are passed on: training saves and ends, with 75 or 130.
+#   OPTIML_RESTARTS    how often a failed run is restarted (default 3)
+# The output of process 0 appears here too; every process has a file in $OPTIML_LOGS (logs/).
+# SIGTERM and Ctrl-C are passed on: training saves and exits with 75 or 130.
 set -euo pipefail
 OPTIML_FLAVOUR=${OPTIML_FLAVOUR-cuda13}
 . "$(dirname "$0")/install.sh"
 . "$ROOT/launch/environment.sh"
-[ $# -gt 0 ] || fail "say what to run: $0 train --gin_file=gin/runs/FILE.gin"
+[ $# -gt 0 ] || fail "give a verb to run: $0 train --gin_file=gin/runs/FILE.gin"
 
 processes=${OPTIML_PROCESSES:-1}
 if [ "$processes" = 1 ] && [ "$1" != train ]; then exec optiml "$@"; fi
@@ -62,5 +62,5 @@ for ((attempt = 0; ; attempt++)); do
   wait
   [ "$status" = 0 ] || [ "$processes" = 1 ] || echo "a process failed ($status): see $LOGS/process_*.log" >&2
   if [ "$stopped" = 1 ] || ! again "$status" "$attempt"; then exit "$status"; fi
-  echo "started again ($((attempt + 1)) of ${OPTIML_RESTARTS:-3}): the run goes on from its newest checkpoint" >&2
+  echo "started again ($((attempt + 1)) of ${OPTIML_RESTARTS:-3}): the run continues from its newest checkpoint" >&2
 done

@@ -20,13 +20,13 @@ find_python() {
   fail "Python 3.11 or newer is needed, found: $found; install it, or name it: PYTHON=/path/to/python3.11 $0"
 }
 
-# Where a package has nothing ready-made for this Python (editdistance on 3.13), it is compiled.
+# A package without a wheel for this Python (editdistance on 3.13) is compiled.
 compiler_missing() {
   command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null ||
     echo " No C++ compiler was found, which editdistance needs on Python 3.13: apt-get install g++ python3-dev"
 }
 
-# install_pins STAMP FILES...: installs the files' pins unless STAMP says that these very files are in.
+# install_pins STAMP FILES...: installs the files' pins unless STAMP matches these files.
 install_pins() {
   local stamp="$VENV/$1" wanted file
   shift
@@ -65,5 +65,5 @@ if [ "${OPTIML_TEST_ORACLES:-0}" = 1 ]; then
   install_pins .optiml-oracles requirements-oracles.lock
 fi
 export PATH="$VENV/bin:$PATH"
-# TensorFlow only reads and writes records here; its start-up notes would drown ours.
+# TensorFlow only reads and writes records here; its start-up notes would hide ours.
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole line on the demo bench: build it, prepare, plan, write the page of prompts, train, evaluate
-# the model as it was before and is after training, report. Run it again and it continues where it
+# The whole pipeline on the demo bench: build it, prepare, plan, write the page of prompts, train,
+# evaluate the model before and after training, report. Run it again and it continues where it
 # stopped. Arguments go to the verbs, which run in one process and so import everything once.
 set -euo pipefail
 . "$(dirname "$0")/install.sh"

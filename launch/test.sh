@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests, after installing what is missing, on all processors. Arguments go to pytest:
+# All tests, after installing missing packages, on all CPUs. Arguments go to pytest:
 #   ./launch/test.sh -m "not slow"         those that take seconds, in a few minutes
 #   ./launch/test.sh tests/data -k packing a part
 #   ./launch/test.sh -n0 -x --pdb ...      in one process, for a debugger

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One host's part of launch/tpu_pod.sh: installs once, runs the verb, shows what host 0 says.
+# One host's part of launch/tpu_pod.sh: installs once, runs the verb, shows the output of host 0.
 set -euo pipefail
 OPTIML_FLAVOUR=${OPTIML_FLAVOUR-tpu}
 . "$(dirname "$0")/install.sh"

@@ -6,15 +6,15 @@
 #   TPU, ZONE            the slice, and where it is
 #   PROJECT              of the cloud (default: gcloud's own)
 #   OPTIML_FOLDER        on the hosts (default: optiml_jax in the home folder)
-#   OPTIML_RESTARTS      how often a run that failed, stalled or was preempted is started again
-#                        (default 10): the slice is waited for, and the run goes on from its newest
-#                        checkpoint; not after an error that only its user can mend (2)
-# Run.data must lie on a file system that all hosts see; Run.run_dir and Run.cache_dir there or in a bucket.
-# Every host has its log in OPTIML_FOLDER/logs; what host 0 says appears here too.
+#   OPTIML_RESTARTS      how often a run that failed, stalled or was preempted is restarted
+#                        (default 10): the script waits for the slice, and the run continues from its newest
+#                        checkpoint; not after an error that only its user can fix (2)
+# Run.data must be on a file system that all hosts see; Run.run_dir and Run.cache_dir there or in a bucket.
+# Every host has its log in OPTIML_FOLDER/logs; the output of host 0 appears here too.
 set -euo pipefail
 fail() { echo "error: $*" >&2; exit 2; }
 : "${TPU:?say which slice: TPU=NAME}" "${ZONE:?say where it is: ZONE=us-east5-a}"
-[ $# -gt 0 ] || fail "say what to run: $0 train --gin_file=gin/runs/FILE.gin"
+[ $# -gt 0 ] || fail "give a verb to run: $0 train --gin_file=gin/runs/FILE.gin"
 cd "$(dirname "$0")/.."
 OPTIML_RESTARTS=${OPTIML_RESTARTS:-10}
 . launch/again.sh
@@ -42,7 +42,7 @@ for ((attempt = 0; ; attempt++)); do
     echo "error: start $((attempt + 1)) ended with $status; the logs are on the hosts in $folder/logs" >&2
     exit "$status"
   fi
-  echo "ended with $status; waiting for $TPU to be READY, then the run goes on"
+  echo "ended with $status; waiting for $TPU to be READY, then the run continues"
   until [ "$(gcloud compute tpus tpu-vm describe "$TPU" "${place[@]}" --format='value(state)' 2>/dev/null)" = READY ]; do sleep 30; done
   on_all "test -d $folder" || copy
 done

@@ -2,7 +2,7 @@
 
     python tools/configurations.py
 
-A test compares the page with what this makes of the files now.
+A test compares the page with this module's output for the present files.
 """
 
 import pathlib
@@ -37,17 +37,16 @@ RUNS = {
 HEAD = """# The final configurations
 
 OPT-IML and OPT-IML-Max as this project trains them, read from `gin/runs/*.gin` by
-`python tools/configurations.py`; nothing but the notes is typed by hand. What the paper prints
-stands below.
+`python tools/configurations.py`; only the notes are written by hand. The paper's figures are below.
 
 """
 NOTES = """
-- Slots are steps x rows x length; tokens are fewer by what is left empty (a few in a thousand).
-  Table 3 says 2B tokens for 4,000 x 256 x 2,048 = 2.1 billion slots.
+- Slots are steps x rows x length; there are slightly fewer tokens, since a few slots in a thousand
+  stay empty. Table 3 says 2B tokens for 4,000 x 256 x 2,048 = 2.1 billion slots.
 - The paper prints no table for Max: sections 5 and 6.1 say that it is OPT-IML on all tasks, and the
   steps are those in the names of the released checkpoints. OPT-IML 1.3B is not in the paper.
-- The number of GPUs is table 3's; the mesh is laid over whatever devices there are (`tensor`
-  devices share every matrix product, the others share parameters and rows). Which devices it fits:
+- The number of GPUs is table 3's; the mesh adapts to the number of devices (`tensor` devices split
+  every matrix product, the others shard parameters and rows). Which devices it fits:
   [compile.md](compile.md).
 - The paper trains in float16 with dynamic loss scaling, this project in bfloat16, which needs none.
 - What each mixture leaves out, and where the paper is silent: [mixtures.md](mixtures.md).
@@ -74,8 +73,8 @@ def settings(name: str) -> dict[str, str]:
         "starts from": train.init_from,
         "collections": _listed(sorted({glob.split("/")[0] for glob in mixture.tasks})),
         "roles of the tasks trained on": _listed(mixture.roles),
-        "tasks of CrossFit and T5 that others have": _left_out(SplitConfig().unique_tasks),
-        "examples per task at most": _caps(mixture),
+        "tasks of CrossFit and T5 in other collections too": _left_out(SplitConfig().unique_tasks),
+        "maximum examples per task": _caps(mixture),
         "mixing-rate maximum (EPS)": f"{mixture.eps:,}",
         "proportions": _shares(mixture.proportions, ""),
         "share of the examples": _shares(mixture.shares, " %", 100),
@@ -89,7 +88,7 @@ def settings(name: str) -> dict[str, str]:
         f"{optimizer.epsilon:g}, weight decay {optimizer.weight_decay:g}",
         "learning rate": f"{optimizer.learning_rate:g}, {optimizer.warmup_steps} steps of warm-up, "
         "then linearly to 0",
-        "gradient norm at most": f"{optimizer.clip_norm:g}",
+        "maximum gradient norm": f"{optimizer.clip_norm:g}",
         "dropout": f"{model.dropout:g}, attention {model.attention_dropout:g}",
         "precision": f"computed in {model.dtype}; weights and moments float32",
         "recomputed": model.remat,
@@ -119,7 +118,7 @@ def _printed() -> Table:
     text = facts["text"]
     note = (
         f"section 3.3: Adam with betas {text['beta1']:g} and {text['beta2']:g}, dropout "
-        f"{text['dropout']:g}, gradient norm at most {text['clip_norm']:g}, rows of "
+        f"{text['dropout']:g}, maximum gradient norm {text['clip_norm']:g}, rows of "
         f"{text['row_length']:,}"
     )
     columns = ("model", "GPUs", "batch", "learning rate", "steps", "warm-up", "hours", "tokens")

@@ -1,8 +1,8 @@
-"""Makes tests/goldens again: `python tools/make_golden.py` (needs torch and transformers).
+"""Rebuilds tests/goldens: `python tools/make_golden.py` (needs torch and transformers).
 
-Goldens are what other programs, or this one at an earlier time, computed: Hugging Face's logits of
-small models, and the sharding of every parameter of every size. Look at the difference before
-you commit it.
+Goldens are results of other programs, or of this one at an earlier time: Hugging Face's logits of
+small models, and the sharding of every parameter of every size. Check the difference before you
+commit it.
 """
 
 import pathlib

@@ -16,7 +16,7 @@ from mkdocs.structure.pages import Page
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ROOT_PAGES = {"README.md": "index.md", "WORKSPACE.md": "WORKSPACE.md"}
 ROOT_PAGES["CONTRIBUTING.md"] = "CONTRIBUTING.md"
-PACKAGES = {  # pages of the reference, from what a user calls to what carries it
+PACKAGES = {  # pages of the reference, from what a user calls down to the foundations
     "optiml_jax": "settings errors frozen files one_writer quiet",
     **{f"optiml_jax.{name}": "" for name in ("data", "evaluate", "report", "exchange", "fetch")},
     **{
@@ -42,7 +42,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that are no files of docs/."""
+    """Adds the pages that are not files of docs/."""
     pages = {page: (ROOT / name).read_text("utf-8") for name, page in ROOT_PAGES.items()}
     pages |= {f"reference/{p}.md": reference(p, some.split()) for p, some in PACKAGES.items()}
     pages["messages.md"] = messages()
@@ -52,7 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns links to files of the repository that are no pages into their names."""
+    """Turns links to repository files that are not pages into their names."""
     source = page.file.src_uri
     origin = {page: name for name, page in ROOT_PAGES.items()}.get(source, f"docs/{source}")
 
@@ -71,7 +71,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def reference(package: str, names: list[str]) -> str:
-    """A page with the public things of a package's modules, from their docstrings."""
+    """A page with the public API of a package's modules, from their docstrings."""
     folder = ROOT / package.replace(".", "/")
     found = names or sorted(path.stem for path in folder.glob("*.py") if path.stem[0] != "_")
     found += sorted(
@@ -83,14 +83,14 @@ def reference(package: str, names: list[str]) -> str:
 
 
 def messages() -> str:
-    """Every message that a mistake or a broken file gives, by the part of the program it is from.
+    """Every message about a user's error or a broken file, by the module it is from.
 
-    What stands in braces is filled in.
+    Braces stand for values that are filled in.
     """
     lines = [
         "# All messages\n",
         "Every error that ends a verb with one line and status 2. `{}` is filled in.",
-        "[Troubleshooting](troubleshooting.md) says what kinds there are.\n",
+        "[Troubleshooting](troubleshooting.md) explains the kinds.\n",
     ]
     for top in ("optiml_jax", "tasks"):
         for folder in sorted(path for path in (ROOT / top).iterdir() if path.is_dir()):
@@ -116,7 +116,7 @@ def _messages_of(path: pathlib.Path) -> Iterator[str]:
 
 
 def _text(node: ast.expr) -> str:
-    """The text of a string or f-string; {} for what is filled in; "": made elsewhere."""
+    """The text of a string or f-string, {} for each value; "": built elsewhere."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):

@@ -74,7 +74,7 @@ def row(run: str, target: str, bindings: tuple[str, ...]) -> list[str]:
 
 
 def main() -> int:
-    """Prints a Markdown table, a row as soon as it is there."""
+    """Prints a Markdown table, each row as soon as it is ready."""
     os.chdir(pathlib.Path(__file__).resolve().parents[2])
     os.environ.setdefault("OPTIML_DATA", "/data")
     print("| " + " | ".join(NAMES) + " |\n|" + "---|" * len(NAMES), flush=True)

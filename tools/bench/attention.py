@@ -1,7 +1,7 @@
-"""Compares the kernels of attention on packed rows: `python tools/bench/attention.py`.
+"""Compares the attention kernels on packed rows: `python tools/bench/attention.py`.
 
-Prints a Markdown table: temporaries of forward and backward as the compiler plans them, and seconds
-of both against the reference, in one process. Only kernels that can run on this machine are there.
+Prints a Markdown table: the compiler's temporaries for forward and backward, and seconds of both
+against the reference, in one process. Only kernels that can run on this machine are included.
 Options: --lengths, --rows, --heads, --kv_heads, --head_dim, --documents (in a row), --dtype,
 --reference_up_to (its scores grow with the square of the length).
 """
@@ -47,7 +47,7 @@ def packed_rows(options: argparse.Namespace, length: int) -> tuple[jax.Array, ..
 
 
 def gradient_of(kernel: Kernel) -> Callable[..., Any]:
-    """Forward and backward of a sum over the tokens that are not padding."""
+    """Forward and backward of a sum over all tokens except padding."""
 
     def loss(query, key, value, ids):
         mask = DocumentMask(ids)
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--reference_up_to", type=int, default=2048)
     options = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}: {vars(options)}")
-    print("| tokens | kernel | temporaries, MiB | ms | times faster | difference |")
+    print("| tokens | kernel | temporaries, MiB | ms | speed-up | difference |")
     print("|---|---|---|---|---|---|", flush=True)
     for length in options.lengths:
         arrays = packed_rows(options, length)

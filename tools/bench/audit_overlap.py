@@ -6,8 +6,8 @@
     python tools/bench/audit_overlap.py growth     50,000 to 800,000 training examples
 
 Texts are drawn from 20,000 words; one training example in a hundred is a copy of an evaluation
-example. Polars gets the same files, normalises by a regular expression, hashes words, combines 13
-shifted columns and joins. Both read, normalise and count; polars looks at no prompts and no texts.
+example. Polars gets the same files, normalises with a regular expression, hashes words, combines 13
+shifted columns and joins. Both read, normalise and count; polars does not check prompts or texts.
 """
 
 import contextlib
@@ -128,7 +128,7 @@ def compare(folder: pathlib.Path) -> None:
 
 
 def cpu(folder: pathlib.Path) -> None:
-    """Per CPU second of one process, for a machine that others use, too."""
+    """Per CPU second of one process, for a shared machine."""
     train = 48_000
     write_texts(folder, train, 20_000, 80)
     training = [source(p) for p in sorted(folder.glob("train*.txt"))]

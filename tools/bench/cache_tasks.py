@@ -5,7 +5,7 @@
 Both cache Super-NaturalInstructions tasks, tokenised with OPT's BPE. SeqIO's side runs on Beam's
 DirectRunner, a sample of the tasks (all would take very long) in pipelines of five (its cost grows
 faster than their size), with one output shard per split, which is faster than its default of 64.
-Our time includes the start of the workers; SeqIO's leaves out importing TensorFlow.
+Our time includes starting the workers; SeqIO's excludes importing TensorFlow.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def main() -> None:
         for label, seconds in (
             (f"SeqIO, DirectRunner ({len(sample)} tasks)", theirs),
             (f"prepare, one process (the same {len(sample)})", ours),
-            (f"prepare, workers and their start ({len(sources)})", everything),
+            (f"prepare, workers including start-up ({len(sources)})", everything),
             (f"prepare again, nothing changed ({len(sources)})", again),
         ):
             print(f"  {label:<44}{seconds:>8.3f}{theirs / seconds:>10.1f}")

@@ -1,11 +1,10 @@
-"""Rank classification with shared prompts beside one row per candidate, the usual way.
+"""Rank classification with shared prompts against the usual one row per candidate.
 
 `python tools/bench/candidate_scoring.py`: random prompts in the shapes of the paper's evaluations,
-both ways in turn in one process on one random model. Prints tokens run through the model, wall
-time after compilation, and how many choices are equal.
-Options: --size (125m), --layers (cuts the model; fewer for a quick look), --items, --only
-(workloads with this in their name). With few layers the output embedding, on which nothing is
-saved, weighs more than it should.
+both ways in turn in one process on one random model. Prints the tokens processed by the model, wall
+time after compilation, and the number of equal choices. Options: --size (125m), --layers (cuts the
+model; fewer for a quick look), --items, --only (workloads with this in their name). With few layers
+the output embedding, on which nothing is saved, weighs more than it should.
 """
 
 import argparse
@@ -34,7 +33,7 @@ from optiml_jax.model.decoder import init_params
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Items with `block` tokens in common, `query` of their own, and candidates."""
+    """Items with `block` shared tokens, `query` individual ones, and candidates."""
 
     name: str
     block: int
@@ -50,7 +49,7 @@ class Workload:
 
         block = ids(self.block)
         options = [ids(self.candidate_tokens) for _ in range(self.candidates)]
-        if self.candidate_tokens > 1:  # texts of each item's own
+        if self.candidate_tokens > 1:  # the individual texts of each item
             return [
                 ScoreItem(
                     [*block, *ids(self.query)],
@@ -82,7 +81,7 @@ def _row_logprobs(graphdef, params, tokens, lengths, starts):
 
 
 def one_row_per_candidate(engine: Engine, items: Sequence[ScoreItem]) -> list[int]:
-    """The choice of each item; every candidate behind a copy of its prompt."""
+    """The choice of each item; every candidate follows a copy of its prompt."""
     rows = [
         (i, [engine.bos_id, *item.prompt, *c], 1 + len(item.prompt))
         for i, item in enumerate(items)

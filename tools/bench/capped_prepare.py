@@ -1,6 +1,6 @@
 """A cap on a task's examples reaches the reader: prepare a large Parquet file with and without it.
 
-Prints seconds and the peak of resident memory, each run in a process of its own:
+Prints seconds and peak resident memory of each run, in a separate process:
     python tools/bench/capped_prepare.py --rows=2000000 --cap=10000
 With one and with two workers, whose caches are compared byte for byte. Without the cap only
 `--uncapped_rows` rows are prepared, so that it ends; the ratio is per row.
@@ -56,11 +56,11 @@ def prepare(folder: pathlib.Path, cap: int | None, workers: int) -> None:
     used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu, peak = sum(u.ru_utime + u.ru_stime for u in used), max(u.ru_maxrss for u in used)
     print(f"cap {cap}, {workers} workers: {kept:,} examples, {seconds:.1f} s", end=" ")
-    print(f"({cpu:.1f} s of CPU with the start), peak {peak / 2**20:.2f} GiB")
+    print(f"({cpu:.1f} s of CPU including start-up), peak {peak / 2**20:.2f} GiB")
 
 
 def examples(cache: pathlib.Path) -> dict[str, bytes]:
-    """The files of a cache that hold examples."""
+    """The files of a cache that contain examples."""
     found = (path for path in cache.rglob("*") if "record-" in path.name)
     return {str(path.relative_to(cache)): path.read_bytes() for path in found}
 

@@ -2,10 +2,10 @@
 
     python tools/bench/convert_memory.py --size=1.3b --folder=/tmp/convert_memory
 
-makes a model of random float16 numbers in 8 shards of Hugging Face's form and in 8 files of
+creates a model of random float16 numbers in 8 shards of Hugging Face's format and in 8 files of
 metaseq's (2 model parts of 4 FSDP shards), then converts each into a checkpoint and the checkpoint
-back, each in a process of its own, whose anonymous memory (RssAnon of /proc) is watched. What came
-back is compared with what went in, bit for bit. Needs torch, which writes metaseq's files.
+back, each in a separate process, whose anonymous memory (RssAnon of /proc) is monitored. The result
+of each round trip is compared bit for bit. Needs torch, which writes metaseq's files.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def make(folder: pathlib.Path, size: str) -> None:
-    """Both forms of one model of random numbers."""
+    """One model of random numbers in both formats."""
     import metaseq_files
     import opt_cases
 
@@ -130,7 +130,7 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> None:
         for folder in (one, other)
     ]
     if places[0].keys() != places[1].keys():
-        raise SystemExit(f"{one} and {other} hold other tensors")
+        raise SystemExit(f"{one} and {other} have different tensors")
     for name in places[0]:
         tensors = []
         for folder, place in zip((one, other), places, strict=True):

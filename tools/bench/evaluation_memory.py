@@ -1,10 +1,10 @@
-"""What scoring, reading and decoding need a device, compiled for machines that are not there.
+"""Memory per device of scoring, prefill and decoding, compiled without the devices.
 
 python tools/bench/evaluation_memory.py    (needs JAX's CUDA plugin; no device)
 
-Prints one table. Exit status 1 where arguments and temporaries are more than `LIMIT`, or where an
-array of a program is larger than what one device holds of all keys or of all values: then a part
-of the cache is on several devices.
+Prints one table. Exit status 1 if arguments and temporaries exceed `LIMIT`, or if an array of a
+program is larger than one device's share of all keys or of all values: then a part of the cache is
+replicated.
 """
 
 import math
@@ -34,7 +34,7 @@ GIB = 2**30
 def lowered(
     config: DecoderConfig, mesh: jax.sharding.Mesh, rows: int
 ) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
-    """The programs of an evaluation by their names."""
+    """The programs of an evaluation by name."""
     shared = (config, mesh, "standard", rows, LENGTH)
     yield "scoring", lambda: programs.trace_scoring(*shared, TARGETS, "bfloat16").lower()
     yield "prefill", lambda: programs.trace_prefill(*shared, "bfloat16").lower()
@@ -43,7 +43,7 @@ def lowered(
 
 
 def largest_of_cache(text: str, config: DecoderConfig) -> float:
-    """The largest array with an axis of layers, one of heads' widths and one of tokens, in GiB."""
+    """The largest array with axes for layers, head dimension and tokens, in GiB."""
     wanted = {config.num_layers, config.head_dim, LENGTH}
     shapes = (
         (kind, [int(n) for n in shape.split(",")])

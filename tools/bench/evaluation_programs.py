@@ -1,7 +1,7 @@
-"""How many programs an evaluation compiles, and how many tokens go through the model, padding too.
+"""Counts the programs that an evaluation compiles, and the tokens processed including padding.
 
-Nothing is compiled or run: the jitted functions are replaced by ones that note the shapes they are
-called with and give zeros of the right shape back. Run it in two versions of the code to compare.
+Nothing is compiled or run: the jitted functions are replaced by ones that record their argument
+shapes and return zeros of the right shape. Run it in two versions of the code to compare.
 
     python tools/bench/evaluation_programs.py --gin_file=FILE --gin.NAME=VALUE ...
 """
@@ -17,15 +17,15 @@ from optiml_jax.cli import main as command_line
 from optiml_jax.evaluate import decoding, prefixes, scoring
 
 _WITHOUT_MODEL = ("_jit_empty", "_jit_put")
-shapes: dict[str, dict] = collections.defaultdict(dict)  # program -> shapes -> what comes out
+shapes: dict[str, dict] = collections.defaultdict(dict)  # program -> shapes -> result
 tokens: collections.Counter = collections.Counter()
 
 
 def pretend(module: Any, name: str, result: Any = lambda out, args: out) -> None:
-    """Puts a function that computes nothing in the place of a jitted one.
+    """Replaces a jitted function by one that computes nothing.
 
     Args:
-      result: what to make of the zeros, given the arguments.
+      result: turns the zeros into the result, given the arguments.
     """
     function = getattr(module, name)
 

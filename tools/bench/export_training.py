@@ -2,9 +2,9 @@
 
     python tools/bench/export_training.py --examples=25000,100000,400000
 
-For each number of examples: a Parquet file of made rows (two texts of 25 words), prepared and
-planned, then exported in the order of the plan and per task, each in a process of its own whose
-peak of resident memory is printed. `whole` makes one table of all rows before it is written.
+For each number of examples: a Parquet file of synthetic rows (two texts of 25 words), prepared and
+planned, then exported in the order of the plan and per task, each in a separate process whose
+peak resident memory is printed. `whole` builds one table of all rows before writing.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def run(verb: str, folder: pathlib.Path, *bindings: str) -> str:
 
 
 def export(folder: pathlib.Path, way: str) -> None:
-    """One export in this process; prints seconds and its peak of resident memory."""
+    """One export in this process; prints seconds and its peak resident memory."""
     began = time.perf_counter()
     if way == "whole":
         whole(folder)

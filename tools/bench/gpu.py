@@ -1,8 +1,9 @@
 """What one accelerator does, in ten minutes, without data or network: `python tools/bench/gpu.py`.
 
-Needs JAX, Flax, Optax and this package (torch is measured beside it where it is installed). Every
-part runs in a process of its own, so that one that fails or runs out of memory takes nothing along;
-after each, OUT/results.json and OUT/results.md are written anew: a run that is cut still counts.
+Needs JAX, Flax, Optax and this package (torch is measured too if it is installed). Every part runs
+in a separate process, so that one that fails or runs out of memory does not affect the others;
+after each, OUT/results.json and OUT/results.md are rewritten, so an interrupted run still gives
+results.
 
   ceiling   the fastest product of two large matrices
   kernels   every attention kernel of this platform against the reference: error and time
@@ -10,10 +11,10 @@ after each, OUT/results.json and OUT/results.md are written anew: a run that is 
   score     rank classification, decode: greedy answers, as `optiml evaluate` runs them
   torch     the same rows in PyTorch (torch_decoder.py)
 
-MFU: `DecoderConfig.flops_per_token` (PaLM, appendix B) of all slots, by the data sheet's peak.
+MFU: `DecoderConfig.flops_per_token` (PaLM, appendix B) of all slots over the data sheet's peak.
 
 Options: --out, --minutes, --sizes, --parts; --tiny: small shapes, on any machine; --ahead=TARGET:
-only compiles the updates for a machine that is not there, such as gpu:h200:1x1.
+only compiles the updates for a machine that need not be present, such as gpu:h200:1x1.
 """
 
 import argparse
@@ -68,7 +69,7 @@ from optiml_jax.train.state import abstract_state, initial_state
 
 GIB = 2**30
 DOCUMENTS = 7  # in a row, as in the paper's mixture
-# Bytes a parameter for weights, gradient and state, the most exact first.
+# Bytes per parameter for weights, gradient and state, the most precise first.
 STATES = (
     (16, {"transform": "adam"}),
     (12, {"transform": "adam", "state_dtype": "bfloat16"}),
@@ -79,11 +80,11 @@ REMAT = ("none", "dots", "full")
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """How much is measured; the second instance is for machines without an accelerator."""
+    """The extent of the measurements; the second instance is for CPUs."""
 
     matrices: tuple[int, ...] = (4096, 8192, 16384)
     length: int = 2048
-    rows: tuple[int, ...] = (32, 16, 8, 4, 2)  # the first that fits is taken
+    rows: tuple[int, ...] = (32, 16, 8, 4, 2)  # the first that fits is used
     heads: int = 16
     kernel_length: int = 4096
     sizes: tuple[str, ...] = ("125m", "1.3b", "2.7b", "6.7b")
@@ -95,7 +96,7 @@ class Shapes:
     dtype: str = "bfloat16"
 
     def model(self, size: str, **fields: Any) -> DecoderConfig:
-        """The model of a size; "tiny" is none of the published ones."""
+        """The model of a size; "tiny" is not a published one."""
         fields = {"dtype": self.dtype, "max_positions": self.length, **fields}
         if size == "tiny":
             small = {"vocab_size": 512, "d_model": 64, "num_layers": 2, "num_heads": 4}
@@ -126,7 +127,7 @@ def packed_rows(rows: int, length: int, vocabulary: int, seed: int = 0) -> dict[
 
 
 def seconds(function: Callable[[], Any], least: float = 0.5) -> float:
-    """Seconds of one call, over as many as take `least` seconds; the first call does not count."""
+    """Seconds of one call, averaged over at least `least` seconds, after a first call."""
     jax.block_until_ready(function())
     calls, began = 0, time.perf_counter()
     while time.perf_counter() - began < least:
@@ -139,7 +140,7 @@ def seconds(function: Callable[[], Any], least: float = 0.5) -> float:
 
 
 def peak(kind: str | None = None) -> float | None:
-    """FLOP/s of the device by its data sheet; None: not known."""
+    """FLOP/s of the device from its data sheet; None: unknown."""
     found = accelerator_of(kind or jax.devices()[0].device_kind)
     return found and found.flops
 
@@ -154,7 +155,7 @@ def ceiling(shapes: Shapes) -> Iterator[dict[str, Any]]:
 
 
 def kernels(shapes: Shapes) -> Iterator[dict[str, Any]]:
-    """Forward and backward; errors as shares of the largest value of the float32 reference."""
+    """Forward and backward; errors are relative to the largest value of the float32 reference."""
     length, rows = shapes.kernel_length, 2
     batch = packed_rows(rows, length, 512)
     ids = jnp.asarray(batch["segment_ids"])
@@ -313,7 +314,7 @@ def scoring(shapes: Shapes, size: str) -> Iterator[dict[str, Any]]:
 
 def decoding(shapes: Shapes, size: str) -> Iterator[dict[str, Any]]:
     engine = _engine(shapes, size)
-    config = dataclasses.replace(engine.config, eos_id=engine.config.vocab_size)  # is never said
+    config = dataclasses.replace(engine.config, eos_id=engine.config.vocab_size)  # never occurs
     engine = dataclasses.replace(engine, config=config)
     rows = _prompts(shapes, engine.config, shapes.prompts, shapes.prompt)
     prompts = [Prompt(row, shapes.new) for row in rows]
@@ -351,7 +352,7 @@ def torch_train(shapes: Shapes, size: str) -> Iterator[dict[str, Any]]:
 
 
 def ahead(shapes: Shapes, target: str) -> Iterator[dict[str, Any]]:
-    """The updates compiled for a machine that is not there."""
+    """The updates compiled for a machine that need not be present."""
     described = parse_target(target)
     for size in shapes.sizes:
         capacity = (described.accelerator.usable or 8.0) * GIB
@@ -391,7 +392,7 @@ def names_of(options: argparse.Namespace, shapes: Shapes) -> list[str]:
 
 
 def measure(options: argparse.Namespace, shapes: Shapes) -> int:
-    """Runs the parts until the minutes are over."""
+    """Runs the parts until the time is up."""
     options.out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * options.minutes
     results: dict[str, Any] = {"parts": {}}
@@ -430,7 +431,7 @@ def _in_a_process(
 
 
 def _run(name: str, shapes: Shapes) -> int:
-    """One part in this process: a JSON line of the machine, then one for each row."""
+    """One part in this process: a JSON line about the machine, then one for each row."""
     part, *size = name.split(" ")
     if part != "torch":
         kind = jax.devices()[0].device_kind

@@ -1,9 +1,9 @@
-"""Speed of the model beside torch: `python tools/bench/model_vs_torch.py`.
+"""Speed of the model against torch: `python tools/bench/model_vs_torch.py`.
 
-Updates on packed rows (beside torch_decoder.py), forward and backward, and greedy decoding (beside
-Hugging Face's OPT). Runs both in turn in one process: the ratio holds on a busy machine too.
-Options: --size (125m), --layers and --width (cut the model), --batch, --length, --new (tokens to
-generate), --only (some of: update, gradient, decode).
+Updates on packed rows (against torch_decoder.py), forward and backward, and greedy decoding
+(against Hugging Face's OPT). Runs both alternately in one process, so the ratio is valid on a busy
+machine too. Options: --size (125m), --layers and --width (cut the model), --batch, --length, --new
+(tokens to generate), --only (some of: update, gradient, decode).
 """
 
 import argparse
@@ -40,7 +40,7 @@ from optiml_jax.train.state import abstract_state, initial_state
 
 
 def jax_update(config: OPTConfig, batch: dict[str, np.ndarray]) -> Callable[[], None]:
-    """One update on packed rows, as `optiml train` makes it."""
+    """One update on packed rows, as in `optiml train`."""
     rows, length = batch["tokens"].shape
     mesh, optimizer = make_mesh(MeshConfig()), OptimizerConfig(warmup_steps=1)
     run = TrainConfig(plan_dir="", run_dir="", num_steps=1000, global_batch_size=rows)
@@ -77,7 +77,7 @@ def jax_gradient(config: OPTConfig, graphdef, params, tokens: np.ndarray) -> Cal
 def jax_generate(
     config: OPTConfig, graphdef, params, tokens: np.ndarray, new: int
 ) -> Callable[[], None]:
-    """Greedy decoding of `new` tokens, all rows to the end, as evaluation does it."""
+    """Greedy decoding of `new` tokens, all rows to the end, as in evaluation."""
     config = dataclasses.replace(config, eos_id=config.vocab_size)  # is never said
     engine = Engine(graphdef, params, config, bos_id=int(tokens[0, 0]))
     prompts = [Prompt(row[1:].tolist(), new) for row in tokens]

@@ -1,9 +1,9 @@
-"""Measures planning and loading beside the live SeqIO pipeline, on a synthetic cache.
+"""Measures planning and loading against the live SeqIO pipeline, on a synthetic cache.
 
     python tools/bench/plan_and_load.py [--tasks=1500] [--examples=200] [--seqio_tasks=100] ...
 
-Writes a cache of lognormal lengths with the store's own writer, then runs each side in a process of
-its own, one after the other and each bound to one core: planning, the loader, and
+Writes a cache of lognormal lengths with the store's own writer, then runs each side in a separate
+process, one after another and each pinned to one core: planning, the loader, and
 `seqio.get_dataset(..., PrefixLMFeatureConverter(pack=True))` on the first `seqio_tasks` tasks of
 the same cache. Prints times from process start, resident memory, tokens per second, share of slots
 filled, and the ratios. Live SeqIO needs one open pipeline per task: minutes at 1,500 of them.
@@ -30,7 +30,7 @@ from optiml_jax.data.plan import Plan, PlanConfig, plan_mixture
 
 VOCABULARY = 50_272
 LENGTH = 2048
-TARGETS_LENGTH = 256  # the longest synthetic target; SeqIO wants a length per feature
+TARGETS_LENGTH = 256  # the longest synthetic target; SeqIO needs a length per feature
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         arguments.folder = folder
-        # Also in a process of its own: a child's peak of memory starts from its parent's.
+        # Also in a separate process: a child's peak memory starts from its parent's.
         cache = in_new_process("cache", arguments)
         print_side(f"cache of {arguments.tasks} tasks x {arguments.examples} examples", cache)
         plan, load = in_new_process("plan", arguments), in_new_process("load", arguments)
@@ -82,7 +82,7 @@ def in_new_process(side: str, arguments: argparse.Namespace) -> dict[str, float]
     given |= {"side": side, "started": time.time()}
     command = [sys.executable, __file__, *(f"--{k}={v}" for k, v in given.items())]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
-    # TensorFlow speaks to stderr; the figures are the last line of stdout.
+    # TensorFlow logs to stderr; the figures are the last line of stdout.
     output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
     return json.loads(output.splitlines()[-1])
 
@@ -171,7 +171,7 @@ def measure_batches(iterator, segments: str, arguments: argparse.Namespace) -> d
     return {
         "first_batch": first_batch,
         "tokens_per_second": tokens / (time.perf_counter() - started),
-        # What one free core would give: not lowered by other work on the machine.
+        # What one idle core would give: not lowered by other work on the machine.
         "tokens_per_cpu_second": tokens / (time.process_time() - cpu_started),
         "fill": tokens / (arguments.batches * arguments.batch * LENGTH),
     }

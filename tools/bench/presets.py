@@ -4,8 +4,8 @@ python tools/bench/presets.py [SIZE ...] [TARGET ...]    compiles what presets.j
 python tools/bench/presets.py --write                    writes gin/meshes and the tables of
                                                          docs/presets.md from presets.json
 
-Needs libtpu and JAX's CUDA plugin, no device. Of the settings that go together the cheapest that
-an estimate of the memory lets pass is compiled; one that does not fit corrects the estimate.
+Needs libtpu and JAX's CUDA plugin, no device. Of the valid settings, the cheapest that fits by an
+estimate of the memory is compiled; one that does not fit corrects the estimate.
 """
 
 import json
@@ -48,7 +48,7 @@ TARGETS = {
     "tpu:v5p:4x4x8": "v5p, 128 chips",
     "tpu:v6e:16x16": "v6e, 256 chips",
 }
-# What fits there fits here with the same mesh file: no less memory a device, as many devices or
+# What fits there fits here with the same mesh file: no less memory per device, as many devices or
 # twice as many.
 SMALLER = {
     "gpu:a100-80g:1x1": "gpu:a100-40g:1x1",
@@ -147,7 +147,7 @@ def mesh_file(row: dict[str, Any]) -> str:
 
 
 def keeps_the_stream(row: dict[str, Any]) -> bool:
-    """Compiled for TPUs before runs kept what blocks hand on in the host's memory."""
+    """Compiled for TPUs before runs offloaded the residual stream to host memory."""
     full = row.get("remat") == "full" or row.get("kernel") == "reference"
     return row["target"].startswith("tpu") and full
 
@@ -214,7 +214,7 @@ def follows(found: dict[tuple[str, str], dict[str, Any]], size: str, target: str
 
 
 def pairs(size: str, target: str) -> set[tuple[int, int]]:
-    """(tensor, microbatches) that go together with this model and machine."""
+    """(tensor, microbatches) that are valid for this model and machine."""
     return {setting[1:] for setting in settings(size, target)}
 
 

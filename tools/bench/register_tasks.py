@@ -1,10 +1,10 @@
-"""Measures finding and registering thousands of tasks, beside reading their files.
+"""Measures finding and registering thousands of tasks against reading their files.
 
     python tools/bench/register_tasks.py [--tasks=2000] [--instances=500]
 
 Writes task files in the format of Super-NaturalInstructions, then finds them (with a table of
-categories, and without one, from the heads of the files), registers them and a mixture of them with
-SeqIO, and last reads every file whole, which registration must not do.
+categories, and without one, from the beginnings of the files), registers them and a mixture of them
+with SeqIO, and finally reads every file completely, which registration must not do.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
 
 def measure(root: pathlib.Path) -> None:
     data, manifest = {"superni": str(root)}, Manifest.load()
-    timed("find, categories from the heads of the files", lambda: find_sources(data, manifest))
+    timed("find, categories from the beginnings of the files", lambda: find_sources(data, manifest))
     table = "".join(f"{p.stem}\tMisc.\n" for p in (root / "tasks").iterdir())
     (root / "categories.tsv").write_text("task\tcategory\n" + table)
     sources = timed("find, categories from a table", lambda: find_sources(data, manifest))
@@ -50,7 +50,7 @@ def measure(root: pathlib.Path) -> None:
     timed("register", lambda: [register(s, vocabulary, prompts) for s in chosen])
     counts = {s.name: 500 for s in chosen}
     timed("register the mixture", lambda: register_mixture(mixture, counts))
-    timed("for comparison: read the files whole", lambda: [read(s.files[0]) for s in chosen])
+    timed("for comparison: read the files completely", lambda: [read(s.files[0]) for s in chosen])
 
 
 def read(path: str) -> Any:

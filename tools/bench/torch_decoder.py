@@ -1,8 +1,8 @@
-"""Updates of a decoder of OPT's shape in PyTorch, for gpu.py to stand beside.
+"""Updates of a decoder of OPT's shape in PyTorch, for gpu.py to compare with.
 
-float32 weights, autocast to bfloat16 on a GPU, fused AdamW, no dropout, nothing computed twice.
-Attention sees one document at a time: by flash-attn's packed layout where it is installed, else by
-PyTorch's own attention, document by document.
+float32 weights, autocast to bfloat16 on a GPU, fused AdamW, no dropout, no recomputation. Attention
+is per document: with flash-attn's packed layout if it is installed, else with PyTorch's own
+attention, document by document.
 """
 
 import importlib.util
@@ -27,12 +27,12 @@ def device_kind() -> str:
 def seconds_of_an_update(
     config: DecoderConfig, batch: dict[str, np.ndarray], steps: int
 ) -> tuple[float, int | None, str] | None:
-    """(seconds, bytes of memory at most, how attention is computed); None: it does not fit.
+    """(seconds, peak bytes of memory, how attention is computed); None: it does not fit.
 
     Args:
       config: sizes of the model.
-      batch: packed rows, as `optiml_jax.train` takes them.
-      steps: updates that are measured, after one that is not.
+      batch: packed rows, as in `optiml_jax.train`.
+      steps: updates measured, after a warm-up.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -52,7 +52,7 @@ def seconds_of_an_update(
 def make_step(
     config: DecoderConfig, batch: dict[str, np.ndarray], device: torch.device
 ) -> Callable[[], None]:
-    """One update, waited for."""
+    """One update, synchronised."""
     attend = _attention(batch["segment_ids"], device)
     tokens, targets, positions = (
         torch.as_tensor(batch[name].reshape(-1), dtype=torch.long, device=device)
@@ -103,7 +103,7 @@ class Block(torch.nn.Module):
 
 
 def _attention(segment_ids: np.ndarray, device: torch.device) -> Callable[..., torch.Tensor]:
-    """Function of query, key and value [tokens, H, Dh] of all rows, one behind the other."""
+    """Function of query, key and value [tokens, H, Dh] of all rows, concatenated."""
     rows = np.arange(len(segment_ids))[:, None] * (segment_ids.max() + 1)
     starts = np.flatnonzero(np.diff((segment_ids + rows).reshape(-1), prepend=-1))
     lengths = np.diff(np.append(starts, segment_ids.size)).tolist()

@@ -1,10 +1,10 @@
-"""Disturbs the verbs on a small bench in every way that is known, and counts what came of it.
+"""Disturbs the verbs on a small bench in every known way, and counts the outcomes.
 
     python -m tools.chaos --seed=1 --kills=50 --damages=300 --inputs=1000
 
-Kills verbs, damages what they stored and what they read, takes disk, memory and descriptors away,
-and attacks with hostile files. Ends with 0 only if nothing was silent, left a traceback, died, hung
-or could not be mended. Everything happens in a temporary folder.
+Kills verbs, damages stored and input files, withdraws disk, memory and file descriptors, and
+attacks with hostile files. Exits with 0 only if nothing was silent, left a traceback, crashed, hung
+or could not be repaired. Everything happens in a temporary folder.
 """
 
 import argparse
@@ -31,16 +31,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--verbs",
         default="prepare,plan,train,evaluate,report,audit",
-        help="in this order; each starts from what those before it wrote",
+        help="in this order; each starts from the results of those before it",
     )
-    parser.add_argument("--folder", help="where to work; it is not removed")
+    parser.add_argument("--folder", help="working folder; it is not removed")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         return run(options, pathlib.Path(options.folder or folder).absolute())
 
 
 def run(options: argparse.Namespace, root: pathlib.Path) -> int:
-    """Everything that `options` ask for, in the folder `root`; the exit status."""
+    """Everything that `options` request, in the folder `root`; returns the exit status."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from tools.chaos import kills, line, readers, resources, stored

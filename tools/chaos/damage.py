@@ -1,4 +1,4 @@
-"""Damages to files, drawn by a random generator: what disks, copies and people do to them."""
+"""Random damage to files, of the kinds that disks, copying and people cause."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ KINDS = (
     *("bit", "byte", "zeros", "cut", "longer", "removed", "empty"),
     *("folder", "pipe", "link", "doubled"),
 )
-# Of texts alone: a line that is doubled or missing, a bracket that never ends, no UTF-8.
+# For texts only: a duplicated or missing line, an unclosed bracket, invalid UTF-8.
 TEXT_KINDS = (
     "line_doubled",
     "line_removed",

@@ -42,14 +42,14 @@ def _while_compiling(wait: float) -> None:
 
 
 def _while_saving(wait: float) -> None:
-    """... when the arrays of the first checkpoint are written and not yet in place."""
+    """The process kills itself before the arrays of the first checkpoint are moved into place."""
     from optiml_jax.checkpoint.manager import CheckpointManager
 
     CheckpointManager._seal = lambda self: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _kill_inside(line: Line, rng: random.Random) -> str:
-    """A training that has not saved anything is killed at one of its worst moments."""
+    """Training is killed at one of the worst moments before its first checkpoint."""
     moment, wait = rng.choice((_while_compiling, _while_saving)), rng.uniform(0, 2)
     more = ("--gin.CompilationCache.folder=",)  # nothing was compiled before
     child = start(line, "train", line.root / "killed.log", *more, prepared=lambda: moment(wait))
@@ -64,7 +64,7 @@ def _kill(line: Line, verb: str, rng: random.Random, seconds: float) -> str:
     number, wait = rng.choice(_SIGNALS), rng.uniform(0, 1.1 * seconds)
     child = start(line, verb, line.root / "killed.log")
     time.sleep(wait)
-    os.kill(child, number)  # a process that has ended waits for us
+    os.kill(child, number)  # an ended process is still to be reaped
     status = ends(child, 60)
     if status is None:
         return "hang"
@@ -94,7 +94,7 @@ def _judge(line: Line, verb: str, sent: list[str], wanted: dict[str, str]) -> li
 
 
 def _digest(line: Line, verb: str, folder) -> dict[str, str]:
-    """The result of a verb as it lies in a folder, read in another process (it starts threads)."""
+    """The result of a verb in a folder, read in another process (it starts threads)."""
     found: dict[str, str] = {}
 
     def read():

@@ -1,4 +1,4 @@
-"""A small line of verbs to be disturbed: the demo bench, and settings for seconds."""
+"""A small pipeline of verbs to disturb: the demo bench, with settings that take seconds."""
 
 import contextlib
 import dataclasses
@@ -70,7 +70,7 @@ class Line:
         return self.root / "states" / verb
 
     def restore(self, verb: str | None) -> None:
-        """Puts line/ into the state after a verb; None: nothing is there."""
+        """Restores line/ to the state after a verb; None: empty."""
         shutil.rmtree(self.written, ignore_errors=True)
         self.written.mkdir(parents=True)
         if verb is not None:
@@ -154,13 +154,13 @@ def make(root: pathlib.Path, verbs: Sequence[str] = VERBS) -> tuple[Line, dict[s
     return line, seconds
 
 
-# ---- what has to be equal after a verb, whatever happened on the way
+# ---- what must be equal after a verb, whatever happened in between
 
 
 def result(line: Line, verb: str) -> dict[str, str]:
-    """Name -> digest of what a verb makes; must be called in a process of its own for `train`."""
+    """Name -> digest of a verb's results; must be called in a separate process for `train`."""
     if verb == "prepare":
-        return _files(line.cache, "**/*[!n]")  # optiml.json tells when files were read
+        return _files(line.cache, "**/*[!n]")  # optiml.json records when files were read
     if verb == "plan":
         return _files(line.run / "plan", "**/*")
     if verb == "train":

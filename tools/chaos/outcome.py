@@ -1,4 +1,4 @@
-"""What came of one attempt, and the table of all of them."""
+"""The outcome of one attempt, and the table of all of them."""
 
 import collections
 import contextlib
@@ -16,9 +16,9 @@ from typing import Literal
 from optiml_jax.errors import UserError
 from optiml_jax.files import OF_THE_MACHINE
 
-# survived: the result is the same. noticed: an error of one line, a warning or a counted drop says
-# what is wrong. Everything else must not happen: silent (another result, and nothing was said),
-# traceback, crash (the process died), hang, unmended (the command that mends does not).
+# survived: the result is the same. noticed: a one-line error, a warning or a counted drop says what
+# is wrong. Nothing else may happen: silent (a different result without a message), traceback, crash
+# (the process died), hang, unmended (the command in the message does not repair it).
 Kind = Literal["survived", "noticed", "silent", "traceback", "crash", "hang", "unmended"]
 GOOD = ("survived", "noticed")
 KINDS = (*GOOD, "silent", "traceback", "crash", "hang", "unmended")
@@ -26,7 +26,7 @@ KINDS = (*GOOD, "silent", "traceback", "crash", "hang", "unmended")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One attempt: the family and name of what was done, what came of it, and how it was said."""
+    """One attempt: its family and name, its outcome, and the message."""
 
     family: str
     name: str
@@ -35,7 +35,7 @@ class Outcome:
 
 
 class Table:
-    """Counts outcomes by family; prints them, those that must not be one by one."""
+    """Counts outcomes by family; prints the counts, and each forbidden outcome."""
 
     def __init__(self):
         self.outcomes: list[Outcome] = []
@@ -108,7 +108,7 @@ def judged(function: Callable[[], tuple[Kind, str]]) -> tuple[Kind, str]:
     except OSError as e:
         if e.filename is None or e.errno not in OF_THE_MACHINE:
             raise
-        return "noticed", f"{e.filename}: {e.strerror}"  # as the command line says it
+        return "noticed", f"{e.filename}: {e.strerror}"  # as the command line prints it
     except Exception as e:
         last = traceback.extract_tb(e.__traceback__)[-1]
         place = f"{os.path.basename(last.filename)}:{last.lineno}"

@@ -12,11 +12,11 @@ from optiml_jax.fetch import provenance
 from tools.chaos.damage import KINDS, TEXT_KINDS, damage
 from tools.chaos.outcome import Kind, Table, attempt, warnings
 
-# What no reader can know: a text file with other letters, with a whole record more or fewer, or a
-# split that was never there (`plan` refuses a task without its training part).
+# What no reader can detect: a text file with changed letters, with a whole record more or fewer, or
+# a missing split (`plan` refuses a task without its training split).
 _UNKNOWABLE = ("bit", "byte", "line_doubled", "line_removed", "doubled", "removed")
-# ... unless `optiml fetch` wrote down what it brought, here with sizes as they are compared when
-# tasks are looked for.
+# ... unless `optiml fetch` recorded its downloads, here with sizes, which are compared when tasks
+# are looked for.
 _PROMISED = ("line_doubled", "line_removed", "doubled", "removed", "cut")
 
 
@@ -49,7 +49,7 @@ def inputs(root: pathlib.Path, rng: random.Random, number: int, table: Table) ->
 
 
 def _at_a_line(path: pathlib.Path, kept: pathlib.Path) -> bool:
-    """Whether a file of lines was cut between two of them, which it cannot tell by itself."""
+    """Whether a file of lines was truncated between two of them, which nothing in it shows."""
     if not path.is_file() or path.suffix not in (".tsv", ".csv", ".jsonl", ".txt"):
         return False
     now, before = path.read_bytes(), kept.read_bytes()
@@ -120,7 +120,7 @@ def _read(bench: pathlib.Path, name: str) -> dict[str, dict]:
     return found
 
 
-# ---- Parquet and Arrow, which the demo bench does not hold
+# ---- Parquet and Arrow, which the demo bench does not have
 
 
 def _columnar(bench: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs verbs with too little of something: disk, memory, descriptors, the right to write."""
+"""Runs verbs with too little disk, memory or file descriptors, or without write permission."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ _BEFORE = dict(zip(VERBS, (None, *VERBS), strict=False))
 
 
 def shortages(line: Line, rng: random.Random, number: int, table: Table) -> None:
-    """`number` runs, each followed by one with enough, whose result must be the undisturbed one."""
+    """`number` runs, each followed by one with enough, whose result must be right."""
     verbs = [verb for verb in VERBS if line.after(verb).exists()]
     wanted = {}
     for verb in verbs:
@@ -75,7 +75,7 @@ def _start(line: Line, verb: str, said: pathlib.Path, shorten: Callable[[], None
 
 def _result(line: Line, verb: str) -> dict[str, str]:
     outcome = attempt("result", verb, lambda: ("survived", repr(result(line, verb))), 120)
-    return eval(outcome.said) if outcome.kind == "survived" else {}  # of our own making
+    return eval(outcome.said) if outcome.kind == "survived" else {}  # created by this module
 
 
 def _limited(what: int, low: int, high: int) -> Callable[[float], None]:
@@ -87,7 +87,7 @@ def _limited(what: int, low: int, high: int) -> Callable[[float], None]:
 
 
 def _full(amount: float) -> None:
-    """Files may not grow beyond a size: what a full disk looks like to one file."""
+    """Limits the size of files, which looks like a full disk to one file."""
     import signal
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

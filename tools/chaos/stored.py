@@ -1,4 +1,4 @@
-"""Damages what the verbs stored; uses it; and mends it by the command that the message names."""
+"""Damages what the verbs stored, uses it, and repairs it by the command that the message names."""
 
 import hashlib
 import logging
@@ -40,7 +40,7 @@ def damages(line: Line, rng: random.Random, number: int, table: Table) -> None:
 
 
 def _damaged(rng: random.Random, path: pathlib.Path, kind: str, name: str) -> str:
-    """Also what only people do: another step's folder under this number, another task's file."""
+    """Also damage that only people cause: a folder or file of another step or task."""
     if name == "checkpoint" and rng.random() < 0.1:
         newest = path
         while not newest.name.isdigit():
@@ -64,13 +64,13 @@ def _files(line: Line, name: str) -> list[pathlib.Path]:
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
     if name == "audit":  # its report is for people
         files = [p for p in files if not p.name.startswith("report")]
-    if name == "cache":  # SeqIO verifies its own files; they are ours to mend, not to read
+    if name == "cache":  # SeqIO verifies its own files; they are ours to repair, not to read
         files = [p for p in files if "tfrecord" not in p.name]
     return files
 
 
 def _use(line: Line, name: str) -> object:
-    """What an undamaged state gives, from a process of its own."""
+    """The result of an undamaged state, from a separate process."""
     outcome = attempt("use", name, lambda: ("survived", repr(_USES[name](line))), 120)
     if outcome.kind != "survived":
         raise RuntimeError(f"{name} cannot be used undamaged: {outcome.said}")
@@ -99,7 +99,7 @@ def _vocabulary(line: Line) -> str:
 
 
 def _audit(line: Line) -> str:
-    """What evaluations and paper mode read of it, and what `optiml audit` makes of it."""
+    """What evaluations and paper mode read of it, and how `optiml audit` repairs it."""
     from optiml_jax.audit import flags, pairs
 
     folder = line.run / "audit"

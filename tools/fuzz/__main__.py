@@ -3,10 +3,10 @@
     pip install --no-deps -r tools/fuzz/requirements.lock
     python -m tools.fuzz --folder=/tmp/fuzz --seconds=3600
 
-Every file of the demo bench is an input: the first byte of a case says which file it replaces, the
-rest is its content; then the tasks of its collection are looked for and read. What readers may do
-is drop and count records or raise a UserError. Everything else is written to <folder>/findings, one
-file for each place in the code; the command ends with 1 if there is any.
+Every file of the demo bench is an input: the first byte of a case selects the file that it
+replaces, the rest is its content; then the tasks of its collection are found and read. Readers
+may drop and count records or raise a UserError. Everything else is written to <folder>/findings,
+one file for each place in the code; the command exits with 1 if there are any.
 """
 
 import argparse
@@ -40,7 +40,7 @@ _COLLECTIONS = COLLECTIONS.keys() - {*_LEFT_OUT}
 
 
 class Bench:
-    """The demo bench in a folder of its own, of which one file at a time has other content."""
+    """The demo bench in a separate folder, in which one file at a time has other content."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder, self._number = folder / "bench", 0
@@ -51,7 +51,7 @@ class Bench:
             if path.is_file() and path.relative_to(self._folder).parts[0] in _COLLECTIONS
         ]
         if len(self.files) > 256:
-            raise SystemExit("one byte no longer says which file it is")
+            raise SystemExit("one byte no longer suffices to select a file")
         self._manifest = Manifest.load()
 
     def cases(self) -> list[bytes]:
@@ -64,7 +64,7 @@ class Bench:
         if not case:
             return
         file = self.files[case[0] % len(self.files)]
-        # Under another name each time, so that nothing is remembered of the last one.
+        # Under another name each time, so that nothing is cached from the last one.
         self._number += 1
         moved = self._folder.with_name(f"bench{self._number}")
         self._folder.rename(moved)
@@ -88,14 +88,14 @@ class Bench:
 
 
 class Findings:
-    """What must not happen, once for each place."""
+    """Forbidden behaviour, once for each place in the code."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def watch(self, read: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        """`read`, which never raises and writes down what went wrong."""
+        """`read` without exceptions; it records what went wrong."""
 
         def watched(case: bytes) -> None:
             began = time.monotonic()
@@ -139,7 +139,7 @@ def main() -> int:
 
 
 def fuzz(folder: pathlib.Path, findings: Findings, seconds: int, seed: int) -> NoReturn:
-    """Runs for so long; the process ends with it."""
+    """Runs for `seconds`, after which the process ends."""
     logging.disable(logging.CRITICAL)
     cases = folder / "cases"
     cases.mkdir(parents=True, exist_ok=True)
