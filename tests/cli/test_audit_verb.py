@@ -134,7 +134,7 @@ def test_paper_mode_stops_training_evaluation_and_export_too(run):
         code, out = run(*words, *where, mode)
         assert code == 2, words
         assert "2 pairs of tasks share examples and are undecided" in out.err
-        assert "say --allow-undecided" in out.err
+        assert "pass --allow-undecided" in out.err
     code, out = run("train", mode, "--allow-undecided")
     assert code == 0
     assert out.out.count(f" and {THIRD}: ") == 2
