@@ -14,10 +14,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
-
 from optiml_jax.checkpoint.safetensors_files import INDEX, TORCH_INDEX, TORCH_WEIGHTS, open_folder
-from optiml_jax.checkpoint.weights import Weights, checked, read_params, write_weights
+from optiml_jax.checkpoint.weights import Weights, checked, write_weights
 from optiml_jax.data.vocabulary_files import HUB_FILES, files_of_folder
 from optiml_jax.errors import UserError
 from optiml_jax.files import disk_errors, read_json
@@ -110,31 +108,6 @@ def open_huggingface(source: str | os.PathLike) -> Iterator[Weights]:
     config = read_config(folder)
     with open_folder(folder) as tensors:
         yield checked(Weights(str(folder), config, tensors))
-
-
-def read_huggingface(
-    source: str | os.PathLike,
-    *,
-    mesh: jax.sharding.Mesh | None = None,
-    preset: str = "standard",
-    dtype: str = "float32",
-) -> tuple[DecoderConfig, dict[str, Any]]:
-    """Loads a model onto devices; each device reads only its own part.
-
-    Args:
-      source: a folder or a name on the Hub; see `fetch`.
-      mesh: for the parameters; None: they go to the default device.
-      preset: the sharding rules.
-      dtype: of the parameters, whatever the file's is.
-
-    Returns:
-      (config, params), params a pure nested dict as from `init_params`.
-
-    Raises:
-      UserError: see `open_huggingface`.
-    """
-    with open_huggingface(source) as weights:
-        return weights.config, read_params(weights, mesh, preset, dtype)
 
 
 # ---- writing ---------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import tensorstore as ts
 
@@ -27,9 +26,8 @@ from optiml_jax.checkpoint.streaming import (
 from optiml_jax.checkpoint.tensors import Tensor
 from optiml_jax.errors import UserError
 from optiml_jax.model.config import DTYPES, DecoderConfig
-from optiml_jax.model.decoder import abstract_model, huggingface_form, huggingface_tensors
+from optiml_jax.model.decoder import huggingface_form, huggingface_tensors
 from optiml_jax.model.huggingface_form import TensorLayout, length
-from optiml_jax.sharding.rules import param_shardings
 
 logger = logging.getLogger(__name__)
 
@@ -118,43 +116,6 @@ def _check_tensors(source: str, layouts: list[TensorLayout], tensors: Mapping[st
 
 
 # ---- into our parameters ---------------------------------------------------------------------
-
-
-def read_params(
-    weights: Weights, mesh: jax.sharding.Mesh | None, preset: str, dtype: str
-) -> dict[str, Any]:
-    """The parameters on devices; each device reads only its own part.
-
-    Args:
-      weights: of `checked`.
-      mesh: for the parameters; None: they go to the default device.
-      preset: the sharding rules.
-      dtype: of the parameters, whatever the source's is.
-    """
-    shardings = None
-    if mesh is not None:
-        shardings = param_shardings(abstract_model(weights.config)[1], mesh, preset)
-
-    def read(layout: TensorLayout) -> jax.Array:
-        sharding = shardings
-        if sharding is None:
-            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        else:
-            for key in layout.path:
-                sharding = sharding[key]
-        parts: dict[tuple, np.ndarray] = {}  # devices with the same part share one read
-
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            index = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True))
-            key = tuple((s.start, s.stop) for s in index)
-            if key not in parts:
-                parts[key] = _part(layout, weights.tensors, index, np.dtype(dtype))
-            return parts[key]
-
-        shape = _whole_shape(layout)
-        return jax.make_array_from_callback(shape, sharding, part)
-
-    return _nested((layout.path, read(layout)) for layout in huggingface_tensors(weights.config))
 
 
 def streamed_params(

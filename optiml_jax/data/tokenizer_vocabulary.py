@@ -72,14 +72,14 @@ class TokenizerVocabulary(TextVocabulary):
         added = values.get("added_tokens") or []
         names = special_tokens(folder)
         special = {token["content"] for token in added if token["special"]} | set(names.values())
-        self._ids = {**table, **{token["content"]: token["id"] for token in added}}
-        self._special_tokens = {text: self._ids[text] for text in special if text in self._ids}
+        ids = {**table, **{token["content"]: token["id"] for token in added}}
+        self._special_tokens = {text: ids[text] for text in special if text in ids}
         self._special_ids = frozenset(self._special_tokens.values())
-        self._size = 1 + max(self._ids.values())
-        self._named = {key: self._ids.get(text) for key, text in names.items()}
+        self._size = 1 + max(ids.values())
+        self._named = {key: ids.get(text) for key, text in names.items()}
         if self._named.get("eos_token") is None:
             raise UserError(
-                f"the tokenizer in {folder} names no end-of-text token; say it as eos_token in "
+                f"the tokenizer in {folder} names no end-of-text token; set eos_token in "
                 "tokenizer_config.json"
             )
         kept = [token for token in added if token["content"] not in special]
@@ -115,10 +115,6 @@ class TokenizerVocabulary(TextVocabulary):
     def special_tokens(self) -> Mapping[str, int]:
         """Name -> id of the tokens that stand for no text."""
         return self._special_tokens
-
-    def token_id(self, content: str) -> int | None:
-        """The id of a token by its text, special ones too; None: there is none."""
-        return self._ids.get(content)
 
     @property
     def bos_id(self) -> int | None:

@@ -16,16 +16,14 @@ from safetensors.numpy import load_file
 from optiml_jax.checkpoint.huggingface import (
     fetch,
     read_config,
-    read_huggingface,
     write_huggingface,
 )
 from optiml_jax.errors import UserError
 from optiml_jax.model.opt.config import OPTConfig
-from optiml_jax.sharding.mesh import MeshConfig, make_mesh
-from optiml_jax.sharding.rules import abstract_params
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "model"))
 import opt_cases
+from reading import read_model
 
 ABSENT = "torch is not installed; the goldens of tests/goldens stand in"
 PRE, POST = opt_cases.CASES["pre_norm"], opt_cases.CASES["post_norm_projected"]
@@ -41,7 +39,7 @@ def _assert_equal(a, b):
 def test_a_folder_comes_back_bit_for_bit(case, tmp_path):
     config = opt_cases.CASES[case]
     tensors = opt_cases.random_tensors(config)
-    read, params = read_huggingface(opt_cases.write_folder(tmp_path / "in", config))
+    read, params = read_model(opt_cases.write_folder(tmp_path / "in", config))
     assert read == config
     write_huggingface(tmp_path / "out", read, params)
     written = load_file(tmp_path / "out" / "model.safetensors")
@@ -57,7 +55,7 @@ def test_transformers_loads_what_was_written(case, tmp_path):
     transformers = pytest.importorskip("transformers", reason=ABSENT)
     config = opt_cases.CASES[case]
     source = opt_cases.write_folder(tmp_path / "in", config)
-    _, params = read_huggingface(source)
+    _, params = read_model(source)
     write_huggingface(tmp_path / "out", config, params, max_shard_bytes=20_000)
     tokens = opt_cases.random_tokens(config)
     ours = opt_cases.torch_outputs(tmp_path / "out", tokens)
@@ -78,14 +76,14 @@ def test_what_transformers_writes_is_read(case, tmp_path):
     source = opt_cases.write_folder(tmp_path / "in", config)
     opt_cases.torch_model(source).save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
-    read, params = read_huggingface(tmp_path / "theirs")
+    read, params = read_model(tmp_path / "theirs")
     assert read == config
-    _assert_equal(params, read_huggingface(source)[1])
+    _assert_equal(params, read_model(source)[1])
 
 
 @pytest.mark.parametrize("config", [PRE, POST], ids=["pre_norm", "post_norm"])
 def test_shards_hold_what_one_file_holds_and_each_is_small(config, tmp_path):
-    _, params = read_huggingface(opt_cases.write_folder(tmp_path / "in", config))
+    _, params = read_model(opt_cases.write_folder(tmp_path / "in", config))
     write_huggingface(tmp_path / "out", config, params, max_shard_bytes=30_000)
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
@@ -98,30 +96,16 @@ def test_shards_hold_what_one_file_holds_and_each_is_small(config, tmp_path):
         sizes.append(sum(x.nbytes for x in held.values()))
     assert max(sizes) <= 30_000
     assert sum(sizes) == index["metadata"]["total_size"] == 4 * config.num_params
-    _assert_equal(read_huggingface(tmp_path / "out")[1], params)
-
-
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 2, 4), (2, 2, 2)])
-@pytest.mark.parametrize("config", [PRE, POST], ids=["pre_norm", "post_norm"])
-def test_a_folder_is_read_onto_a_mesh(config, sizes, tmp_path):
-    folder = opt_cases.write_folder(tmp_path, config)
-    mesh = make_mesh(MeshConfig(*sizes))
-    _, params = read_huggingface(folder, mesh=mesh)
-    _assert_equal(params, read_huggingface(folder)[1])
-
-    def check(array, expected):
-        assert array.sharding.is_equivalent_to(expected.sharding, array.ndim)
-
-    jax.tree.map(check, params, abstract_params(config, mesh))
+    _assert_equal(read_model(tmp_path / "out")[1], params)
 
 
 @pytest.mark.parametrize(("dtype", "numpy"), [("bfloat16", ml_dtypes.bfloat16), ("float16", "f2")])
 def test_other_types_are_written_and_read(dtype, numpy, tmp_path):
-    _, params = read_huggingface(opt_cases.write_folder(tmp_path / "in", POST))
+    _, params = read_model(opt_cases.write_folder(tmp_path / "in", POST))
     write_huggingface(tmp_path / "out", POST, params, dtype=dtype)
-    _, back = read_huggingface(tmp_path / "out")
+    _, back = read_model(tmp_path / "out")
     _assert_equal(back, jax.tree.map(lambda x: np.asarray(x).astype(numpy).astype("f4"), params))
-    _, kept = read_huggingface(tmp_path / "out", dtype=dtype)
+    _, kept = read_model(tmp_path / "out", dtype=dtype)
     assert {x.dtype for x in jax.tree.leaves(kept)} == {np.dtype(numpy)}
 
 
@@ -129,25 +113,21 @@ def test_other_types_are_written_and_read(dtype, numpy, tmp_path):
 def test_other_prefixes_are_read(prefix, tmp_path):
     tensors = opt_cases.random_tensors(PRE)
     renamed = {prefix + name.removeprefix("model.decoder."): x for name, x in tensors.items()}
-    _, params = read_huggingface(opt_cases.write_folder(tmp_path / "a", PRE, renamed))
-    _assert_equal(params, read_huggingface(opt_cases.write_folder(tmp_path / "b", PRE))[1])
+    _, params = read_model(opt_cases.write_folder(tmp_path / "a", PRE, renamed))
+    _assert_equal(params, read_model(opt_cases.write_folder(tmp_path / "b", PRE))[1])
 
 
 def test_a_tied_head_may_stand_beside_or_for_the_embedding(tmp_path):
     tensors = opt_cases.random_tensors(PRE)
-    expected = read_huggingface(opt_cases.write_folder(tmp_path / "plain", PRE))[1]
+    expected = read_model(opt_cases.write_folder(tmp_path / "plain", PRE))[1]
     beside = {**tensors, "lm_head.weight": tensors["model.decoder.embed_tokens.weight"].copy()}
-    _assert_equal(
-        read_huggingface(opt_cases.write_folder(tmp_path / "a", PRE, beside))[1], expected
-    )
+    _assert_equal(read_model(opt_cases.write_folder(tmp_path / "a", PRE, beside))[1], expected)
     instead = dict(beside)
     del instead["model.decoder.embed_tokens.weight"]
-    _assert_equal(
-        read_huggingface(opt_cases.write_folder(tmp_path / "b", PRE, instead))[1], expected
-    )
+    _assert_equal(read_model(opt_cases.write_folder(tmp_path / "b", PRE, instead))[1], expected)
     beside["lm_head.weight"] += 1
     with pytest.raises(UserError, match=r"lm_head\.weight differs from .*says they are tied"):
-        read_huggingface(opt_cases.write_folder(tmp_path / "c", PRE, beside))
+        read_model(opt_cases.write_folder(tmp_path / "c", PRE, beside))
 
 
 def _broken(folder, change):
@@ -175,7 +155,7 @@ NAME = "model.decoder.layers.1.fc1.weight"
 )
 def test_a_missing_wrong_or_unknown_tensor_is_named(change, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        read_huggingface(_broken(tmp_path, change))
+        read_model(_broken(tmp_path, change))
 
 
 @pytest.mark.parametrize(
@@ -194,25 +174,25 @@ def test_a_configuration_of_another_kind_is_refused(field, value, message, tmp_p
     values = {k: v for k, v in values.items() if v is not None}
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=message):
-        read_huggingface(folder)
+        read_model(folder)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     folder = opt_cases.write_folder(tmp_path, PRE)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has neither model\.safetensors nor .*pytorch_model"):
-        read_huggingface(folder)
+        read_model(folder)
 
 
 def test_torchs_pickles_are_read(tmp_path):
     """pytorch_model.bin as torch writes it, whole and in shards, holds what safetensors hold."""
     torch = pytest.importorskip("torch", reason=ABSENT)
     folder = opt_cases.write_folder(tmp_path / "a", PRE)
-    expected = read_huggingface(folder)[1]
+    expected = read_model(folder)[1]
     tensors = {k: torch.from_numpy(v) for k, v in opt_cases.random_tensors(PRE).items()}
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
-    _assert_equal(read_huggingface(folder)[1], expected)
+    _assert_equal(read_model(folder)[1], expected)
     weight_map = {}
     for number in (0, 1):
         part = dict(list(tensors.items())[number::2])
@@ -220,15 +200,15 @@ def test_torchs_pickles_are_read(tmp_path):
         weight_map |= dict.fromkeys(part, f"pytorch_model-{number}.bin")
     (folder / "pytorch_model.bin").unlink()
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    _assert_equal(read_huggingface(folder)[1], expected)
+    _assert_equal(read_model(folder)[1], expected)
 
 
 def test_buffers_that_transformers_ignores_are_left_aside(tmp_path, caplog):
     tensors = opt_cases.random_tensors(PRE)
     tensors["model.decoder.version"] = np.array([3.0], np.float32)
-    expected = read_huggingface(opt_cases.write_folder(tmp_path / "a", PRE))[1]
+    expected = read_model(opt_cases.write_folder(tmp_path / "a", PRE))[1]
     with caplog.at_level("INFO"):
-        _, params = read_huggingface(opt_cases.write_folder(tmp_path / "b", PRE, tensors))
+        _, params = read_model(opt_cases.write_folder(tmp_path / "b", PRE, tensors))
     _assert_equal(params, expected)
     assert "ignored, as transformers does: model.decoder.version" in caplog.text
 
@@ -238,19 +218,19 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
-        read_huggingface(folder)
+        read_model(folder)
     index = {
         "weight_map": {"model.decoder.embed_tokens.weight": "model-00001-of-00002.safetensors"}
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors is missing"):
-        read_huggingface(folder)
+        read_model(folder)
     with pytest.raises(UserError, match="configuration of a Hugging Face model not found"):
         read_config(tmp_path)
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path, monkeypatch):
-    _, params = read_huggingface(opt_cases.write_folder(tmp_path / "in", PRE))
+    _, params = read_model(opt_cases.write_folder(tmp_path / "in", PRE))
     with pytest.raises(UserError, match=r"in exists already; choose a new folder"):
         write_huggingface(tmp_path / "in", PRE, params)
 
@@ -264,7 +244,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path, monkeyp
 
 
 def test_what_hugging_face_has_no_form_for_is_refused(tmp_path):
-    _, params = read_huggingface(opt_cases.write_folder(tmp_path / "in", PRE))
+    _, params = read_model(opt_cases.write_folder(tmp_path / "in", PRE))
     with pytest.raises(UserError, match="position offset 2, not 0"):
         write_huggingface(tmp_path / "a", dataclasses.replace(PRE, position_offset=0), params)
     with pytest.raises(UserError, match="no final layer norm when pre_layer_norm is off"):
@@ -282,7 +262,7 @@ def test_tokenizer_files_go_along(tmp_path):
     (source / "vocab.json").write_text("{}")
     (source / "merges.txt").write_text("#version: 0.2\n")
     (source / "notes.txt").write_text("mine")
-    config, params = read_huggingface(source)
+    config, params = read_model(source)
     write_huggingface(tmp_path / "out", config, params, tokenizer_from=source)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "config.json",
@@ -297,7 +277,7 @@ def test_tokenizer_files_go_along(tmp_path):
 def test_metaseqs_vocabulary_becomes_a_tokenizer_with_opts_ids(tmp_path, real_data):
     import transformers
 
-    config, params = read_huggingface(opt_cases.write_folder(tmp_path / "in", PRE))
+    config, params = read_model(opt_cases.write_folder(tmp_path / "in", PRE))
     folder = real_data / "gpt2_bpe"
     write_huggingface(tmp_path / "out", config, params, tokenizer_from=folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -347,7 +327,7 @@ def test_a_name_on_the_hub_is_fetched_with_the_bots_conversion(tmp_path, monkeyp
 
 def test_the_written_metadata_is_what_transformers_needs(tmp_path):
     config = OPTConfig(vocab_size=16, d_model=8, num_layers=1, num_heads=2, max_positions=4)
-    _, params = read_huggingface(opt_cases.write_folder(tmp_path / "in", config))
+    _, params = read_model(opt_cases.write_folder(tmp_path / "in", config))
     write_huggingface(tmp_path / "out", config, params)
     with safetensors.safe_open(tmp_path / "out" / "model.safetensors", "numpy") as f:
         assert f.metadata() == {"format": "pt"}

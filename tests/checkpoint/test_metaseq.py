@@ -9,9 +9,9 @@ import pytest
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "model"))
 import opt_cases
+from reading import read_model
 
 from optiml_jax.checkpoint.conversion import into_checkpoint, open_weights, out_of_checkpoint
-from optiml_jax.checkpoint.huggingface import read_huggingface
 from optiml_jax.checkpoint.manager import find_checkpoint, load_params
 from optiml_jax.checkpoint.metaseq import open_metaseq
 from optiml_jax.errors import UserError
@@ -78,7 +78,7 @@ def test_a_checkpoint_made_of_it_goes_to_hugging_face_bit_for_bit(case, tmp_path
     out_of_checkpoint(tmp_path / "ours", tmp_path / "out", config, max_shard_bytes=20_000)
     _assert_same(tmp_path / "out", config, expected)
     restored = load_params(tmp_path / "ours", abstract_params(config))
-    _, params = read_huggingface(tmp_path / "out")
+    _, params = read_model(tmp_path / "out")
     assert find_checkpoint(tmp_path / "ours").name == "0"
     for one, other in zip(_leaves(restored), _leaves(params), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -102,7 +102,7 @@ def test_added_words_are_kept_and_special_tokens_in_texts_are_spelled_out(tmp_pa
     assert isinstance(vocabulary, TokenizerVocabulary)
     _assert_same_ids(vocabulary, theirs)
     assert vocabulary.vocab_size == len(theirs)
-    assert vocabulary.token_id("<|end|>") == len(theirs) - 1
+    assert vocabulary.special_tokens["<|end|>"] == len(theirs) - 1
     assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id) == (2, 2, 1)
     for text in ("a </s> b", "x<|end|>"):
         ids = vocabulary.encode(text)
@@ -110,7 +110,7 @@ def test_added_words_are_kept_and_special_tokens_in_texts_are_spelled_out(tmp_pa
         assert decode(vocabulary, [2, *ids, 2, *ids]) == text
     again = pickle.loads(pickle.dumps(vocabulary))
     assert again == vocabulary
-    assert again.encode("foo bar") == [vocabulary.token_id("foo bar")]
+    assert again.encode("foo bar") == [theirs.convert_tokens_to_ids("foo bar")]
     ids = as_seqio(vocabulary).encode_tf(tf.constant(["yes", "no no"])).to_list()
     assert ids == encode_batch(vocabulary, ["yes", "no no"])
 

@@ -9,8 +9,8 @@ import numpy as np
 import opt_cases
 import pytest
 from flax import nnx
+from reading import read_model
 
-from optiml_jax.checkpoint.huggingface import read_huggingface
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.decoder import abstract_model, huggingface_tensors
 
@@ -24,7 +24,7 @@ CASES |= {name: (llama_cases, case) for name, case in llama_cases.CASES.items()}
 
 
 def _outputs(folder, tokens):
-    config, params = read_huggingface(folder)
+    config, params = read_model(folder)
     tokens = jnp.asarray(tokens, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     graphdef, _ = abstract_model(config)
@@ -68,7 +68,7 @@ def test_outputs_equal_hugging_face_live(name, tmp_path):
 def test_left_padding_changes_no_logits(name, tmp_path):
     """Padding in front, as Hugging Face batches prompts; the positions begin behind it."""
     case = llama_cases.CASES[name]
-    config, params = read_huggingface(llama_cases.write_folder(tmp_path, case))
+    config, params = read_model(llama_cases.write_folder(tmp_path, case))
     tokens = llama_cases.random_tokens(case).astype(np.int32)
     padding = np.array([0, 4, 9])
     segments = (np.arange(20) >= padding[:, None]).astype(np.int32)
@@ -92,7 +92,7 @@ def test_logits_and_gradients_equal_those_of_torch_in_double_precision(name, tmp
     output = theirs(torch.asarray(tokens), labels=torch.asarray(tokens))
     output.loss.backward()
     expected = {key: value.grad.numpy() for key, value in theirs.named_parameters()}
-    config, params = read_huggingface(folder)
+    config, params = read_model(folder)
     graphdef = abstract_model(config)[0]
     ids = jnp.asarray(tokens, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)

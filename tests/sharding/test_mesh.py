@@ -26,7 +26,7 @@ def test_a_mesh_may_take_some_of_the_devices():
     [
         ((1, 3, 1), r"mesh data 1 x fsdp 3 x tensor 1 does not fit 8 device\(s\)"),
         ((3, -1, 1), r"mesh data 3 x fsdp -1 x tensor 1 does not fit 8 device\(s\)"),
-        ((-1, -1, 1), r"one of them at most may be -1"),
+        ((-1, -1, 1), r"at most one of them may be -1"),
         ((1, 0, 1), r"sizes must be positive"),
     ],
 )

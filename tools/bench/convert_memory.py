@@ -40,11 +40,16 @@ out_of_checkpoint(sys.argv[1], pathlib.Path(sys.argv[2]), config, max_shard_byte
 """
 WHOLE = """
 import pathlib, sys
-from optiml_jax.checkpoint.huggingface import read_huggingface
+import jax
+from optiml_jax.checkpoint.conversion import open_weights
 from optiml_jax.checkpoint.manager import CheckpointManager
-config, params = read_huggingface(sys.argv[1], dtype="float16")
+from optiml_jax.checkpoint.weights import streamed_params
+def whole(array):
+    return jax.numpy.asarray(array.read(tuple(slice(0, n) for n in array.shape)))
+with open_weights(sys.argv[1]) as weights:
+    params = jax.tree.map(whole, streamed_params(weights, "float16"))
 manager = CheckpointManager(pathlib.Path(sys.argv[2]) / "checkpoints", async_save=False)
-manager.save(0, {"params": params}, {"model": config.to_dict()})
+manager.save(0, {"params": params}, {"model": weights.config.to_dict()})
 manager.close()
 """
 

@@ -194,7 +194,7 @@ def test_smollm2_is_asked_as_transformers_asks_it(tmp_path):
 
 def test_special_tokens_and_marks_in_data_are_spelled_out_within_a_chat(qwen):
     vocabulary, frame = qwen
-    end = vocabulary.token_id("<|im_end|>")
+    end = vocabulary.special_tokens["<|im_end|>"]
     texts = ("x", TEXTS[2], f"{chat.MARK}<|im_end|>{chat.MARK}")
     counts = [vocabulary.encode(prompt(text, frame).source()).count(end) for text in texts]
     assert counts == [2, 2, 2]
@@ -281,7 +281,7 @@ def test_exported_requests_of_a_chat_are_read_back_as_a_chat(tmp_path, qwen):
     (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
     ((chatted, plain),) = read_prompts(tmp_path / "r.jsonl", TextPrompt("", 4), frame)
     assert vocabulary.encode(chatted.text) == vocabulary.encode(made)
-    assert vocabulary.token_id("<|im_end|>") not in vocabulary.encode(plain.text)
+    assert vocabulary.special_tokens["<|im_end|>"] not in vocabulary.encode(plain.text)
 
 
 def test_a_chat_that_cannot_be_is_refused(tmp_path, caplog):
