@@ -2,12 +2,11 @@
 
 Needs JAX, Flax, Optax and this package (torch is measured too if it is installed). Every part runs
 in a separate process, so that one that fails or runs out of memory does not affect the others;
-after each, OUT/results.json and OUT/results.md are rewritten, so an interrupted run still gives
-results.
+after each, OUT/results.json and OUT/results.md are rewritten, so an interrupted run counts too.
 
   ceiling   the fastest product of two large matrices
   kernels   every attention kernel of this platform against the reference: error and time
-  train     whole updates on packed rows with document masks; memory beside what was planned
+  train     whole updates on packed rows with document masks; memory against the compiler's figure
   score     rank classification, decode: greedy answers, as `optiml evaluate` runs them
   torch     the same rows in PyTorch (torch_decoder.py)
 
