@@ -106,6 +106,7 @@ def study_tables(results: Results) -> list[Table]:
         "anything in these runs?"
         for names in _without_effect(ours)
     ]
+    notes += [results.remark] if results.remark else []
     title = results.study.title or results.study.name
     made = [Table(title, (*columns, "paper"), tuple(rows), 3, tuple(notes))]
     if results.fits:

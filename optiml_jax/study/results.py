@@ -84,6 +84,7 @@ class Results:
       trees: variant -> evaluation, the mean of its seeds; only variants with an evaluation.
       found: their intervals, and gains over the first.
       lacking: runs without an evaluation, in words.
+      remark: what else the paper says of the study, with its source; "": nothing.
     """
 
     study: Study
@@ -92,6 +93,7 @@ class Results:
     points: tuple[Point, ...]
     fits: tuple[Fit, ...]
     lacking: tuple[str, ...]
+    remark: str = ""
 
 
 def results_of(
@@ -126,7 +128,9 @@ def results_of(
     ]
     points += _of_the_paper(study, published)
     fits = _fits(study, trees) if study.fit else ()
-    return Results(study, trees, found, tuple(points), tuple(fits), tuple(lacking))
+    table = _table_of(study, published)
+    remark = f"{table.source}, {table.name}: {table.note}" if table and table.note else ""
+    return Results(study, trees, found, tuple(points), tuple(fits), tuple(lacking), remark)
 
 
 def _points(
@@ -167,9 +171,13 @@ def _place(study: Study, variant: str) -> dict[str, Any]:
     }
 
 
+def _table_of(study: Study, published: Sequence[PublishedTable]) -> PublishedTable | None:
+    return next((t for t in published if t.number == study.published), None)
+
+
 def _of_the_paper(study: Study, published: Sequence[PublishedTable]) -> list[Point]:
     """The printed numbers of the study's table, and the averages over them."""
-    table = next((t for t in published if t.number == study.published), None)
+    table = _table_of(study, published)
     if table is None:
         return []
     rows = {row.name: row for row in table.rows}
@@ -204,7 +212,7 @@ def _printed(study: Study, variant: str, table: PublishedTable, row: PublishedRo
 
 def unknown_rows(study: Study, published: Sequence[PublishedTable]) -> list[str]:
     """Variants of the study whose row the paper's table does not have."""
-    table = next((t for t in published if t.number == study.published), None)
+    table = _table_of(study, published)
     if table is None:
         return [] if study.published is None else list(study.variants)
     names = {row.name for row in table.rows}
@@ -311,6 +319,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "variants": list(study.variants),
         "seeds": list(study.seeds),
         "lacking": list(results.lacking),
+        "paper": results.remark,
         "interval": "95 %, other instances of the same tasks and other seeds",
         "points": rows_of(results),
         "fits": [dataclasses.asdict(fit) for fit in results.fits],

@@ -140,6 +140,7 @@ def test_a_factor_that_changes_nothing_is_said(study, tmp_path):
     ],
 )
 def test_the_papers_numbers_stand_beside(monkeypatch, name, number, variant, cell, expected):
+    said = {"eps": "4,096 50 %", "tasks": "Word Analogy", "reasoning": "from 12.2 to 31.6"}
     from optiml_jax.cli.study import plan_of, read_studies
 
     monkeypatch.setenv("OPTIML_DATA", "/data")
@@ -149,7 +150,9 @@ def test_the_papers_numbers_stand_beside(monkeypatch, name, number, variant, cel
     tables = load_all([PUBLISHED, FIGURES])
     assert study.published == number
     assert unknown_rows(study, tables) == []
-    rows = rows_of(results_of(plan_of(study, ()), tables))
+    results = results_of(plan_of(study, ()), tables)
+    assert said.get(name, "") in results.remark
+    rows = rows_of(results)
     found = {
         (r["variant"], r["level"], r["category"], r["shots"]): r["score"]
         for r in rows

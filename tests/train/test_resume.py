@@ -101,24 +101,28 @@ def assert_bit_identical(left, right):
         assert a.tobytes() == b.tobytes()
 
 
-def test_a_run_killed_at_any_moment_ends_with_the_same_bits(start, finish, uninterrupted, tmp_path):
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
+    start, finish, uninterrupted, tmp_path, decoder
+):
+    model = DECODERS[decoder]
     for moment in ({"killed_while_compiling": 0.3}, {"killed_while_saving": 8}):
-        process = start(tmp_path, **moment)
+        process = start(tmp_path, model=model, **moment)
         process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL
         assert steps(tmp_path) == []
     assert list((tmp_path / "checkpoints").glob("8.*tmp*"))
 
     for low, high in ((10, 20), (22, STEPS - 5)):
-        process = start(tmp_path)
+        process = start(tmp_path, model=model)
         send(process, signal.SIGKILL, random.randint(low, high))
         assert process.returncode == -signal.SIGKILL
 
-    said = finish(tmp_path)
+    said = finish(tmp_path, model=model)
     assert "resuming" in said
     assert "4 restarts" in said
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
-    assert_bit_identical(last_state(tmp_path), uninterrupted())
+    assert_bit_identical(last_state(tmp_path, decoder), uninterrupted(decoder))
     for points in tiny_run.read_scalars(tmp_path).values():
         assert [step for step, _ in points] == list(range(1, STEPS + 1))
 
