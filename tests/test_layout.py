@@ -97,6 +97,26 @@ def test_the_library_knows_no_benchmark():
             assert not any(n.split(".")[0] == "tasks" for n in imported_modules(path)), path
 
 
+def test_nothing_outside_of_the_models_knows_an_architecture():
+    """Neither by import nor by name; metaseq's files are OPT's own form."""
+    models = REPOSITORY / "optiml_jax" / "model"
+    rooms = {path.parent.name for path in models.glob("*/config.py")}
+    assert {"opt", "llama"} <= rooms
+    for path in (REPOSITORY / "optiml_jax").rglob("*.py"):
+        if path.is_relative_to(models) or path.stem == "metaseq":
+            continue
+        for module in imported_modules(path):
+            assert not any(module.startswith(f"optiml_jax.model.{room}") for room in rooms), path
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Compare):
+                parts = [node.left, *node.comparators]
+                asked = any(
+                    getattr(p, "attr", getattr(p, "id", "")) == "architecture" for p in parts
+                )
+                named = any(isinstance(p, ast.Constant) and p.value in rooms for p in parts)
+                assert not (asked and named), f"{path}:{node.lineno}"
+
+
 def test_tasks_use_only_the_data_contract_and_the_metrics():
     allowed = (
         "optiml_jax.data",

@@ -1,7 +1,7 @@
 """Models in llama.cpp's .gguf files: tensors by Hugging Face's names, and the tokenizer.
 
-The `gguf` package's own code dequantises the weights, some rows at a time. For its architecture
-`llama`, llama.cpp permutes the rows of query and key for another form of rotary embeddings
+The `gguf` package's own code dequantises the weights, some rows at a time. For some architectures
+llama.cpp permutes the rows of query and key for another form of rotary embeddings
 (convert_hf_to_gguf.py, `permute`); the permutation is undone here.
 """
 
@@ -122,15 +122,15 @@ def open_gguf(path: pathlib.Path) -> tuple[DecoderConfig, dict[str, Tensor], dic
     values = dict(reader.fields)
     architecture = _value(values, "general.architecture", path)
     form = huggingface_form_of(architecture)
-    if form is None or architecture == "opt":
+    if form is None or architecture not in form.gguf:
         raise UserError(f"{path}: architecture {architecture!r} is not supported from GGUF")
     tensors: dict[str, Tensor] = {}
     for tensor in reader.tensors:
         name = _huggingface_name(tensor.name, path)
         heads = 0
-        if architecture == "llama" and name.rsplit(".", 2)[-2] in ("q_proj", "k_proj"):
+        if name.rsplit(".", 2)[-2] in form.gguf[architecture]:
             key = "attention.head_count" + ("_kv" if "k_proj" in name else "")
-            heads = int(_value(values, f"llama.{key}", path))
+            heads = int(_value(values, f"{architecture}.{key}", path))
         tensors[name] = GGUFTensor(tensor, heads)
     fields = _config_values(values, architecture, tensors)
     return form.config(fields, str(path)), tensors, _tokenizer_files(values, path)

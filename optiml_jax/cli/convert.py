@@ -114,7 +114,7 @@ def to_peft(source: str, destination: pathlib.Path, settings: Convert) -> None:
 
 
 def _vocabulary_spec(source: str, weights: Weights, settings: Convert) -> str:
-    kind = "opt" if weights.config.architecture == "opt" else "huggingface"
+    kind = huggingface_form(weights.config).vocabulary
     return expand(settings.vocabulary or f"{kind}:{_folder_of(source)}", "Convert.vocabulary")
 
 

@@ -83,6 +83,9 @@ class HuggingFaceForm:
       aliases: configuration -> {name: name of the tensor that is the same}: tied weights, of which
         a file may hold either name or both.
       tokenizer_config: tokenizer_config.json for a folder that has a vocabulary and no such file.
+      vocabulary: kind of the vocabulary in a folder of such a model, as `Run.vocabulary` names it.
+      gguf: model types that are read from llama.cpp's files -> parts of names of the matrices whose
+        rows, head by head, these hold in another order.
     """
 
     model_types: tuple[str, ...]
@@ -92,6 +95,8 @@ class HuggingFaceForm:
     canonical_name: Callable[[str], str]
     aliases: Callable[[Any], Mapping[str, str]]
     tokenizer_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    vocabulary: str = "huggingface"
+    gguf: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def config(self, values: Mapping[str, Any], path: str) -> DecoderConfig:
         """The configuration in the values of a config.json; `path` is its name for messages.

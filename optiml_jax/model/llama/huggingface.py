@@ -216,4 +216,6 @@ FORM = HuggingFaceForm(
     tensor_name=_name,
     canonical_name=_canonical_name,
     aliases=lambda config: {_HEAD: _TOKENS} if config.tied else {},
+    # llama.cpp turns neighbours, not halves, by rotary positions where the type is "llama".
+    gguf=dict.fromkeys(FAMILIES, ()) | {"llama": ("q_proj", "k_proj")},
 )

@@ -116,4 +116,5 @@ FORM = HuggingFaceForm(
     canonical_name=_canonical_name,
     aliases=lambda config: {_HEAD: _TOKENS},
     tokenizer_config=_TOKENIZER_CONFIG,
+    vocabulary="opt",
 )
