@@ -19,9 +19,9 @@ def write_trained(folder: str | os.PathLike, tasks: list[str]) -> None:
 def read_flags(folder: str | os.PathLike) -> Flags | None:
     """Audited task -> (example id, prompt id) of its examples that overlap with training tasks.
 
-    None: there was no audit.
+    None: there was no audit. One that did not finish, or whose files are damaged, is a UserError.
     """
-    if not (path_of(folder) / _TRAINED).exists():
+    if not any((path_of(folder) / name).exists() for name in (_TRAINED, pairs.DESCRIPTION)):
         return None
     stored = read_sealed(path_of(folder) / _TRAINED, "the training tasks of an audit", MEND)
     trained = {*stored["tasks"]}

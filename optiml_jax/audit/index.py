@@ -214,23 +214,26 @@ class Index:
         self._examples = self._map("examples", np.uint32)
         self._places = self._map("places", np.uint32)
         self._filter = self._map("filter", np.uint8)
-        with open(self.folder / "texts.bin", "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        self._content = self._mapped("texts")
         self._starts = self._map("starts", np.uint64)
         self._mask = np.uint64((1 << 64) - (1 << (64 - self.meta["hash_bits"])))
         self._shift = np.uint64(64 - self.meta["filter_bits"])
         self._first_of_task = np.array([first for first, _ in self.tasks.values()], np.int64)
 
     def _map(self, name: str, dtype: type) -> np.ndarray:
+        # As a plain array: slices of a memmap are slow to make.
+        try:
+            return np.frombuffer(self._mapped(name), dtype)
+        except ValueError as e:  # a part of a number
+            raise UserError(f"{self.folder / name}.bin is damaged; {MEND}") from e
+
+    def _mapped(self, name: str) -> mmap.mmap | bytes:
         path = self.folder / f"{name}.bin"
         try:
-            # As a plain array: slices of a memmap are slow to make.
-            return (
-                np.asarray(np.memmap(path, dtype, "r"))
-                if path.stat().st_size
-                else np.zeros(0, dtype)
-            )
+            if not path.stat().st_size:  # a pipe too, which would be waited for: `verify` names it
+                return b""
+            with path.open("rb") as file:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as e:
             raise UserError(f"{path} is missing or damaged; {MEND}") from e
 

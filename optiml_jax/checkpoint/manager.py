@@ -12,6 +12,7 @@ byte is read twice. Restoring some items verifies only those.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ from optiml_jax.checkpoint.checksums import checksums_of, share
 from optiml_jax.checkpoint.finite import first_not_finite
 from optiml_jax.checkpoint.streaming import StreamedArray, StreamedSave
 from optiml_jax.errors import UserError
-from optiml_jax.files import fingerprint, read_json, write_json
+from optiml_jax.files import OF_THE_MACHINE, fingerprint, read_json, write_json
 from optiml_jax.paths import is_bucket, path_of, remove_folder, sizes
 from optiml_jax.sharding import processes
 
@@ -459,15 +460,17 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
 
 @contextlib.contextmanager
 def _save_errors(directory: pathlib.Path) -> Iterator[None]:
-    """A full or read-only disk as a UserError; TensorStore reports both only in its messages."""
+    """What the disk refuses as a UserError; TensorStore says it only in its messages."""
     try:
         yield
     except Exception as e:
         text = " ".join(str(e).split())
-        if re.search(r"no space left|disk quota exceeded", text, re.IGNORECASE):
-            raise _no_space(directory) from e
-        if re.search(r"read-only file system|permission denied", text, re.IGNORECASE):
-            raise UserError(f"cannot write checkpoints to {directory}: {text[:200]}") from e
+        for number in OF_THE_MACHINE:
+            said = os.strerror(number)
+            if f"os_error_code='{number}'" in text or said.lower() in text.lower():
+                if number in (errno.ENOSPC, errno.EDQUOT):
+                    raise _no_space(directory) from e
+                raise UserError(f"cannot write checkpoints to {directory}: {said}") from e
         raise
 
 

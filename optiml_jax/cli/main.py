@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from optiml_jax import interrupt
 from optiml_jax.errors import UserError, printable
 from optiml_jax.files import OF_THE_MACHINE
+from optiml_jax.threads import bound_starts
 
 VERBS = {
     "fetch": "download the data of collections and suites",
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     early, and the same command resumes it; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    bound_starts()
     try:
         with interrupt.watched(last=_is_the_program(argv)):
             return _answer(arguments)

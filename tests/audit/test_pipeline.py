@@ -14,9 +14,11 @@ import pytest
 from audit_bench import evaluation, file_source
 
 from optiml_jax.audit import pairs
+from optiml_jax.audit.flags import read_flags
 from optiml_jax.audit.pipeline import AuditError, audit
 from optiml_jax.audit.words import AuditWords
 from optiml_jax.errors import UserError
+from optiml_jax.files import write_sealed
 from optiml_jax.one_writer import one_writer
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -163,6 +165,23 @@ def test_no_audit_and_a_damaged_one_are_told_apart(done, tmp_path):
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match=r"pairs.parquet is not as .* run optiml audit again"):
         pairs.read_pairs(tmp_path / "audit")
+
+
+@pytest.mark.parametrize("there", ["trained.json", "tables.json"])
+def test_an_audit_without_one_of_its_descriptions_is_not_no_audit(tmp_path, there):
+    assert read_flags(tmp_path) is None
+    write_sealed(tmp_path / there, {"tasks": [], "files": {}})
+    with pytest.raises(UserError, match="run optiml audit"):
+        read_flags(tmp_path)
+
+
+def test_a_pipe_in_place_of_the_texts_is_not_waited_for(bench, done, tmp_path):
+    folder = tmp_path / "audit"
+    shutil.copytree(done, folder)
+    (folder / "index" / "texts.bin").unlink()
+    os.mkfifo(folder / "index" / "texts.bin")
+    audit(*bench, folder, AuditWords(), num_workers=1)
+    assert digests(folder) == digests(done)
 
 
 @pytest.mark.parametrize(

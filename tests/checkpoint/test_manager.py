@@ -1,4 +1,5 @@
 import contextlib
+import resource
 import shutil
 import subprocess
 
@@ -274,6 +275,20 @@ def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays(
     manager.save(2, {"params": small}, {"step": 2})
     manager.close()
     assert load_metadata(small_disk) == {"step": 2}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_another_refusal_of_the_disk_is_one_line_too(tmp_path):
+    noise = np.random.default_rng(0).normal(size=10**6)
+    manager = CheckpointManager(tmp_path / "checkpoints", async_save=False)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f"to {tmp_path}/checkpoints: File too large"):
+            manager.save(1, {"params": {"w": jnp.asarray(noise, jnp.float32)}}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    manager.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
