@@ -17,6 +17,21 @@ Drops = collections.Counter  # reason -> number of records dropped (or warned of
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptForm:
+    """The form of a training prompt, for a template that defines it.
+
+    Attributes:
+      demonstrations: whether the prompt has any; their number is drawn.
+      delimiter: between an input and its answer.
+      separator: between demonstrations.
+    """
+
+    demonstrations: bool
+    delimiter: str
+    separator: str = "\n\n\n"
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
     """One (example, prompt) pair, rendered but without delimiter, demonstrations or tokens.
 
@@ -39,6 +54,7 @@ class Example:
       source_dataset: the underlying data source, used by leakage filters.
       source_id: identity of the source example (`identity.py`), equal in all tasks and collections
         that hold it; "": none is known.
+      form: of its training prompt; None: as `PromptConfig` says.
       meta: raw upstream metadata; `group`: examples of one group count together where the metric
         says so (the answers to one question).
     """
@@ -58,6 +74,7 @@ class Example:
     contexts: tuple[str, ...] = ()
     source_dataset: str = ""
     source_id: str = ""
+    form: PromptForm | None = None
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

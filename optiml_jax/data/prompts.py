@@ -284,15 +284,31 @@ def select_demonstrations(
 
 
 def draw_shots(example: Example, config: PromptConfig) -> int:
-    """The number of demonstrations of a training prompt, drawn from `config.shots`."""
-    if len(config.shots) == 1:
+    """The number of demonstrations of a training prompt, drawn from `config.shots`.
+
+    An example with a form of its own has none, or at least one where `config.shots` has any.
+    """
+    shots, whole = config.shots, 1.0
+    if example.form is not None:
+        shots = (0.0, *shots[1:]) if example.form.demonstrations else (1.0,)
+        whole = sum(shots)
+    if len(shots) == 1 or not whole:
         return 0
-    point = _draw(f"{config.seed}\0shots\0{_key(example)}") / 2**64
-    for k, probability in enumerate(config.shots):
+    point = whole * _draw(f"{config.seed}\0shots\0{_key(example)}") / 2**64
+    for k, probability in enumerate(shots):
         point -= probability
         if point < 0:
             return k
-    return len(config.shots) - 1
+    return len(shots) - 1
+
+
+def training_config(example: Example, config: PromptConfig) -> PromptConfig:
+    """The settings of the example's training prompt: those of its form, if it has one."""
+    form = example.form
+    if form is None:
+        return config
+    own = {"delimiter": form.delimiter, "separator": form.separator, "without_options": None}
+    return dataclasses.replace(config, **own)
 
 
 def render_for_training(
@@ -301,7 +317,7 @@ def render_for_training(
     """The training prompt of an example: number of shots drawn, demonstrations chosen, rendered."""
     shots = draw_shots(example, config)
     chosen = select_demonstrations(example, pool, shots, config) if shots else []
-    return render(example, chosen, level, config)
+    return render(example, chosen, level, training_config(example, config))
 
 
 @dataclasses.dataclass(frozen=True)

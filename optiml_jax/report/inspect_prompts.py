@@ -23,6 +23,7 @@ from optiml_jax.data.prompts import (
     render,
     select_demonstrations,
     target_text,
+    training_config,
 )
 
 END = "</s>"
@@ -124,7 +125,8 @@ class Renderer:
         asked = dataclasses.replace(self.config.for_evaluation(), **(evaluation or {}))
         for example, k in itertools.product(examples, shots):
             if k is None:
-                config, pool, wanted = self.config, training, draw_shots(example, self.config)
+                config = training_config(example, self.config)
+                pool, wanted = training, draw_shots(example, self.config)
             else:
                 config, pool, wanted = asked, others, k
             chosen = select_demonstrations(example, pool, wanted, config) if wanted else []

@@ -30,6 +30,7 @@ from tasks.flan.templates import (
     repair,
     select,
 )
+from tasks.flan.templates_v2 import read_templates_v2
 from tasks.splits import Manifest, Row
 
 UPSTREAM = "https://github.com/google-research/FLAN"
@@ -52,20 +53,14 @@ def find_tasks(
         task_config.yaml is not well-formed; see also `rows.find_splits`.
     """
     folder = data_folder(root, benchmark, f"give a clone of {UPSTREAM}")
-    path = find_templates(folder)
-    if path is None:
-        raise UserError(
-            f"no templates of benchmark {benchmark!r}: {folder} holds no flan/templates.py, "
-            f"templates.py or templates.json; give a clone of {UPSTREAM}"
-        )
     check_folder(_rows_folder(folder))
-    templates = read_templates(path)
+    templates = _templates(folder, benchmark)
     facts, typos = read_facts(folder)
     skipped: dict[str, list[str]] = {}
     sources = []
     with_templates = {name: task for name, task in facts.items() if task.pattern in templates}
     logger.info(
-        "%d of %d tasks of FLAN have templates in %s", len(with_templates), len(facts), path
+        "%d of %d tasks of FLAN have templates in %s", len(with_templates), len(facts), folder
     )
     for name, task in sorted(with_templates.items()):
         row = manifest.lookup(f"{benchmark}/{name}", None)
@@ -77,7 +72,7 @@ def find_tasks(
             logger.warning("task %s of cluster %r counts as Misc.", found.name, task.cluster)
         if row.trained and "train" not in found.parts:
             skipped.setdefault("have no training rows", []).append(name)
-        row.check_prompts(found.name, len(found.templates))
+        row.check_prompts(found.name, len(found.templates_of("test")))
         sources.append(found.source())
     for reason, names in skipped.items():
         shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
@@ -90,6 +85,19 @@ def find_tasks(
         )
     check_unique_names([s.name for s in sources])
     return sources
+
+
+def _templates(folder: pathlib.Path, benchmark: str) -> dict[str, list[Template]]:
+    """Pattern name -> its templates, those that `FlanConfig.templates` asks for."""
+    if FlanConfig().templates == "v2":
+        return read_templates_v2(folder)
+    path = find_templates(folder)
+    if path is None:
+        raise UserError(
+            f"no templates of benchmark {benchmark!r}: {folder} holds no flan/templates.py, "
+            f"templates.py or templates.json; give a clone of {UPSTREAM}"
+        )
+    return read_templates(path)
 
 
 def _reader(
@@ -105,7 +113,8 @@ def _reader(
     facts, splits = _rows(folder, facts, config)
     if not splits:
         return "have no rows"
-    chosen = chosen_templates(facts, templates, typos if config.fix_typos else [])
+    repaired = config.fix_typos and config.templates == "2021"
+    chosen = chosen_templates(facts, templates, typos if repaired else [])
     if not chosen:
         return "have no template for their rows"
     parts = _parts(facts, splits, row)

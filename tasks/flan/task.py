@@ -18,6 +18,7 @@ from tasks.files.text_files import RecordFilter, clean, demonstration_pool, hash
 from tasks.flan.facts import PARTS, Extractor, Record, TaskFacts, rows_range, split_name
 from tasks.flan.fields import UnusableError
 from tasks.flan.templates import OPTION_SLOTS, Template, fill
+from tasks.flan.templates_v2 import ZERO_SHOT
 from tasks.templates.pooling import pooled
 
 READER_VERSION = 1  # raise it when the same files give other Examples: caches are then redone
@@ -63,7 +64,7 @@ class FlanTask:
         }
         settings |= {
             "facts": repr(self.facts),
-            "templates": [dataclasses.astuple(template) for template in self.templates],
+            "templates": [_as_list(template) for template in self.templates],
             "reader": READER_VERSION,
         }
         return TaskSource(
@@ -88,6 +89,7 @@ class FlanTask:
         """
         extract = Extractor(self.facts, self.name)
         keep = RecordFilter(keep_repeated=part != "train")
+        templates = self.templates_of(part)
         for split, row, positions in self._draws(part, sample):
             if not positions or row is None:
                 continue
@@ -98,11 +100,17 @@ class FlanTask:
                 continue
             identifier, source_id = _row_id(split, row), row_identity(row)
             for position in positions:
-                example = self._example(self.templates[position], record, keep, drops)
+                example = self._example(templates[position], record, keep, drops)
                 if example is not None:
                     yield dataclasses.replace(
                         example, example_id=identifier, split=part, source_id=source_id
                     )
+
+    def templates_of(self, part: str) -> tuple[Template, ...]:
+        """The templates of a part; evaluation shows FLAN v2's zero-shot ones with options."""
+        if part == "train":
+            return self.templates
+        return tuple(t for t in self.templates if t.kind in ("", ZERO_SHOT))
 
     def demonstrations(self) -> list[Example]:
         """The first Examples of "train", each row with the templates that were drawn for it."""
@@ -119,7 +127,7 @@ class FlanTask:
         count = sum(map(free, own))
         if part == "test":
             count = min(count, self.num_test or count)
-        num_templates = len(self.templates)
+        num_templates = len(self.templates_of(part))
         if part == "test" and not self.pooled_test:
             drawn = itertools.repeat(range(num_templates), count)
         else:
@@ -171,9 +179,17 @@ class FlanTask:
             options=options or None,
             options_text=block if block and fields["input"].count(block) == 1 else "",
             source_dataset=self.facts.tfds.partition(":")[0] or self.facts.name,
+            form=template.form,
             meta={"metric": self.facts.metric},
             **fields,
         )
+
+
+def _as_list(template: Template) -> list[Any]:
+    """A template as JSON; FLAN 2021's as it always was, so that caches stay."""
+    values = [template.pattern, template.index, template.source, template.target]
+    form = template.form and dataclasses.asdict(template.form)
+    return [*values, template.kind, form] if template.kind else values
 
 
 def _row_id(split: str, row: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """FLAN 2021's templates (google-research/FLAN, flan/templates.py): reading, choosing, rendering.
 
 A template is a pair of texts with `{slot}`s, source and target. Upstream's file is Python; it is
-parsed, never executed. What fills the slots is not known here (see `fields.py`).
+parsed, never executed. What fills the slots is not known here (see `fields.py`). FLAN v2's are read
+in `templates_v2.py`.
 """
 
 import ast
@@ -9,8 +10,9 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from optiml_jax.data.example import PromptForm
 from optiml_jax.errors import UserError
 from optiml_jax.files import read_json
 from optiml_jax.settings import Seed, configurable
@@ -30,14 +32,17 @@ class FlanConfig:
 
     Attributes:
       seed: of the draws of templates.
-      fix_typos: repairs upstream's slips: in templates a literal `n` where a newline was meant, a
-        repeated template, doubled question marks; in the rows those that tasks.yaml lists as
-        `fixed_fields`. False keeps upstream's texts.
+      templates: "2021", or "v2": FLAN v2's four kinds of training prompts (with and without
+        options, with and without demonstrations), each with templates of its own.
+      fix_typos: repairs upstream's slips: in templates (FLAN 2021's) a literal `n` where a newline
+        was meant, a repeated template, doubled question marks; in the rows those that tasks.yaml
+        lists as `fixed_fields`. False keeps upstream's texts.
       tfds_dir: folder of TFDS's prepared data sets; None: $TFDS_DATA_DIR, else
         ~/tensorflow_datasets.
     """
 
     seed: Seed = 1234
+    templates: Literal["2021", "v2"] = "2021"
     fix_typos: bool = False
     tfds_dir: str | None = None
 
@@ -51,16 +56,21 @@ class Template:
       index: its position there.
       source: text with slots.
       target: text with slots.
+      kind: of FLAN v2's templates: "zs_opt", "zs_noopt", "fs_opt" or "fs_noopt" (zero-shot or
+        few-shot, with or without options); "" of FLAN 2021's.
+      form: of its training prompts.
     """
 
     pattern: str
     index: int
     source: str
     target: str
+    kind: str = ""
+    form: PromptForm | None = None
 
     @property
     def id(self) -> str:
-        return f"{self.pattern}#{self.index}"
+        return f"{self.pattern}{'.' if self.kind else ''}{self.kind}#{self.index}"
 
 
 def slots(text: str) -> list[str]:
@@ -160,6 +170,15 @@ def _is_pair(value: Any) -> bool:
 
 
 def _python_patterns(path: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
+    return literal_patterns(path, assigned(path, _NAME))
+
+
+def assigned(path: pathlib.Path, name: str) -> ast.AST | None:
+    """What a module of templates assigns to a name, as a syntax tree.
+
+    Raises:
+      UserError: the file is no Python module, or does not assign the name.
+    """
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} has more than {MAX_BYTES >> 20} MB: it is no file of templates")
     try:
@@ -170,32 +189,46 @@ def _python_patterns(path: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
         raise UserError(f"{path}{where} is not Python; download it again") from e
     for node in module.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if any(isinstance(target, ast.Name) and target.id == _NAME for target in targets):
-            return _literal_patterns(path, node.value)
-    raise UserError(f"{path} assigns no {_NAME}; give FLAN's own flan/templates.py")
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return node.value
+    raise UserError(f"{path} assigns no {name}; give FLAN's own flan/templates.py")
 
 
-def _literal_patterns(path: pathlib.Path, node: ast.AST | None) -> dict[str, list]:
-    _expect(path, node, isinstance(node, ast.Dict), f"{_NAME} must be a literal dictionary")
+def literal_patterns(path: pathlib.Path, node: ast.AST | None) -> dict[str, list]:
+    """Pattern name -> pairs of texts, of a literal dictionary.
+
+    Raises:
+      UserError: it is something else; the message names the line.
+    """
     patterns = {}
-    for key, value in zip(node.keys, node.values, strict=True):
-        _expect(path, key or value, _is_text(key), "a pattern's name must be a literal text")
-        _expect(path, value, isinstance(value, ast.List | ast.Tuple), "a pattern must be a list")
+    for name, elements in literal_lists(path, node).items():
         pairs = []
-        for pair in value.elts:
+        for pair in elements:
             good = isinstance(pair, ast.List | ast.Tuple) and len(pair.elts) == 2
-            good = good and all(_is_text(text) for text in pair.elts)
-            _expect(path, pair, good, "a template must be a pair of literal texts")
+            good = good and all(is_text(text) for text in pair.elts)
+            expect(path, pair, good, "a template must be a pair of literal texts")
             pairs.append((pair.elts[0].value, pair.elts[1].value))
-        patterns[key.value] = pairs
+        patterns[name] = pairs
     return patterns
 
 
-def _is_text(node: ast.AST | None) -> bool:
+def literal_lists(path: pathlib.Path, node: ast.AST | None) -> dict[str, list[ast.expr]]:
+    """Name -> elements, of a literal dictionary of lists."""
+    expect(path, node, isinstance(node, ast.Dict), f"{_NAME} must be a literal dictionary")
+    lists = {}
+    for key, value in zip(node.keys, node.values, strict=True):
+        expect(path, key or value, is_text(key), "a pattern's name must be a literal text")
+        expect(path, value, isinstance(value, ast.List | ast.Tuple), "a pattern must be a list")
+        lists[key.value] = value.elts
+    return lists
+
+
+def is_text(node: ast.AST | None) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-def _expect(path: pathlib.Path, node: ast.AST | None, good: bool, what: str) -> None:
+def expect(path: pathlib.Path, node: ast.AST | None, good: bool, what: str) -> None:
+    """Raises a UserError that names the line unless `good`."""
     if not good:
         line = getattr(node, "lineno", 1)
         raise UserError(f"{path}, line {line}: {what}; code in this file is never executed")
