@@ -21,6 +21,8 @@ STOPPED = 75
 # ... of a training in which something that it waited for did not come.
 STALLED = 76
 _STATUS = {signal.SIGINT: 130, signal.SIGTERM: STOPPED}
+# What TensorStore's callbacks raise after the first block of a save has failed, which is reported.
+_LOOP_CLOSED = "Event loop is closed"
 _PATIENCE = 2.0  # seconds that Python has to answer a signal
 
 
@@ -105,7 +107,7 @@ def _raising_again(before: Callable[[Any], None]) -> Callable[[Any], None]:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             # From a thread, a moment later: raised in here it would be lost again.
             threading.Timer(0.05, _thread.interrupt_main).start()
-        else:
+        elif str(unraisable.exc_value) != _LOOP_CLOSED:
             before(unraisable)
 
     return hook
