@@ -19,7 +19,12 @@ def bound_starts() -> None:
     def bounded(thread: threading.Thread) -> None:
         if not thread._started.is_set():
             thread._started = _Begun()
-        start(thread)
+        try:
+            start(thread)
+        except RuntimeError as e:
+            if "can't start new thread" in str(e):  # no memory, or `ulimit -u`
+                raise MemoryError(str(e)) from e
+            raise
 
     threading.Thread.start = bounded
 

@@ -28,3 +28,12 @@ def test_other_threads_begin_once_as_ever(bounded):
     assert done == [1]
     with pytest.raises(RuntimeError, match="only be started once"):
         thread.start()
+
+
+def test_no_new_thread_is_out_of_memory_too(bounded, monkeypatch):
+    def refused(function, arguments):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading, "_start_new_thread", refused)
+    with pytest.raises(MemoryError, match="can't start"):
+        threading.Thread(target=print).start()

@@ -35,6 +35,7 @@ TrainConfig.global_batch_size = 4
 TrainConfig.log_every = 1
 TrainConfig.checkpoint_every = 2
 TrainConfig.validate_every = 0
+TrainConfig.stall_seconds = 60.0
 OptimizerConfig.warmup_steps = 1
 Evaluate.roles = ('test', 'dev')
 Evaluate.shots = (0,)
