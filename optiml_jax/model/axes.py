@@ -57,6 +57,12 @@ def device() -> jax.Device:
     return jax.devices()[0] if layout is None else layout.mesh.devices.flat[0]
 
 
+def is_one_cpu() -> bool:
+    """What is traced now will run on a single CPU device."""
+    layout = _layout.get()
+    return device().platform == "cpu" and (layout is None or layout.mesh.size == 1)
+
+
 def per_device(
     function: Callable[..., Any], arguments: Sequence[Any], axes: Sequence[Any], out: Sequence[Axes]
 ) -> Any:

@@ -6,6 +6,8 @@ row that has ended is fed padding (segment 0) and stays as it is.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +25,17 @@ class KVCache:
     """Keys and values of the tokens a model has seen.
 
     Attributes:
-      key: [layers, B, Hkv, S, Dh] in the type of the computation.
-      value: [layers, B, Hkv, S, Dh].
+      key: [layers, B, Hkv, S, Dh] in the type of the computation; or, for a model whose blocks are
+        not stacked (`model.unstacked`), a tuple with [B, Hkv, S, Dh] for each layer.
+      value: likewise.
       mask: what the mask said of each slot, fields [B, S]; a free slot is padding (segment 0).
       index: int32[B], the number of slots a row has filled.
       fresh: known to be empty, so that the first call attends to its own tokens only. Part of the
         tree's structure: the cache that a call returns is never fresh.
     """
 
-    key: jax.Array
-    value: jax.Array
+    key: jax.Array | tuple[jax.Array, ...]
+    value: jax.Array | tuple[jax.Array, ...]
     mask: DocumentMask
     index: jax.Array
     fresh: bool = struct.field(pytree_node=False, default=False)
@@ -53,7 +56,11 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        return self.key.shape[3]
+        return jax.tree.leaves(self.key)[0].shape[-2]
+
+    def unstacked(self) -> "KVCache":
+        """The same cache with an array of its own for each layer."""
+        return self.replace(key=tuple(self.key), value=tuple(self.value))
 
     def slots(self, mask: DocumentMask) -> jax.Array:
         """int32[B, L]: the slot of each token of a call; `capacity` or more where there is none."""
@@ -68,24 +75,23 @@ class KVCache:
     def append(self, key: jax.Array, value: jax.Array, mask: DocumentMask) -> "KVCache":
         """The cache with the keys and values [layers, B, Hkv, L, Dh] of a call written in."""
         slots = self.slots(mask)
+        written = (
+            write(buffer, new, slots) for buffer, new in ((self.key, key), (self.value, value))
+        )
+        return self.counted(mask).replace(**dict(zip(("key", "value"), written, strict=True)))
 
-        # Mapped over the rows, so that a device whose rows these are needs no others.
-        @functools.partial(jax.vmap, in_axes=(1, 1, 0), out_axes=1)
-        def write_row(buffer: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-            return buffer.at[:, :, slots].set(new.astype(buffer.dtype), mode="drop")
-
-        def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
-            return constrain(write_row(buffer, constrain(new, *AXES), slots), *AXES)
+    def counted(self, mask: DocumentMask) -> "KVCache":
+        """The cache in which the tokens of a call have slots, but no keys and values yet."""
 
         @jax.vmap
         def write_field(buffer: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
             return buffer.at[slots].set(new, mode="drop")
 
-        return KVCache(
-            key=write(self.key, key),
-            value=write(self.value, value),
+        slots = self.slots(mask)
+        return self.replace(
             mask=jax.tree.map(lambda buffer, new: write_field(buffer, new, slots), self.mask, mask),
             index=self.index + jnp.sum(mask.valid, axis=1, dtype=jnp.int32),
+            fresh=False,
         )
 
     def with_rows(
@@ -99,7 +105,7 @@ class KVCache:
 
         Args:
           rows: int32[R], the places; a number beyond the rows of this cache puts a row nowhere.
-          new: the R rows, at most as long as those of this cache.
+          new: the R rows, stacked, at most as long as those of this cache.
           prefix: what stands in front of each of them, the same in all rows of `prefix`.
           parts: number of equal parts of both caches between which no row moves; each may then lie
             on devices of its own.
@@ -127,6 +133,7 @@ class KVCache:
 
             return constrain(write_part(cut(buffer), cut(new), places).reshape(buffer.shape), *AXES)
 
+        write = _by_layer(write)
         index = self.index.at[rows].set(start + new.index, mode="drop")
         filled = jnp.arange(self.capacity) < (start + new.index)[:, None]
         segments = self.mask.segment_ids.at[rows].set(filled.astype(jnp.int32), mode="drop")
@@ -139,3 +146,36 @@ class KVCache:
             mask=DocumentMask(segments, positions=positions),
             index=index,
         )
+
+
+def write(buffer: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+    """Keys or values with those of a call written in.
+
+    Args:
+      buffer: [layers, B, Hkv, S, Dh], or [B, Hkv, S, Dh] of one layer.
+      new: the same with L in the place of S.
+      slots: int32[B, L], see `KVCache.slots`.
+    """
+    axes = AXES[-buffer.ndim :]
+    rows = axes.index("batch")
+
+    def write_row(buffer: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+        return buffer.at[..., slots, :].set(new.astype(buffer.dtype), mode="drop")
+
+    # Mapped over the rows, so that a device whose rows these are needs no others.
+    write_rows = jax.vmap(write_row, in_axes=(rows, rows, 0), out_axes=rows)
+    return constrain(write_rows(buffer, constrain(new, *axes), slots), *axes)
+
+
+def _by_layer(write: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """`write` of stacked buffers, for tuples of buffers too; its other arguments may be stacked."""
+
+    def each(buffers: Any, *others: Any) -> Any:
+        if not isinstance(buffers, tuple):
+            return write(buffers, *others)
+        return tuple(
+            write(buffer[None], *(None if x is None else x[i][None] for x in others))[0]
+            for i, buffer in enumerate(buffers)
+        )
+
+    return each

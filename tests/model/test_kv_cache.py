@@ -13,6 +13,7 @@ from flax import nnx
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.decoder import abstract_model
 from optiml_jax.model.kv_cache import KVCache
+from optiml_jax.model.unstacked import unstacked
 
 LENGTHS = np.array([12, 9, 5])
 
@@ -37,8 +38,9 @@ def _valid(lengths, width):
     return (np.arange(width) < lengths[:, None]).astype(np.int32)
 
 
+@pytest.mark.parametrize("form", ["stacked", "unstacked"])
 @pytest.mark.parametrize("config", decoders.DECODERS.values(), ids=decoders.DECODERS)
-def test_steps_after_unequal_prompts_equal_the_whole_text(config):
+def test_steps_after_unequal_prompts_equal_the_whole_text(config, form):
     graphdef, params = _model(config)
     tokens, positions = _texts()
     whole = _run(graphdef, params, tokens, positions, _valid(LENGTHS, 12))
@@ -53,6 +55,8 @@ def test_steps_after_unequal_prompts_equal_the_whole_text(config):
     )
     for row in range(3):
         np.testing.assert_allclose(logits[row, : index[row]], whole[row, : index[row]], atol=1e-5)
+    if form == "unstacked":
+        (graphdef, params), cache = unstacked(graphdef, params), cache.unstacked()
     compared = 0
     for _ in range(7):
         going = index < LENGTHS
