@@ -169,7 +169,7 @@ def compile_job(job: Job) -> Findings:
 def _findings(job: Job, answer: dict[str, Any]) -> Findings:
     if "error" in answer:
         raise UserError(answer["error"])
-    model = job.model if job.program in TRAINING else job.model.without_lora()
+    model = job.model if job.program in TRAINING else job.model.as_evaluated()
     useful = model.flops_per_token(answer["length"]) * answer["tokens"]
     return Findings(
         job=job,

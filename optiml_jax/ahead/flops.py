@@ -32,6 +32,8 @@ def _count(jaxpr: Any, times: float, turns: float = 1) -> float:
             inside *= equation.params["length"]
         elif name == "while":
             inside *= turns
+        elif name == "pallas_call":
+            inside *= math.prod(equation.params["grid_mapping"].grid)
         elif name == "shard_map":
             inside *= equation.params["mesh"].size
         said = re.fullmatch(r"turns_([\d.]+)", str(equation.params.get("name", "")))

@@ -42,15 +42,15 @@ def changes_that_fit(
 ) -> list[Findings]:
     """Up to `wanted` settings that fit, found by compiling at most `tries` candidates.
 
-    A candidate whose settings alone imply more memory (less recomputation, fewer microbatches,
-    smaller tensor groups, a residual stream that is not sharded) than one that did not fit is not
-    compiled.
+    A candidate is not compiled if one that did not fit shows that it cannot fit either: its settings
+    alone imply no less memory (less recomputation, smaller tensor groups, a residual stream that is
+    not sharded), and fewer rows at a time cannot make the temporaries small enough.
     """
-    failed, fitting = [found.job], []
+    failed, fitting = [found], []
     for job in candidates(found.job):
         if len(fitting) == wanted or tries == 0:
             break
-        if any(_needs_more(job, other) for other in failed):
+        if any(_cannot_fit(job, other) for other in failed):
             continue
         tries -= 1
         progress(f"trying {settings(job)}")
@@ -62,14 +62,14 @@ def changes_that_fit(
         if result.fits:
             fitting.append(result)
         else:
-            failed.append(job)
+            failed.append(result)
     return fitting
 
 
 def _of_training(job: Job) -> Iterator[tuple[float, Job]]:
     for mesh in _meshes(job):
         for remat in REMAT_POLICIES:
-            for micro in (1, 2, 4, 8, 16):
+            for micro in _powers(job.config.global_batch_size):
                 model = dataclasses.replace(job.model, remat=remat)
                 config = dataclasses.replace(job.config, num_microbatches=micro)
                 cost = _REPEATED[remat] + 0.02 * math.log2(micro)
@@ -78,10 +78,10 @@ def _of_training(job: Job) -> Iterator[tuple[float, Job]]:
 
 def _of_evaluation(job: Job) -> Iterator[tuple[float, Job]]:
     for mesh in _meshes(job):
-        for halved in range(5):
+        for parts in _powers(job.tokens_per_batch // job.length):
             for dtype in (job.params_dtype, "bfloat16"):
-                tokens = max(job.tokens_per_batch >> halved, 1)
-                cost = 0.02 * halved + 0.01 * (dtype != job.params_dtype)
+                tokens = job.tokens_per_batch // parts
+                cost = 0.02 * math.log2(parts) + 0.01 * (dtype != job.params_dtype)
                 other = dataclasses.replace(job, tokens_per_batch=tokens, params_dtype=dtype)
                 yield cost, dataclasses.replace(other, mesh=mesh)
 
@@ -91,7 +91,8 @@ def _meshes(job: Job) -> Iterator[MeshConfig]:
     for tensor in sorted(tensors):
         for preset in ("standard", "sequence"):
             if preset == "standard" or tensor > 1:
-                yield MeshConfig(job.mesh.data, -1, tensor, preset)
+                # By name, or gin would give what the file says a second time.
+                yield MeshConfig(data=job.mesh.data, fsdp=-1, tensor=tensor, preset=preset)
 
 
 def _goes_together(job: Job) -> bool:
@@ -108,14 +109,26 @@ def _goes_together(job: Job) -> bool:
     return together
 
 
-def _needs_more(job: Job, failed: Job) -> bool:
-    """Whether its settings alone imply at least the memory of `failed`."""
-    if job.program in TRAINING:
-        order = REMAT_POLICIES.index
-        more = order(job.model.remat) <= order(failed.model.remat)
-        more = more and job.config.num_microbatches <= failed.config.num_microbatches
-    else:
-        more = job.tokens_per_batch >= failed.tokens_per_batch
-        more = more and job.params_dtype in ("float32", failed.params_dtype)
-    cut_less = job.mesh.preset in ("standard", failed.mesh.preset)
-    return more and cut_less and job.mesh.tensor <= failed.mesh.tensor
+def _powers(limit: int) -> list[int]:
+    """1, 2, 4, ... up to `limit`."""
+    return [2**i for i in range(max(limit, 1).bit_length())]
+
+
+def _cannot_fit(job: Job, failed: Findings) -> bool:
+    """Whether it needs too much because `failed` does."""
+    other = failed.job
+    cut_less = job.mesh.preset in ("standard", other.mesh.preset)
+    if not cut_less or job.mesh.tensor > other.mesh.tensor:
+        return False
+    if job.program not in TRAINING:
+        same_type = job.params_dtype in ("float32", other.params_dtype)
+        return same_type and job.tokens_per_batch >= other.tokens_per_batch
+    order = REMAT_POLICIES.index
+    if order(job.model.remat) > order(other.model.remat):
+        return False
+    shrink = job.config.num_microbatches / other.config.num_microbatches
+    if shrink <= 1:
+        return True
+    # At most all temporaries shrink with the rows that are computed at a time.
+    known = None not in (failed.arguments, failed.temporaries, failed.usable)
+    return known and failed.arguments + failed.temporaries / shrink > failed.usable

@@ -102,7 +102,7 @@ def _batch(
     job: Job, mesh: jax.sharding.Mesh, cached: bool = False
 ) -> tuple[DecoderConfig, int, int]:
     """(model, rows, length) of the largest batch that evaluation makes of rows of `job.length`."""
-    model = job.model.without_lora()
+    model = job.model.as_evaluated()
     engine = Engine(None, None, model, tokens_per_batch=job.tokens_per_batch, mesh=mesh)
     length = engine.capacity(job.length) if cached else engine.bucket(job.length)
     return model, engine.num_rows(length), length

@@ -90,7 +90,7 @@ def load_model(
     place = str(checkpoints_dir(run)) if place == "latest" else place
     step_folder = find_checkpoint(place, ("params",))
     metadata = {**load_metadata(step_folder), "checkpoint": str(step_folder)}
-    config = _computed(config_from_dict(metadata["model"]).without_lora())
+    config = _computed(config_from_dict(metadata["model"]).as_evaluated())
     check_model(run, step_folder, metadata["model"])
     dtype = params_dtype(settings, config)
     params = load_model_params(step_folder, abstract_params(config, mesh, preset, dtype))
@@ -153,7 +153,7 @@ def _untrained(run: Run, settings: Evaluate, mesh: jax.sharding.Mesh, preset: st
     """The weights with which `optiml train` of this run starts."""
     vocabulary = load_run_vocabulary(run)
     train = configured(TrainConfig, plan_dir="", run_dir="")
-    config = run_model(padded_size(vocabulary), train.init_from).without_lora()
+    config = run_model(padded_size(vocabulary), train.init_from).as_evaluated()
     if train.init_from:
         step_folder = find_checkpoint(train.init_from, ("params",))
         dtype = params_dtype(settings, config)

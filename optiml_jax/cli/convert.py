@@ -122,7 +122,7 @@ def to_huggingface(source: str, destination: pathlib.Path, settings: Convert) ->
     """Writes a folder that `transformers` loads, with tokenizer and model card."""
     step_folder = find_checkpoint(source)
     metadata = load_metadata(step_folder)
-    config = config_from_dict(metadata["model"]).without_lora()
+    config = config_from_dict(metadata["model"]).as_evaluated()
     tokens = config.vocab_size - config.vocab_padding
     config = dataclasses.replace(config, vocab_size=tokens, vocab_padding=0)
     spec = _vocabulary_of(step_folder, metadata, settings)

@@ -180,11 +180,13 @@ def evaluation_hook(config: DecoderConfig, metadata: Mapping[str, Any]) -> Evalu
     check_name(settings)
     evaluation = Evaluation(run, settings)
 
-    plain = config.without_lora()
+    plain = config.as_evaluated()
 
     def hook(step: int, graphdef: Any, params: Any) -> None:
-        if config.lora_rank:  # as `optiml evaluate` loads them
-            graphdef, params = abstract_model(plain)[0], merge_params(params, config.lora_scale)
+        if plain != config:  # as `optiml evaluate` loads them
+            graphdef = abstract_model(plain)[0]
+        if config.lora_rank:
+            params = merge_params(params, config.lora_scale)
         own = {**metadata, "step": step, "checkpoint": str(checkpoints_dir(run) / str(step))}
         params = cast_params(params, params_dtype(settings, config))
         try:

@@ -6,6 +6,7 @@ numbers of rows are few. Scoring and decoding build on this; text and tasks are 
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +15,9 @@ import jax
 import numpy as np
 
 from optiml_jax.errors import UserError
+from optiml_jax.model import axes
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.unstacked import can_be_unstacked, unstacked
 from optiml_jax.sharding.rules import batch_sharding, use_mesh
 
 _SMALLEST_BUCKET = 64
@@ -72,6 +75,14 @@ class Engine:
     def num_rows(self, length: int) -> int:
         """Rows of a batch of `length` tokens each, divisible by `row_parts`."""
         return max(1, self.tokens_per_batch // (length * self.row_parts)) * self.row_parts
+
+    @functools.cached_property
+    def model_of_steps(self) -> tuple[Any, Any]:
+        """(graphdef, params) that say one token after the other: on one CPU unstacked."""
+        with self.activations():
+            if axes.is_one_cpu() and can_be_unstacked(self.config):
+                return unstacked(self.graphdef, self.params)
+        return self.graphdef, self.params
 
     def put(self, array: np.ndarray) -> jax.Array:
         """A host array, the same in all processes, with its rows laid over the devices."""

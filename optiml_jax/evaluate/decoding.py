@@ -24,12 +24,10 @@ from flax import nnx, struct
 
 from optiml_jax.evaluate.batching import Engine, batch_sizes, cut, pad_rows
 from optiml_jax.evaluate.prefixes import run_prefix, shared_prefixes
-from optiml_jax.model import axes
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.axes import constrain, everywhere
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.kv_cache import KVCache
-from optiml_jax.model.unstacked import can_be_unstacked, unstacked
 
 _STEPS = 16  # tokens between two looks at what has finished
 
@@ -155,34 +153,21 @@ def generate(
         capacity = engine.capacity(len(request.row) + prompt.max_new_tokens - 1)
         by_capacity[capacity].append(request)
     results: list[Any] = [None] * len(prompts)
-    model = _model_of_steps(engine)
     for capacity, requests in sorted(by_capacity.items(), reverse=True):
         sampling = Sampling(temperature, top_p)
-        decoder = _Decoder(engine, model, capacity, sampling, len(requests), watch)
+        decoder = _Decoder(engine, capacity, sampling, len(requests), watch)
         for request in decoder.run(requests):
             results[request.index] = request.result(engine.config.eos_ids)
             engine.progress(1)
     return results
 
 
-def _model_of_steps(engine: Engine) -> tuple[nnx.GraphDef, Any]:
-    """The model (graphdef, params) that says one token after the other."""
-    with engine.activations():
-        if axes.is_one_cpu() and can_be_unstacked(engine.config):
-            return unstacked(engine.graphdef, engine.params)
-    return engine.graphdef, engine.params
-
-
 class _Decoder:
-    """The slots of one capacity, and the requests that are in them.
-
-    `model` makes the steps, and is the engine's or the same one unstacked.
-    """
+    """The slots of one capacity, and the requests that are in them."""
 
     def __init__(
         self,
         engine: Engine,
-        model: tuple[nnx.GraphDef, Any],
         capacity: int,
         sampling: Sampling,
         num_requests: int,
@@ -193,10 +178,9 @@ class _Decoder:
         sizes = batch_sizes(most, engine.row_parts)
         self.num_slots = min([n for n in sizes if n >= num_requests], default=most)
         self.requests: list[_Request | None] = [None] * self.num_slots
-        self.model = model
         with engine.activations():
             self.slots = _jit_empty(engine.config, self.num_slots, capacity)
-        if model[0] is not engine.graphdef:
+        if engine.model_of_steps[0] is not engine.graphdef:
             self.slots = self.slots.replace(cache=self.slots.cache.unstacked())
 
     def run(self, requests: Sequence[_Request]) -> Iterator[_Request]:
@@ -312,7 +296,7 @@ class _Decoder:
         left = np.array([0 if r is None else r.left for r in self.requests], np.int32)
         with engine.activations():
             self.slots, *said = _jit_step(
-                *self.model, engine.config, self.sampling, self.slots, engine.put(left)
+                *engine.model_of_steps, engine.config, self.sampling, self.slots, engine.put(left)
             )
         tokens, logprobs, counts = map(np.asarray, said)
         for request, row, row_logprobs, n in zip(

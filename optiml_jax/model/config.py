@@ -55,6 +55,8 @@ class DecoderConfig:
       remat: what the backward pass computes again: nothing ("none"), everything but matrix products
         ("dots"), everything but what attention gives ("attention"), whole blocks ("full"); or whole
         blocks, whose inputs wait in the host's memory ("offload").
+      matmul: in which type inputs are multiplied with the blocks' matrices in training: that of the
+        computation ("dtype"), or "float8", an experiment (model/float8.py).
       attention: the kernel that computes attention, see `model/kernels`; "auto": the first one that
         is meant for the platform and can compute the shape.
     """
@@ -79,6 +81,7 @@ class DecoderConfig:
     lora_targets: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     remat: Literal["none", "dots", "attention", "full", "offload"] = "none"
+    matmul: Literal["dtype", "float8"] = "dtype"
     attention: Literal["auto", "reference", "chunked", "splash", "triton"] = "auto"
 
     def __post_init__(self):
@@ -93,6 +96,10 @@ class DecoderConfig:
         """UserError where fields do not go together."""
         if self.vocab_padding >= self.vocab_size:
             raise UserError("model configuration: vocab_padding must be below vocab_size")
+        if self.matmul == "float8" and self.dtype != "bfloat16":
+            raise UserError(
+                f"model_config.matmul='float8' goes with dtype='bfloat16' only, not {self.dtype}"
+            )
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -104,9 +111,13 @@ class DecoderConfig:
         """What the result of an adapter is multiplied with."""
         return self.lora_alpha / self.lora_rank
 
-    def without_lora(self) -> "DecoderConfig":
-        """The model whose matrices have taken in their adapters."""
-        defaults = {f.name: f.default for f in dataclasses.fields(self) if "lora" in f.name}
+    def as_evaluated(self) -> "DecoderConfig":
+        """The model whose matrices have taken in their adapters, and are multiplied in `dtype`.
+
+        Float8's one scale for all rows of a batch would make a row's result depend on the others.
+        """
+        fields = dataclasses.fields(self)
+        defaults = {f.name: f.default for f in fields if "lora" in f.name or f.name == "matmul"}
         return dataclasses.replace(self, **defaults)
 
     # The shape of the cache of keys and values: [num_layers, B, num_kv_heads, positions, head_dim].

@@ -17,6 +17,7 @@ from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.config import DecoderConfig
 from optiml_jax.model.huggingface_form import HuggingFaceForm, TensorLayout
 from optiml_jax.model.kv_cache import KVCache
+from optiml_jax.model.layers import Linear
 from optiml_jax.model.llama import huggingface as llama_form
 from optiml_jax.model.llama.model import Llama
 from optiml_jax.model.lora import attach, split_params
@@ -154,6 +155,10 @@ def _build(config: DecoderConfig, rngs: nnx.Rngs) -> Any:
     model = _ROOMS[config.architecture][0](config, rngs)
     if config.lora_rank:
         attach(model, config, rngs)
+    if config.matmul == "float8":
+        for _, module in nnx.iter_modules(model.blocks):
+            if isinstance(module, Linear):
+                module.float8 = True
     return model
 
 

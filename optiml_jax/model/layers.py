@@ -17,6 +17,7 @@ from optiml_jax.model import axes
 from optiml_jax.model.attention import MASKED_SCORE, DocumentMask
 from optiml_jax.model.axes import constrain
 from optiml_jax.model.config import DecoderConfig
+from optiml_jax.model.float8 import check_device, float8_product
 from optiml_jax.model.kernels.choice import attend
 from optiml_jax.model.kernels.contract import SAVED, Keys
 from optiml_jax.model.kv_cache import KVCache, write
@@ -73,11 +74,13 @@ def product(equation: str, x: jax.Array, kernel: jax.Array, out: str | None = No
     Args:
       out: type of the result; None: that of `x`.
     """
-    return jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=out)
+    return _product_fwd(equation, x, kernel, out)[0]
 
 
 def _product_fwd(equation: str, x: jax.Array, kernel: jax.Array, out: str | None) -> Any:
-    return product(equation, x, kernel, out), (x, kernel)
+    # Not by `product`: a policy of `jax.checkpoint` knows products, but not what is inside of it.
+    y = jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=out)
+    return y, (x, kernel)
 
 
 def _product_bwd(equation: str, out: str | None, saved: Any, gradient: jax.Array) -> Any:
@@ -125,6 +128,7 @@ class Linear(nnx.Module):
     """
 
     adapter: nnx.Module | None = None  # given by `lora.attach`
+    float8 = False  # see `DecoderConfig.matmul`
     turned: str | None = None  # the equation of the kernel as `turn` leaves it
 
     def __init__(
@@ -154,10 +158,13 @@ class Linear(nnx.Module):
         self.turned = f"{turned},{x}->{out}"
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.turned is None:
-            y = product(self.equation, x, self.kernel[...])
-        else:
+        if self.turned is not None:
             y = product_of_turned(self.turned, self.kernel[...], x)
+        elif self.float8:
+            check_device()
+            y = float8_product(self.equation, x, self.kernel[...])
+        else:
+            y = product(self.equation, x, self.kernel[...])
         if self.adapter is not None:
             y = y + self.adapter(x)
         if self.bias is None:

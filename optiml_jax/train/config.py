@@ -25,7 +25,7 @@ _IN_THE_FINGERPRINT = {"plan_configuration", "plan_seed", "plan_settings", "trai
 _FREE_FIELDS = {"remat", "attention"}
 # Fields that may also differ from those of the checkpoint that a run starts from.
 FINE_TUNING_FIELDS = _FREE_FIELDS | {"dtype", "dropout", "attention_dropout", "init_std"}
-FINE_TUNING_FIELDS |= {"lora_rank", "lora_alpha", "lora_targets"}
+FINE_TUNING_FIELDS |= {"matmul", "lora_rank", "lora_alpha", "lora_targets"}
 
 
 @configurable

@@ -75,6 +75,25 @@ def test_three_changes_are_found_and_hopeless_ones_skipped(job):
     )
 
 
+def test_many_small_microbatches_are_reached_in_few_tries(job):
+    """1.3B with 256 rows an update on one device: the activations of 8 rows at a time fit."""
+    job = dataclasses.replace(
+        job,
+        target=parse_target("gpu:a100-40g:1x1"),
+        model=model_config("1.3b", dtype="bfloat16", remat="full"),
+        mesh=MeshConfig(),
+    )
+    kept = {"none": 4000, "dots": 3000, "attention": 700, "full": 500, "offload": 400}
+
+    def compile_one(job):
+        temporaries = 3 + kept[job.model.remat] / job.config.num_microbatches
+        return findings(job, 5 + temporaries)
+
+    fitting = changes_that_fit(compile_one(job), compile_one=compile_one)
+    costs = [(f.job.model.remat, f.job.config.num_microbatches) for f in fitting]
+    assert costs == [("none", 256), ("dots", 128), ("dots", 256)]
+
+
 def test_changes_of_an_evaluation_are_smaller_batches_and_weights(job):
     job = dataclasses.replace(job, program="decode", tokens_per_batch=65536)
 

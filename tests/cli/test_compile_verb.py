@@ -1,9 +1,16 @@
 """`optiml compile` on simulated devices says what is known of the program, or what is wrong."""
 
+import dataclasses
+import functools
 import json
+import re
 
 import pytest
 
+from optiml_jax.ahead import compile as ahead
+from optiml_jax.ahead import search, worker
+from optiml_jax.ahead.targets import parse_target
+from optiml_jax.cli import compile as verb
 from optiml_jax.cli.main import main
 
 GIN = """
@@ -55,6 +62,41 @@ def test_programs_of_evaluation_are_compiled_as_they_are_run(tmp_path, capsys, p
     least = (2 * config.num_params + cache) / 4
     assert least < found["arguments"] * 2**30 < 3 * least
     assert 0.7 < found["executed"] / found["useful"] < 1.6
+
+
+def test_changes_that_are_named_do_make_it_fit(tmp_path, capsys, monkeypatch):
+    """On devices with little memory: status 1 and three changes, each of which gives status 0.
+
+    Compiled in this process for its eight devices, which is as true and faster.
+    """
+
+    def compile_here(job):
+        return ahead._findings(job, worker.findings(job))
+
+    def small(text):
+        cpu = dataclasses.replace(parse_target(text).accelerator, usable=usable)
+        return dataclasses.replace(parse_target(text), accelerator=cpu)
+
+    search_here = functools.partial(search.changes_that_fit, compile_one=compile_here)
+    monkeypatch.setattr(verb, "compile_job", compile_here)
+    monkeypatch.setattr(verb, "changes_that_fit", search_here)
+    monkeypatch.setattr(verb, "parse_target", small)
+    gin_file, output = tmp_path / "tiny.gin", tmp_path / "findings.json"
+    gin_file.write_text(
+        GIN + "PlanConfig.sequence_length = 256\nTrainConfig.global_batch_size = 64\n"
+        "TrainConfig.loss_chunk = 16\n"
+    )
+    arguments = ["compile", f"--gin_file={gin_file}", "--gin.Compile.target=cpu:8"]
+    usable = 100.0
+    assert main([*arguments, f"--gin.Compile.output={output}"]) == 0
+    usable = 0.4 * json.loads(output.read_text())["peak"]
+    capsys.readouterr()
+    assert main(arguments) == 1
+    said = re.findall(r"^\d\. (.*): [\d.]+ GiB", capsys.readouterr().out, re.MULTILINE)
+    assert len(set(said)) == 3
+    for changes in said:
+        bindings = [f"--gin.{binding}" for binding in changes.split()]
+        assert main([*arguments, *bindings]) == 0
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from optiml_jax.ahead.flops import matmul_flops
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.config import REMAT_POLICIES
 from optiml_jax.model.decoder import abstract_model, init_params
@@ -151,6 +152,24 @@ def test_rematerialisation_changes_no_gradient(config):
     for remat in REMAT_POLICIES[1:]:
         for a, b in zip(plain, gradient(remat), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", decoders.TWO.values(), ids=decoders.TWO)
+def test_policies_compute_again_what_they_say(config):
+    """Matrix products of the traced gradient, the kernel of attention and its loops included."""
+    params, tokens = _model(config)[1], jnp.ones((2, 256), jnp.int32)
+
+    def counted(remat):
+        chosen = dataclasses.replace(config, remat=remat, attention="chunked", max_positions=256)
+        graphdef = abstract_model(chosen)[0]
+
+        def loss(params):
+            return jnp.sum(nnx.merge(graphdef, params).hidden(tokens, tokens, DocumentMask(tokens)))
+
+        return matmul_flops(jax.jit(jax.grad(loss)).trace(params).jaxpr)
+
+    none, dots, attention, full, offload = map(counted, REMAT_POLICIES)
+    assert none == dots < attention < full == offload
 
 
 @pytest.mark.parametrize("config", decoders.DECODERS.values(), ids=decoders.DECODERS)

@@ -12,7 +12,7 @@ import pytest
 
 from optiml_jax.ahead.flops import matmul_flops
 from optiml_jax.model.attention import SHARED_SEGMENT, DocumentMask
-from optiml_jax.model.kernels import choice, chunked
+from optiml_jax.model.kernels import choice, chunked, triton
 from optiml_jax.model.kernels.chunked import Chunked
 from optiml_jax.model.kernels.contract import Case, Keys
 from optiml_jax.model.kernels.reference import Reference
@@ -148,8 +148,9 @@ def test_flops_count_the_turns_of_tiles():
 
         return matmul_flops(jax.jit(loss).trace(query).jaxpr)
 
-    blocks = LENGTH // chunked.BLOCK
-    assert counted(Chunked()) == counted(Reference()) * (blocks + 1) / (2 * blocks)
+    for kernel, block in ((Chunked(), chunked.BLOCK), (Triton(interpret=True), triton.BLOCK)):
+        blocks = LENGTH // block
+        assert counted(kernel) == counted(Reference()) * (blocks + 1) / (2 * blocks)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools" / "
 import gpu
 
 
-@pytest.mark.parametrize("part", ["ceiling", "kernels", "train", "score", "decode"])
+@pytest.mark.parametrize("part", ["ceiling", "kernels", "train", "score", "decode", "torch"])
 def test_a_part_gives_rows_that_can_be_written(part):
+    if part == "torch":
+        pytest.importorskip("torch")
     sizes = [] if part in ("ceiling", "kernels") else ["tiny"]
     rows = json.loads(json.dumps(list(gpu.PARTS[part](gpu.TINY, *sizes))))
     assert rows
@@ -24,6 +26,9 @@ def test_a_part_gives_rows_that_can_be_written(part):
         first, last = map(float, rows[0]["loss"].split(" to "))
         assert last < first
         assert rows[0]["planned"] > 0
+    elif part == "torch":
+        assert rows[0]["attention"] in ("SDPA by document", "flash-attn varlen")
+        assert rows[0]["tokens/s"] > 0
     assert "| " in gpu._markdown({"parts": {part: rows}})
 
 

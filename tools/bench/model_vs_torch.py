@@ -2,8 +2,9 @@
 
 Updates on packed rows (against torch_decoder.py), forward and backward, and greedy decoding
 (against Hugging Face's OPT). Runs both alternately in one process, so the ratio is valid on a busy
-machine too. Options: --size (125m), --layers and --width (cut the model), --batch, --length, --new
-(tokens to generate), --only (some of: update, gradient, decode).
+machine too. Options: --size (125m), --layers, --width and --vocab (cut the model), --batch,
+--length, --new (tokens to generate), --repeats (measurements after the first), --only (some of:
+update, gradient, decode).
 """
 
 import argparse
@@ -118,9 +119,11 @@ def torch_generate(
     )
 
 
-def compare(what: str, tokens: int, ours: Callable[[], None], theirs: Callable[[], None]) -> None:
+def compare(
+    what: str, tokens: int, repeats: int, ours: Callable[[], None], theirs: Callable[[], None]
+) -> None:
     seconds: dict[str, list[float]] = {"jax": [], "torch": []}
-    for repeat in range(6):
+    for repeat in range(1 + repeats):
         for name, run in (("jax", ours), ("torch", theirs)):
             start = time.perf_counter()
             run()
@@ -138,27 +141,35 @@ def main() -> None:
     parser.add_argument("--size", default="125m")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--width", type=int)
+    parser.add_argument("--vocab", type=int)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", default=["update", "gradient", "decode"])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--new", type=int, default=32)
     options = parser.parse_args()
-    cut = {"num_layers": options.layers, "d_model": options.width}
+    cut = {
+        "num_layers": options.layers,
+        "d_model": options.width,
+        "vocab_size": options.vocab,
+    }
     cut = {name: value for name, value in cut.items() if value is not None}
     config = model_config(options.size, **cut)
     graphdef, params = init_params(config, seed=0)
     model = torch_model(config)
     shape = (options.batch, options.length)
-    tokens = np.random.default_rng(0).integers(3, 50000, shape).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(3, config.vocab_size, shape).astype(np.int32)
     print(f"{config.num_params:,} parameters, {shape[0]} x {shape[1]} tokens, float32", flush=True)
     if "update" in options.only:
         batch = packed_rows(*shape, config.vocab_size)
         theirs = torch_decoder.make_step(config, batch, torch.device("cpu"))
-        compare("update on packed rows", tokens.size, jax_update(config, batch), theirs)
+        ours = jax_update(config, batch)
+        compare("update on packed rows", tokens.size, options.repeats, ours, theirs)
     if "gradient" in options.only:
         compare(
             "forward and backward",
             tokens.size,
+            options.repeats,
             jax_gradient(config, graphdef, params, tokens),
             torch_gradient(model, tokens),
         )
@@ -168,6 +179,7 @@ def main() -> None:
         compare(
             f"greedy decoding of {options.new} tokens after 64",
             options.batch * options.new,
+            options.repeats,
             jax_generate(config, graphdef, params, prompt, options.new),
             torch_generate(model, prompt, options.new),
         )
