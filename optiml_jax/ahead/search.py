@@ -42,9 +42,9 @@ def changes_that_fit(
 ) -> list[Findings]:
     """Up to `wanted` settings that fit, found by compiling at most `tries` candidates.
 
-    A candidate is not compiled if one that did not fit shows that it cannot fit either: its settings
-    alone imply no less memory (less recomputation, smaller tensor groups, a residual stream that is
-    not sharded), and fewer rows at a time cannot make the temporaries small enough.
+    A candidate is not compiled if one that did not fit shows that it cannot fit either: its
+    settings alone imply no less memory (less recomputation, smaller tensor groups, a residual
+    stream that is not sharded), and fewer rows at a time cannot make the temporaries small enough.
     """
     failed, fitting = [found], []
     for job in candidates(found.job):
