@@ -124,8 +124,9 @@ def reader_of(benchmark: str, place: str) -> tuple[Callable[..., list[TaskSource
         return loaded if callable(loaded) else _find_tasks(loaded, benchmark), place
     if own.task_files(place):
         return own.find_tasks, place
+    found = "" if os.path.isdir(place) else f", and folder not found: {place}"
     raise UserError(
-        f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}. One of your own is a "
+        f"unknown benchmark {benchmark!r}{found}; known: {', '.join(BENCHMARKS)}. Your own is a "
         "folder of task files (*.yaml), '<module>:<folder>' or '<file.py>:<folder>' with a "
         f"function find_tasks, or an entry point of the group {ENTRY_POINTS}"
     )

@@ -259,22 +259,22 @@ class Manifest:
 
     def _merged(self, task: str, upstream_split: str | None) -> Row:
         merged: dict[str, Any] = {}
-        for rule in self._rules:
-            if rule.matches(task, upstream_split):
-                merged.update(rule.fields)
+        rules = [rule for rule in self._rules if rule.matches(task, upstream_split)]
+        for rule in rules:
+            merged.update(rule.fields)
         if "level" not in merged or "role" not in merged:
             raise UserError(f"{self._path} gives task {task!r} no level and role; add a row for it")
         protocol = {name: merged.pop(name) for name in _PROTOCOL if name in merged}
         row = Row(**merged, protocol=Protocol(**protocol))
+        where = "; ".join(dict.fromkeys(rule.where for rule in rules))
         if row.trained and len(row.role) > 1 and row.level != "fully_supervised":
             raise UserError(
-                f"{self._path} makes task {task!r} both training and evaluation task at level "
-                f"{row.level}; only fully_supervised tasks may be both"
+                f"{where}: task {task!r} is both trained on and evaluated at level {row.level}; "
+                "only fully_supervised tasks may be both"
             )
         if row.options and row.metric != "acc_rank":
             raise UserError(
-                f"{self._path} gives task {task!r} options but metric {row.metric}; options need "
-                "acc_rank"
+                f"{where}: task {task!r} has options but metric {row.metric}; options need acc_rank"
             )
         return row
 

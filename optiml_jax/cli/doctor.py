@@ -14,13 +14,14 @@ import psutil
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.compilation_cache import CompilationCache
-from optiml_jax.cli.settings import Run, configured
+from optiml_jax.cli.settings import Run, configured, expand, is_bound
 from optiml_jax.data.plan import PlanConfig
+from optiml_jax.data.vocabulary_files import is_on_hub, vocabulary_files
 from optiml_jax.errors import UserError
 from optiml_jax.model.architectures import model_config
 from optiml_jax.model.kernels import choice
 from optiml_jax.paths import is_bucket, path_of
-from tasks.registry import BENCHMARKS
+from tasks.registry import reader_of
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "t5")
 ORACLES = ("torch", "transformers", "lm-eval")
@@ -65,7 +66,7 @@ def machine() -> list[Finding]:
         ("memory", f"{total.available / GIB:.1f} of {total.total / GIB:.1f} GiB free", False),
         (
             "open files",
-            f"{files} allowed" + ("; say: ulimit -n 65536" if files < FEW_FILES else ""),
+            f"{files} allowed" + ("; run: ulimit -n 65536" if files < FEW_FILES else ""),
             files < FEW_FILES,
         ),
         ("compiled programs", str(cache) if cache else "not kept", False),
@@ -89,17 +90,16 @@ def attention() -> list[Finding]:
 
 def run_folders() -> list[Finding]:
     """The folders that the gin file names; without one, those in $OPTIML_DATA."""
-    try:
-        gin.query_parameter("Run.cache_dir")
-    except ValueError:
+    if not is_bound("Run.cache_dir"):
         return [_data_root()]
     try:
         run = configured(Run)
     except UserError as e:
         return [("run", str(e), True)]
-    found = [_folder(f"data: {name}", folder) for name, folder in run.data.items()]
-    unknown = [(f"data: {n}", "unknown benchmark", True) for n in run.data if n not in BENCHMARKS]
-    return [*found, *unknown, _vocabulary(run), *(_disk(n, getattr(run, n)) for n in _WRITTEN)]
+    found = [_data(name, place) for name, place in run.data.items()]
+    start = [_folder("init_from", path) for path in _bound("TrainConfig.init_from")]
+    written = [_disk(name, getattr(run, name)) for name in _WRITTEN]
+    return [*found, _vocabulary(run), *start, *written]
 
 
 _WRITTEN = ("cache_dir", "run_dir")
@@ -108,21 +108,39 @@ _WRITTEN = ("cache_dir", "run_dir")
 def _data_root() -> Finding:
     root = os.environ.get("OPTIML_DATA")
     if not root:
-        return ("$OPTIML_DATA", "not set; say: export OPTIML_DATA=/folder/of/your/data", False)
+        return ("$OPTIML_DATA", "not set; run: export OPTIML_DATA=/folder/of/your/data", False)
     if not os.path.isdir(root):
-        return ("$OPTIML_DATA", f"{root} is not there", True)
+        return ("$OPTIML_DATA", f"{root} not found", True)
     return ("$OPTIML_DATA", f"{root}: {', '.join(sorted(os.listdir(root))) or 'empty'}", False)
+
+
+def _data(name: str, place: str) -> Finding:
+    try:
+        folder = reader_of(name, place)[1]
+    except UserError as e:
+        return (f"data: {name}", str(e), True)
+    return _folder(f"data: {name}", folder)
 
 
 def _folder(name: str, folder: str) -> Finding:
     there = path_of(folder).exists()
-    return (name, folder if there else f"{folder} is not there", not there)
+    return (name, folder if there else f"{folder} not found", not there)
 
 
 def _vocabulary(run: Run) -> Finding:
-    kind, _, place = run.vocabulary.partition(":")
-    missing = kind == "sentencepiece" and not os.path.exists(place)
-    return ("vocabulary", run.vocabulary + (" is not there" if missing else ""), missing)
+    if is_on_hub(run.vocabulary.partition(":")[2]):
+        return ("vocabulary", f"{run.vocabulary}, downloaded from the Hugging Face Hub", False)
+    try:
+        vocabulary_files(run.vocabulary)
+    except UserError as e:
+        return ("vocabulary", str(e), True)
+    return ("vocabulary", run.vocabulary, False)
+
+
+def _bound(name: str) -> list[str]:
+    """The value of a gin parameter; empty: not set."""
+    value = gin.query_parameter(name) if is_bound(name) else None
+    return [expand(value, name)] if value else []
 
 
 def _disk(name: str, folder: str) -> Finding:

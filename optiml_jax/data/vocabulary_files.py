@@ -68,6 +68,12 @@ def files_of_folder(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     return {ours: folder / name for name, ours in names.items() if (folder / name).is_file()}
 
 
+def is_on_hub(place: str) -> bool:
+    """Whether a place is no folder here but the form of a model's name on the Hub."""
+    folder = pathlib.Path(place).expanduser()
+    return not (folder.is_dir() or folder.is_absolute()) and bool(_HUB_NAME.fullmatch(place))
+
+
 def vocabulary_folder(place: str) -> pathlib.Path:
     """The folder of a place: itself, or the Hub's files for a model's name.
 
@@ -77,7 +83,7 @@ def vocabulary_folder(place: str) -> pathlib.Path:
     folder = pathlib.Path(place).expanduser()
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or not _HUB_NAME.fullmatch(place):
+    if not is_on_hub(place):
         raise UserError(f"vocabulary folder not found: {place}")
     import huggingface_hub
 

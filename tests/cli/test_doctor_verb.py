@@ -14,28 +14,24 @@ def doctor(capsys, *arguments: str) -> tuple[int, str, str]:
 def test_versions_devices_and_missing_folders_are_said(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("OPTIML_NOWHERE", raising=False)
     (tmp_path / "there").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/task.yaml").write_text("rows: x.jsonl")
+    data = {"demo_superni": "there", "mine": "mine", "nonsense": "gone"}
     status, out, err = doctor(
         capsys,
         "--gin_file=gin/runs/quickstart.gin",
-        f"--gin.Run.data={{'demo_superni': '{tmp_path}/there', 'nonsense': '{tmp_path}/gone'}}",
+        f"--gin.Run.data={ {k: f'{tmp_path}/{v}' for k, v in data.items()} }",
+        f"--gin.TrainConfig.init_from={tmp_path}/weights",
         f"--gin.Run.run_dir={tmp_path}/runs/new",
         f"--gin.Run.vocabulary=sentencepiece:{tmp_path}/vocabulary.model",
     )
     lines = {line[2:].split("  ")[0].strip(): line for line in out.splitlines()}
     assert jax.__version__ in lines["jax"]
     assert f"{len(jax.devices())} x cpu" in lines["devices"]
-    assert lines["data: demo_superni"].startswith(" ")
+    assert {lines[f"data: {name}"][0] for name in ("demo_superni", "mine")} == {" "}
     assert "GiB free" in lines["run_dir"]
     marked = {name for name, line in lines.items() if line.startswith("!")}
-    assert (
-        {"data: nonsense", "vocabulary"}
-        <= marked
-        <= {
-            "data: nonsense",
-            "vocabulary",
-            "open files",
-        }
-    )
+    assert marked - {"open files"} == {"data: nonsense", "vocabulary", "init_from"}
     assert status == 1
     assert "need attention" in err
 
@@ -46,7 +42,7 @@ def test_without_a_gin_file_the_data_folder_is_listed(tmp_path, capsys, monkeypa
     assert f"{tmp_path}: flan" in doctor(capsys)[1]
     monkeypatch.setenv("OPTIML_DATA", str(tmp_path / "gone"))
     status, out, _ = doctor(capsys)
-    assert "gone is not there" in out
+    assert "gone not found" in out
     assert status == 1
 
 

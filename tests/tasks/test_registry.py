@@ -45,7 +45,7 @@ def test_sources_of_all_benchmarks_are_found_under_their_names(bench):
     ("data", "message"),
     [
         ({}, f"no data given; name a folder for one of: {', '.join(BENCHMARKS)}"),
-        ({"superNI": "x"}, f"unknown benchmark 'superNI'; known: {', '.join(BENCHMARKS)}"),
+        ({"superNI": "/"}, f"unknown benchmark 'superNI'; known: {', '.join(BENCHMARKS)}"),
         ({"superni": ""}, "no folder given for the data of benchmark 'superni'"),
         ({"superni": "/nowhere"}, "folder not found: /nowhere/tasks"),
     ],

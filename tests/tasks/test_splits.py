@@ -130,7 +130,7 @@ def test_a_missing_or_damaged_manifest_is_named(tmp_path):
 def test_only_a_fully_supervised_task_is_both_trained_on_and_tested(manifest_of, level):
     manifest = manifest_of(f'{{tasks: "a/*", level: {level}, role: [train, test], src: paper}}')
     with pytest.raises(
-        UserError, match=f"'a/b' both training and evaluation task at level {level}"
+        UserError, match=f"row 1: task 'a/b' is both trained on and evaluated at level {level}"
     ):
         manifest.lookup("a/b", None)
 

@@ -179,7 +179,10 @@ def test_a_collection_is_a_module_or_a_file_or_an_entry_point(tmp_path, monkeypa
         ("no.such.module:/a", "cannot import the reader no.such.module"),
         ("/no/such.py:/a", "reader not found: /no/such.py"),
         ("json:/a", "json has no find_tasks"),
-        ("/tmp/nothing_here", r"unknown benchmark 'mine'; known: .*folder of task files"),
+        (
+            "/tmp/nothing_here",
+            "'mine', and folder not found: /tmp/nothing_here; known: ",
+        ),
     ],
 )
 def test_a_reader_that_cannot_be_had_is_named(place, message):
