@@ -122,7 +122,7 @@ def test_a_folder_is_not_continued_with_other_settings(tmp_path):
     folder.open({"delimiter": "A:"}, [INFO])
     folder.open({"delimiter": "A:"}, [INFO])
     assert folder.load() == ({"delimiter": "A:"}, [INFO])
-    with pytest.raises(UserError, match=r"EvalConfig\.delimiter was 'A:' and is 'B:' now; put"):
+    with pytest.raises(UserError, match=r"EvalConfig\.delimiter was 'A:' and is 'B:' now; restore"):
         folder.open({"delimiter": "B:"}, [INFO])
 
 
