@@ -26,7 +26,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # The background jobs of a shell are born deaf to Ctrl-C, which some tests press.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SLOW_FILES = {*(REPOSITORY / "tests" / "slow.txt").read_text().split()}
+# The longest first: they are started in this order, and short files fill the end of a run.
+SLOW_FILES = (REPOSITORY / "tests" / "slow.txt").read_text().split()
 _SLOW = 10.0  # seconds of one file; `-m "not slow"` is what is below
 _WORKER_MEMORY = 4 << 30
 
@@ -40,9 +41,15 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {file: place for place, file in enumerate(SLOW_FILES)}
+
+    def place(item: pytest.Item) -> int:
+        return places.get(item.nodeid.split("::")[0], len(places))
+
     for item in items:
-        if item.nodeid.split("::")[0] in SLOW_FILES:
+        if place(item) < len(places):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=place)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -18,8 +18,8 @@ def compiled_once(tmp_path_factory):
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
+    settings["jax_disable_most_optimizations"] = 1  # compiling is most of the time of a test
     environment = {name.upper(): str(value) for name, value in settings.items()}
-    settings["jax_disable_most_optimizations"] = True  # compiling is most of the time of a test
     before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
