@@ -256,7 +256,7 @@ def test_records_of_another_checkpoint_or_prompt_are_not_continued(tmp_path):
     toy.run([task], tmp_path, metadata={"step": 10})
     with pytest.raises(UserError, match=r"the checkpoint.s step was 10 and is 20 now"):
         toy.run([task], tmp_path, metadata={"step": 20})
-    with pytest.raises(UserError, match=r"PromptConfig\.separator was"):
+    with pytest.raises(UserError, match=r"PromptConfig\.separator\) was"):
         toy.run([task], tmp_path, metadata={"step": 10}, prompts=PromptConfig(separator="##"))
 
 
