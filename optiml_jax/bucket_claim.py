@@ -1,8 +1,8 @@
 """A claim on a folder in a bucket: an object that is made only where none is.
 
-Its owner writes it anew while it lives. Nobody compares clocks: whoever finds a claim watches
-whether it changes. Two who take over a dead owner's claim at the same moment see whose it is when
-they write it anew, and the other one stops.
+Its owner renews it while it lives. No clocks are compared: a process that finds a claim watches
+whether it changes. Two processes that take over a dead owner's claim at the same moment find out
+whose it is when they renew it, and the other one stops.
 """
 
 import contextlib
@@ -118,7 +118,7 @@ def _words(content: str) -> str:
 
 
 def _is_dead(content: str) -> bool:
-    """Whether the owner was a process of this machine that is no more."""
+    """Whether the owner was a process of this machine that has ended."""
     values = dict(line.split("=", 1) for line in content.splitlines() if "=" in line)
     if values.get("host") != socket.gethostname():
         return False

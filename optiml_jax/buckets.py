@@ -1,4 +1,4 @@
-"""`gs://` and `s3://` as places of folders: paths that behave like pathlib's, and what lies there.
+"""Folders in `gs://` and `s3://`: paths that behave like pathlib's, and their contents.
 
 Files go through etils' epath and fsspec (gcsfs, s3fs), arrays of checkpoints through TensorStore.
 Both take credentials as the vendors' own tools do. Another address of the service is taken from
@@ -98,7 +98,7 @@ class BucketPath(gpath.PosixGPath):
             raise FileNotFoundError(str(self))
 
     def create(self, content: bytes) -> bool:
-        """Writes a file that is not there; False: it is. Of several writers one succeeds."""
+        """Creates a file; False if it exists already. Of several writers only one succeeds."""
         try:
             self.files.pipe_file(str(self), content, mode="create")
         except OSError:  # each service has its own

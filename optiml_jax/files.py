@@ -49,7 +49,7 @@ def disk_errors(path: str | os.PathLike, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path`; renames it onto `path` when the block succeeds.
+    """Yields a temporary path next to `path`; renames it to `path` when the block succeeds.
 
     Of a path in a bucket the temporary lies on this machine, and is put there as one object.
     """
@@ -186,7 +186,7 @@ def damage(folder: str | os.PathLike, checksums: Mapping[str, list[int]]) -> str
         try:
             found = checksum(path_of(folder) / name)
         except OSError as e:
-            return f"{name}: {e.strerror or 'it is not there'}"
+            return f"{name}: {e.strerror or 'not found'}"
         except UserError as e:
             return str(e)
         if found != expected:

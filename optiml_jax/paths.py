@@ -1,7 +1,7 @@
 """Places of run, cache and plan: plain folders and folders in buckets (`gs://`, `s3://`) alike.
 
 `path_of` gives a path for either; code that only reads and writes whole files need not know which.
-What is read by place (arrays, records) is read from `local_copy`.
+Files with random access (arrays, records) are read from `local_copy`.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ SCHEMES = ("gs://", "s3://")
 
 
 def is_bucket(place: str | os.PathLike) -> bool:
-    """Whether `place` lies in a bucket."""
+    """Whether `place` is in a bucket."""
     return os.fspath(place).startswith(SCHEMES)
 
 
@@ -46,7 +46,7 @@ def plain_path(place: str | os.PathLike, name: str) -> pathlib.Path:
 
 
 def matching(pattern: str) -> list[pathlib.Path]:
-    """What the pattern of a shell finds among plain files and folders, or in one bucket."""
+    """Matches of a shell pattern among plain files and folders, or in one bucket."""
     if not is_bucket(pattern):
         return [pathlib.Path(found) for found in glob.glob(pattern)]
     scheme, _, rest = pattern.partition("://")
@@ -63,7 +63,7 @@ def sizes(folder: pathlib.Path) -> dict[str, int]:
 
 
 def remove_folder(folder: pathlib.Path) -> None:
-    """Removes a folder with all that lies in it; nothing if it is not there."""
+    """Removes a folder and its contents; does nothing if it does not exist."""
     if is_bucket(folder):
         folder.rmtree(missing_ok=True)
     else:
@@ -73,8 +73,8 @@ def remove_folder(folder: pathlib.Path) -> None:
 def local_copy(file: pathlib.Path) -> pathlib.Path:
     """`file` itself; of one in a bucket a copy on this machine, which is made once.
 
-    Copies lie in $OPTIML_COPIES (default: ~/.cache/optiml_jax/copies), named after place and
-    content; they are made anew when they are gone.
+    Copies are in $OPTIML_COPIES (default: ~/.cache/optiml_jax/copies), named after place and
+    content; missing ones are made again.
     """
     return local_copies(file.parent, [file.name]) / file.name if is_bucket(file) else file
 

@@ -226,7 +226,7 @@ def _scalar(value: Any, kind: Any, declared: Any) -> Any:
 
 @functools.cache
 def _hints(target: Callable) -> dict[str, Any]:
-    """Argument -> declared type, without what stands for arguments of any name."""
+    """Argument -> declared type, without `**kwargs`."""
     if dataclasses.is_dataclass(target):
         names = {field.name for field in dataclasses.fields(target) if field.init}
     else:

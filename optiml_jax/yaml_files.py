@@ -50,7 +50,7 @@ def read_yaml(
         raise UserError(f"{what} is not YAML: {path}: {' '.join(str(e).split())}") from e
     if not isinstance(content, kind):
         name = {dict: "mapping", list: "list"}[kind]
-        raise UserError(f"{what} is no {name}: {path}")
+        raise UserError(f"{what} is not a {name}: {path}")
     return content
 
 

@@ -22,7 +22,7 @@ def bomb(levels):
         ("a: &a [*a]", "holds itself: .* alias 'a'"),
         ("a: !!python/object/apply:os.getcwd []", "is not YAML: .*line 1"),
         ("a: 2024-99-99", "is not YAML"),
-        ("- a", "is no mapping"),
+        ("- a", "is not a mapping"),
         (b"a: \xff", "is not UTF-8"),
     ],
 )

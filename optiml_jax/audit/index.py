@@ -59,7 +59,7 @@ class IndexWriter:
     """Writes an index, task after task; `close` sorts the table.
 
     Args:
-      folder: made anew.
+      folder: replaced.
       rules: what counts as the same text.
       hash_bits: fewer than 64 make collisions, to see that they do no harm.
     """
@@ -282,12 +282,12 @@ class Index:
         table = np.arange(len(grams)) + np.repeat(rows - np.cumsum(counts) + counts, counts)
         examples, places = self._examples[table].astype(np.int64), self._places[table]
         begins = self._starts[examples].astype(np.int64) + (places & _PLACE)
-        behind = b"\n" if whole else b"\n "
+        ends = b"\n" if whole else b"\n "
         content = self._content
 
         def is_at(gram: int, begin: int) -> bool:
             end = begin + len(texts[gram])
-            return content[begin:end] == texts[gram] and content[end : end + 1] in behind
+            return content[begin:end] == texts[gram] and content[end : end + 1] in ends
 
         pairs = zip(grams.tolist(), begins.tolist(), strict=True)
         same = np.fromiter((is_at(*pair) for pair in pairs), bool, len(grams))

@@ -112,7 +112,7 @@ def audit(
 
 
 def _index(evaluation: Sequence[EvaluationTask], folder: pathlib.Path, rules: AuditWords) -> Index:
-    """The index, made anew where it is not that of these tasks and rules."""
+    """The index, rebuilt if it is not that of these tasks and rules."""
     wanted = fingerprint(
         [
             FORMAT,
@@ -128,7 +128,7 @@ def _index(evaluation: Sequence[EvaluationTask], folder: pathlib.Path, rules: Au
                 index.verify()
                 return index
         except UserError as e:
-            logger.warning("%s: it is made anew", e)
+            logger.warning("%s: it is rebuilt", e)
     writer = IndexWriter(path, rules)
     bar = tqdm.tqdm(evaluation, desc="index", unit="task", disable=not sys.stderr.isatty())
     for task in bar:

@@ -1,7 +1,7 @@
 """Which words of a task's examples are prompt text: templates, lists of options, instructions.
 
 A prompt repeats its words in every example, in pieces that may be shorter than an n-gram and stand
-between texts of the example. So words are looked at in shorter runs; an n-gram most of whose words
+between texts of the example. So words are considered in shorter runs; an n-gram most of whose words
 are prompt text says nothing about the examples.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 from optiml_jax.audit.words import Words
 
 _LEAST_OF_PROMPT = 4  # examples of a prompt, below which nothing is known of what they share
-_MOST_OF_PROMPT = 256  # of which as many are looked at, evenly spread
+_MOST_OF_PROMPT = 256  # examples inspected, evenly spaced
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -84,7 +84,7 @@ def _key(hashes: np.ndarray, prompts: np.ndarray) -> np.ndarray:
 
 
 def _sample(prompts: np.ndarray) -> np.ndarray:
-    """bool[N]: the examples that are looked at."""
+    """bool[N]: the inspected examples."""
     order = np.argsort(prompts, kind="stable")
     sizes = np.bincount(prompts)[prompts[order]]
     first = np.searchsorted(prompts[order], prompts[order])

@@ -172,7 +172,7 @@ class Scan:
 
 
 def scan_file(folder: str | os.PathLike, task: str) -> pathlib.Path:
-    """Description of the result of a training task, which lies beside it; see `tables.py`."""
+    """The file that describes the result of a training task; see `tables.py`."""
     return pathlib.Path(folder) / "scans" / f"{seqio_name(task)}.json"
 
 
@@ -204,7 +204,7 @@ def is_scanned(source: TaskSource, folder: str | os.PathLike, index: Index) -> b
     try:
         return path.exists() and read_about(path)["fingerprint"] == _fingerprint(source, index)
     except UserError as e:
-        logger.warning("%s: %s is scanned anew", e, source.name)
+        logger.warning("%s: %s is scanned again", e, source.name)
         return False
 
 

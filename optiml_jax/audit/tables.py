@@ -1,4 +1,4 @@
-"""Tables that an audit keeps: Parquet files, and beside them a description with their checksums.
+"""Tables that an audit stores: Parquet files with a description of their checksums.
 
 The description is written last, so tables without one, or of another one, are not taken for whole.
 A damaged file is noticed before Parquet's reader sees it, which some damages would crash.

@@ -1,8 +1,8 @@
 """The compared parts of an example in normal form, as batches of words.
 
-An instantiated sequence is instruction, input and target; the delimiter, which is drawn anew for
-every example, is left out, so that a copy across the border of input and target is one. The content
-is what stands after the instruction.
+An instantiated sequence is instruction, input and target; the delimiter, which is sampled for every
+example, is left out, so that a copy across the border of input and target is one. The content is
+what stands after the instruction.
 """
 
 import dataclasses

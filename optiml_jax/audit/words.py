@@ -155,7 +155,7 @@ class Words:
     """The words of a batch of texts.
 
     Attributes:
-      buffer: the texts' words one after the other, spaces between them.
+      buffer: the texts' words, separated by spaces.
       starts, ends: int64[W]: where each word lies in the buffer.
       hashes: uint64[W]: of each word.
       begins: int64[N + 1]: where each text begins in the buffer.

@@ -267,8 +267,8 @@ def review(
         )
         for example in witnesses(j, folder, index):
             for side, parts in (("train", example.train), ("eval", example.eval)):
-                before, span, behind = (" ".join(part.split()) for part in parts)
-                print(f"  {side}: {before} >>>{span}<<< {behind}")
+                before, span, after = (" ".join(part.split()) for part in parts)
+                print(f"  {side}: {before} >>>{span}<<< {after}")
         answer = ask_choice()
         if answer is None:
             continue

@@ -124,7 +124,7 @@ def parse_gin(verbs: Sequence[str], arguments: Sequence[str]) -> None:
         parser.add_argument("--status", action="store_true", help="show how far the runs are")
         parser.add_argument("--report", action="store_true", help="only write the report")
     if {"plan", "train", "evaluate"} & set(verbs):
-        help_text = "in paper mode, print the undecided pairs of the audit and go on"
+        help_text = "in paper mode, print the undecided pairs of the audit and continue"
         parser.add_argument(
             "--allow-undecided", "--allow_undecided", action="store_true", help=help_text
         )

@@ -1,4 +1,4 @@
-"""The strings that cached records carry beside their tokens: which example, which prompt.
+"""The strings that cached records have besides their tokens: which example, which prompt.
 
 Tokens are read through `data/store.py`; the strings are only in the TFRecord files beside them,
 whose format `data/cache_writer.py` tells. Parsed without a TensorFlow device: it would take a GPU.

@@ -56,7 +56,7 @@ class CacheSettings:
       max_examples: task -> cap on its training examples, of which a random subset is cached; a task
         that is not named has none.
       subset_seed: of these subsets.
-      verify: whether what is cached already is read, and cached anew where it has changed.
+      verify: whether existing caches are verified, and cached again if they have changed.
     """
 
     cache_dir: str
@@ -126,7 +126,7 @@ def reuse_cached(
     if info is None:
         return None
     if problem := _damage(source, settings, info):
-        logger.warning("prepare: %s is cached anew: %s", source.name, problem)
+        logger.warning("prepare: %s is cached again: %s", source.name, problem)
         remove_task(settings.cache_dir, source.name)
         return None
     if not _is_as_wanted(source, settings, info, info["files"]):
@@ -152,7 +152,7 @@ def _cache_if_changed(
     if info is not None and _damage(source, settings, info):
         info = None
     if info is not None and _is_as_wanted(source, settings, info, digests):
-        # The same bytes under other names or times: nothing but what finds them is written anew.
+        # The same bytes under other names or times: only the description is rewritten.
         vocabulary = info["vocabulary"] | {"spec": settings.vocabulary_spec}
         own = {"files": digests, "vocabulary": vocabulary, "provenance": sources_of(source.files)}
         write_info(_folder(source, settings), info | own)
@@ -347,7 +347,7 @@ def _folder(source: TaskSource, settings: CacheSettings) -> pathlib.Path:
 
 
 def _read_cached_info(source: TaskSource, settings: CacheSettings) -> dict[str, Any] | None:
-    """optiml.json of the task, None if there is no whole cached task of this format."""
+    """optiml.json of the task; None if there is no complete cached task in this format."""
     folder = _folder(source, settings)
     try:
         info = read_sealed(folder / INFO_FILE, "a cached task", "")

@@ -18,15 +18,15 @@ def check_frame(chat: str) -> None:
 
 
 def frame(chat: str | None) -> tuple[str, str]:
-    """The texts before and behind a prompt, within marks; of None twice "".
+    """The texts before and after a prompt, within marks; of None twice "".
 
     Behind a frame the answer follows at once. One that ends with a space (Llama 2: "[/INST] ") has
     no last mark and no space, which joins the answer as everywhere else.
     """
     if chat is None:
         return "", ""
-    before, behind = chat.split(PROMPT_PLACE)
-    last = behind[:-1] if behind.endswith(" ") else behind + MARK
+    before, after = chat.split(PROMPT_PLACE)
+    last = after[:-1] if after.endswith(" ") else after + MARK
     return MARK + before + MARK, MARK + last
 
 
@@ -47,15 +47,15 @@ def front(text: str) -> str:
 
 def put_in(chat: str | None, text: str) -> str:
     """The text as a message in the frame."""
-    before, behind = frame(chat)
-    return before + shown(text) + behind if chat else text
+    before, after = frame(chat)
+    return before + shown(text) + after if chat else text
 
 
 def taken_out(chat: str | None, text: str) -> str | None:
     """The message of a text that shows the whole frame, without marks; None: it does not."""
-    before, behind = map(shown, frame(chat))
-    if not chat or len(text) < len(before + behind):
+    before, after = map(shown, frame(chat))
+    if not chat or len(text) < len(before + after):
         return None
-    if not text.startswith(before) or not text.endswith(behind):
+    if not text.startswith(before) or not text.endswith(after):
         return None
-    return text[len(before) : len(text) - len(behind)]
+    return text[len(before) : len(text) - len(after)]

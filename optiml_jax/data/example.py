@@ -80,7 +80,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSource:
-    """One upstream task: where its data lies and how to read it. Picklable; making one is cheap.
+    """One task: where its data is and how to read it. Picklable; creating one is cheap.
 
     Attributes:
       name: `<benchmark>/<upstream id>`.

@@ -45,8 +45,8 @@ class PlanLoader:
           prefetch: batches read ahead, each by a thread of its own; 0 reads in the caller's thread.
 
         Raises:
-          UserError: the plan has fewer rows than num_steps * B, or a task was cached anew since the
-            plan was made.
+          UserError: the plan has fewer rows than num_steps * B, or a task was cached again since
+            the plan was made.
         """
         steps = plan.num_rows // global_batch_size if num_steps is None else num_steps
         if steps * global_batch_size > plan.num_rows or steps < 1:

@@ -50,7 +50,7 @@ def digest(file: str, known: Mapping[Key, str]) -> dict[str, Any]:
 
 
 def change(files: Sequence[str], stored: Sequence[Mapping[str, Any]]) -> str | None:
-    """What is no longer as in `stored`, in words; None: nothing.
+    """What has changed from `stored`, in words; None: nothing.
 
     The same bytes at another place or time are no change. Only files whose place, size or time
     differ are read.
@@ -79,7 +79,7 @@ def change(files: Sequence[str], stored: Sequence[Mapping[str, Any]]) -> str | N
 
 
 def reader_settings(source: TaskSource) -> dict[str, Any]:
-    """What decides, beside its files, what is read from a task."""
+    """What determines, besides its files, what is read from a task."""
     return {
         "splits": source.splits,
         "level": source.instruction_level,

@@ -123,7 +123,7 @@ def matching_tasks(mixture: Mixture, names: Iterable[str]) -> list[str]:
         if hits:
             continue
         if absent and mixture.missing == "renormalise":
-            logger.warning("mixture %r: there is no task for %r", mixture.name, pattern)
+            logger.warning("mixture %r: no task matches %r", mixture.name, pattern)
             continue
         close = difflib.get_close_matches(pattern, names, n=1)
         if absent and "/" in pattern and not close:
@@ -150,7 +150,7 @@ def mixing_rates(counts: Mapping[str, int], mixture: Mixture) -> dict[str, float
 
     Args:
       counts: task name (`<benchmark>/<id>`) -> number of its examples.
-      mixture: the mixture; its globs are not looked at again.
+      mixture: the mixture; its globs are not applied again.
 
     Raises:
       UserError: a benchmark has tasks but no proportion, or a weight but no examples (unless that

@@ -23,7 +23,7 @@ _NAME = re.compile(r"\(?\w\)?\.?")  # an option that is itself a letter or digit
 
 
 def relist(example: Example, option_format: str, order: Sequence[int]) -> str:
-    """The input of an example with its options listed anew.
+    """The input of an example with its options listed in another format.
 
     Options that are single letters or digits name something else in the text, so they stay as they
     are, like an input that lists no options.

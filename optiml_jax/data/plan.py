@@ -157,7 +157,7 @@ class Plan:
         """The cached tasks that `entry_tasks` points into; None for those that are never drawn.
 
         Raises:
-          UserError: a task was cached anew, or removed, since the plan was made.
+          UserError: a task was cached again, or removed, since the plan was made.
         """
         store = Store(self.meta["cache_dir"])
         return [
@@ -168,7 +168,7 @@ class Plan:
         task = store.task(row["task"])
         if task.info["fingerprint"] != row["fingerprint"]:
             raise UserError(
-                f"task {row['task']} was cached anew after the plan in {self.folder} was made; "
+                f"task {row['task']} was cached again after the plan in {self.folder} was made; "
                 "run `optiml plan` again"
             )
         return task

@@ -70,7 +70,7 @@ def run(
 
 
 def stopped() -> bool:
-    """Whether the parent of this worker wants it to give up; False in any other process."""
+    """Whether the parent of this worker wants it to stop; False in any other process."""
     return _stop is not None and _stop.is_set()
 
 

@@ -30,7 +30,7 @@ from optiml_jax.paths import path_of
 
 logger = logging.getLogger(__name__)
 
-_WARNING = "warning: "  # how readers mark records that they mended and kept
+_WARNING = "warning: "  # how readers mark records that they repaired and kept
 # Starting workers costs as much as caching some ten small tasks.
 _SMALL_RUN_BYTES = 4_000_000
 
@@ -130,7 +130,7 @@ def prepare(
       subset_seed: of these subsets.
       part: number of this part of the tasks; other runs may cache other parts in the same folder at
         the same time. None: `sources` are all.
-      verify: reads what is cached already, and caches anew what has changed on the disk.
+      verify: verifies existing caches, and caches again what has changed on disk.
 
     Raises:
       PrepareError: some tasks could not be cached; all others are.
@@ -161,7 +161,7 @@ def prepare(
             else:
                 jobs.append(source)
         for reason, number in sorted(reasons.items()):
-            logger.warning("prepare: %d tasks are cached anew: %s", number, reason)
+            logger.warning("prepare: %d tasks are cached again: %s", number, reason)
         jobs.sort(key=input_bytes, reverse=True)  # the largest must not come last, alone
         engine = _engine(jobs, settings, num_workers, runner, runner_options)
         progress = Progress("prepare", jobs, len(outcomes), logger)

@@ -120,7 +120,7 @@ def prompt_source(
     shots: int | None = None,
     by_candidate: bool = False,
 ) -> seqio.FunctionDataSource:
-    """A SeqIO source of rendered prompts, read anew at every pass over the data.
+    """A SeqIO source of rendered prompts, read again at every pass over the data.
 
     Args:
       source: the task.

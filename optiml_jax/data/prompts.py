@@ -126,7 +126,7 @@ class RenderedPrompt:
       head_end: stands after the head when no demonstration does.
       suffix_start: under suffix loss the number of characters of the first demonstration that stand
         before its label; 0 under label loss.
-      frame: what stands before and behind all of them in a chat; see `chat.frame`.
+      frame: what stands before and after all of them in a chat; see `chat.frame`.
     """
 
     head: str
@@ -143,9 +143,9 @@ class RenderedPrompt:
         """The text before the target, with the first `keep` demonstrations (None: all)."""
         shown = self.demonstrations[:keep]
         head = (self.head,) if self.head else ()
-        before, behind = self.frame
+        before, after = self.frame
         joint = self.separator if shown else self.head_end
-        return before + joint.join((*head, *shown, self.query)) + behind
+        return before + joint.join((*head, *shown, self.query)) + after
 
     def without_and_with_loss(self, keep: int | None = None) -> tuple[str, str]:
         """The text that is only read, and the text after it that is trained on.
@@ -365,7 +365,7 @@ def fit_source(
 def cut_left(
     front: str, source_ids: Sequence[int], dropped: int, encode: Callable[[str], Sequence[int]]
 ) -> list[int]:
-    """The ids of a source without `dropped` ids on its left, behind the `front` of a chat."""
+    """The ids of a source without `dropped` ids on its left, after the `front` of a chat."""
     kept = front_length(front, len(source_ids) - dropped, encode) if dropped else 0
     return [*source_ids[:kept], *source_ids[kept + dropped :]]
 
@@ -409,7 +409,7 @@ def fit_example(
 
 
 def passthrough_features(example: Example) -> dict[str, str]:
-    """What a cached or live record carries beside its tokens; lists are JSON ("null": no options).
+    """What a cached or live record has besides its tokens; lists are JSON ("null": no options).
 
     The same strings in SeqIO's TFRecord cache and in live tasks, so that both give equal records.
     """

@@ -79,8 +79,8 @@ class TextVocabulary(abc.ABC):
         for place, part in enumerate(text.split(chat.MARK)):
             pieces = self._special_pattern.split(part) if place % 2 else [part]
             parts[-1] += pieces[0]
-            for token, behind in zip(pieces[1::2], pieces[2::2], strict=True):
-                parts += [self.special_tokens[token], behind]
+            for token, rest in zip(pieces[1::2], pieces[2::2], strict=True):
+                parts += [self.special_tokens[token], rest]
         return [part for part in parts if part != ""]
 
     @functools.cached_property

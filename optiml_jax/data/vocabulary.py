@@ -377,7 +377,7 @@ def _tables_of_tokenizer(values: object, path: str) -> tuple[dict, list[tuple[st
     """Vocabulary and merges out of a tokenizer.json."""
     model = values.get("model", {}) if isinstance(values, dict) else {}
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
-        raise UserError(f"{path} is not OPT's tokenizer: it is no byte-level BPE")
+        raise UserError(f"{path} is not OPT's tokenizer: it is not a byte-level BPE")
     merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     return model["vocab"], [(left, right) for left, right in merges]
 

@@ -51,7 +51,7 @@ def vocabulary_files(spec: str) -> dict[str, pathlib.Path]:
         return vocabulary_files(spec_in_checkpoint(place))
     found = files_of_folder(vocabulary_folder(place))
     if TOKENIZER not in found and BPE_FILES[1][0] in found and BPE_FILES[1][1] not in found:
-        raise UserError(f"the merges file not found beside {found[BPE_FILES[1][0]]}")
+        raise UserError(f"the merges file not found next to {found[BPE_FILES[1][0]]}")
     if TOKENIZER not in found and BPE_FILES[1][0] not in found:
         raise UserError(
             f"no vocabulary in {place}: it must hold tokenizer.json, or gpt2-vocab.json and "
@@ -69,7 +69,7 @@ def files_of_folder(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def is_on_hub(place: str) -> bool:
-    """Whether a place is no folder here but the form of a model's name on the Hub."""
+    """Whether a place is not a local folder but may be a model's name on the Hub."""
     folder = pathlib.Path(place).expanduser()
     return not (folder.is_dir() or folder.is_absolute()) and bool(_HUB_NAME.fullmatch(place))
 
@@ -139,7 +139,7 @@ def _check_whole(step: pathlib.Path) -> None:
     if problem is None:
         return
     about = manifest.get("metadata", {})
-    again = "optiml train, which goes on from the checkpoint before"
+    again = "optiml train, which continues from the previous checkpoint"
     if source := about.get("source"):
         again = f"optiml convert --gin.Convert.source={source} into another folder"
     raise UserError(
@@ -150,7 +150,7 @@ def _check_whole(step: pathlib.Path) -> None:
 
 
 def spec_in_checkpoint(place: str) -> str:
-    """The specification of the vocabulary that lies in a checkpoint.
+    """The specification of the vocabulary in a checkpoint.
 
     Args:
       place: a run folder, its `checkpoints` folder or one step folder; of several steps the newest.

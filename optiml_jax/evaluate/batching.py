@@ -48,7 +48,7 @@ class Engine:
     progress: Callable[[int], None] = lambda rows: None
 
     def row(self, tokens: Sequence[int]) -> list[int]:
-        """`tokens` with what stands in front of them; never empty, or nothing could follow."""
+        """`tokens` after the begin-of-text token; never empty, so that something can follow."""
         if self.bos_id is None:
             return [*tokens] or [self.config.eos_id]
         return [self.bos_id, *tokens]

@@ -267,7 +267,7 @@ class _Decoder:
             self.watch(request.index, request.new)
 
     def free(self) -> list[int]:
-        """The free slots, those of different parts of the mesh one after the other."""
+        """The free slots, alternating between the parts of the mesh."""
         slots_of_part = self.num_slots // self.engine.row_parts
         free = [i for i, request in enumerate(self.requests) if request is None]
         return sorted(free, key=lambda slot: (slot % slots_of_part, slot))
@@ -376,7 +376,7 @@ def read(
 def step(
     model: Any, config: DecoderConfig, sampling: Sampling, slots: Slots, left: jax.Array
 ) -> tuple[Slots, jax.Array, jax.Array, jax.Array]:
-    """At most `_STEPS` more tokens for the slots that want any.
+    """At most `_STEPS` more tokens for the unfinished slots.
 
     Args:
       model: a `optiml_jax.model.decoder.Decoder`.

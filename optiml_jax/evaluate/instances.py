@@ -111,7 +111,7 @@ class InstanceBuilder:
         if any(e.contexts for e, _ in pairs):
             return [self._with_contexts(e, d) for e, d in pairs]
         in_chat = self.prompts.chat is not None and self.level != "verbatim"
-        if self.joiner != " " and not in_chat:  # behind a chat's frame nothing joins
+        if self.joiner != " " and not in_chat:  # nothing joins after a chat's frame
             return [self._joined(e, d) for e, d in pairs]
         return self._to_rank(pairs)
 
@@ -147,10 +147,10 @@ class InstanceBuilder:
         for (e, _), prompt, source, full, options in zip(
             pairs, prompts, sources, ids, candidates, strict=True
         ):
-            behind = tuple(target_text(source, text) for text in options)
-            own = tuple(known[text] for text in behind)
+            continuations = tuple(target_text(source, text) for text in options)
+            own = tuple(known[text] for text in continuations)
             room = self._room(e, max(map(len, own)))
-            instances.append(_ranked(self._fit(e, prompt, full, room), options, own, behind))
+            instances.append(_ranked(self._fit(e, prompt, full, room), options, own, continuations))
         return instances
 
     def _joined(self, example: Example, shown: Sequence[Example]) -> Instance:
@@ -194,8 +194,8 @@ class InstanceBuilder:
             self._render(dataclasses.replace(example, input=c), shown) for c in example.contexts
         ]
         full_texts = tuple(prompt.source() for prompt in prompts)
-        behind = target_text(full_texts[0], example.target)
-        (scored,) = self.encode([behind])
+        continuation = target_text(full_texts[0], example.target)
+        (scored,) = self.encode([continuation])
         room = self._room(example, len(scored))
         ids = self.encode(full_texts)
         fitted = [self._fit(example, *pair, room) for pair in zip(prompts, ids, strict=True)]
@@ -218,7 +218,7 @@ class InstanceBuilder:
             full_texts=full_texts,
             is_cut=any(f.is_cut for f in fitted),
         )
-        return _ranked(first, options, (scored,) * len(options), (behind,) * len(options))
+        return _ranked(first, options, (scored,) * len(options), (continuation,) * len(options))
 
     def _room(self, example: Example, needed: int) -> int:
         """Positions left for the prompt, the leading token aside."""

@@ -137,7 +137,7 @@ def _positive_f1(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
 
 
 def f1_of_positive(name: str) -> Measure:
-    """F1 of the candidates that say yes, over all records of all units."""
+    """F1 of the positive candidates, over all records of all units."""
     return Measure(name, _positive_statistics, _positive_f1)
 
 

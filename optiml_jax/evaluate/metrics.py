@@ -70,7 +70,7 @@ class Metric:
         return found | {name: float(count(records)) for name, count in self.counts.items()}
 
     def rescored(self, record: Record) -> Record:
-        """The record of a generated answer as this metric scores it; samples vote anew.
+        """The record of a generated answer as this metric scores it; samples vote again.
 
         Votes of the samples count alike, for their probabilities are not stored.
         """

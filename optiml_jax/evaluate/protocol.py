@@ -1,4 +1,4 @@
-"""How a task is asked and scored, where it wants something else than the run's settings.
+"""How a task is prompted and scored, where this differs from the run's settings.
 
 The split manifest sets it per task; records keep it, so that tables can say how a score came about.
 """
@@ -12,7 +12,7 @@ RULE_NAMES = ("sum", "mean", "chars", "bytes", "unconditional", "sum_eos")  # of
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What a task may want of its own.
+    """Settings that a task may override.
 
     Attributes:
       rule: how candidates are scored, a name of `records.RULES`.

@@ -98,7 +98,7 @@ class Rollup:
         return scalars
 
     def further_measures(self) -> dict[tuple[str, int], dict[str, float]]:
-        """(task, shots) -> measures beside the one that tables average, means over prompts."""
+        """(task, shots) -> measures besides the one that tables average, means over prompts."""
         found: dict[tuple[str, int], dict[str, list[float]]] = collections.defaultdict(dict)
         for leaf in self.leaves:
             for name, value in leaf.more.items():

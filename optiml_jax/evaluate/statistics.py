@@ -2,7 +2,7 @@
 
 Three questions. "Fixed tasks" asks about other instances of the same tasks: source examples are
 redrawn, each with all its records - templates, numbers of shots, and the tasks of all collections
-that show it - and every aggregate is computed anew in each replicate. "New tasks" asks about other
+that show it - and every aggregate is recomputed in each replicate. "New tasks" asks about other
 tasks of the same categories (new_tasks.py). Where a configuration was run with several seeds, the
 spread between them is part of both intervals.
 """

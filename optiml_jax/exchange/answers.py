@@ -174,13 +174,13 @@ def _with_ids(instances: Iterable[Instance]) -> Iterable[tuple[str, Instance]]:
 def _check_form(key: str, answer: StoredAnswer, instance: Instance) -> None:
     wanted = len(instance.candidates)
     if not wanted and not answer.texts:
-        raise UserError(f"answer {key} has log-probabilities, but its task wants a text")
+        raise UserError(f"answer {key} has log-probabilities, but its task needs a text")
     for field in COMPONENTS:
         found = len(getattr(answer, field))
         if wanted and found and found != wanted:
             raise UserError(f"answer {key} has {found} {field} for {wanted} candidates")
     if wanted and answer.texts and instance.contexts:
-        raise UserError(f"answer {key} is a text, but partial scoring wants log-probabilities")
+        raise UserError(f"answer {key} is a text, but partial scoring needs log-probabilities")
 
 
 def _scored(instance: Instance, answer: StoredAnswer) -> tuple[Candidate, ...]:

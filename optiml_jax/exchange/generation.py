@@ -111,7 +111,7 @@ class Generator:
 def read_prompts(
     path: pathlib.Path, default: TextPrompt, frame: str | None = None
 ) -> Iterator[list[TextPrompt]]:
-    """The prompts of a file of JSON lines, in batches; what a line does not say is `default`'s.
+    """The prompts of a file of JSON lines, in batches; `default` fills in missing fields.
 
     Rows of ranked candidates, as `optiml export` writes them, are not prompts to continue. The
     special tokens of a prompt are read where it shows the `frame` of a chat, as exported ones do.

@@ -38,7 +38,7 @@ _METRICS = [
 
 
 class Harness(FileStack):
-    """Writes the tasks one after the other, and the groups at the end.
+    """Writes the tasks one after another, and the groups at the end.
 
     Args:
       tasks: all that may be written, by name.

@@ -1,4 +1,4 @@
-"""Where fetched files came from, written beside them, and whether they are still the same.
+"""The origin of fetched files, stored with them, and whether they have changed.
 
 `provenance.json` in the folder of a source:
 

@@ -60,7 +60,7 @@ class Source:
         return f"{self.collection}/{self.name}"
 
     def wants(self, path: str) -> bool:
-        """Whether a file upstream is needed: it lies in `start` and matches one of `only`."""
+        """Whether a file of the source is needed: it is in `start` and matches one of `only`."""
         start = f"{self.start.strip('/')}/" if self.start else ""
         inside = path.removeprefix(start)
         return path.startswith(start) and (
@@ -69,7 +69,7 @@ class Source:
 
 
 def restricted(licence: str) -> bool:
-    """Whether the licence forbids some uses, so that the user must say that it suits."""
+    """Whether the licence forbids some uses, so that the user must accept it."""
     return bool(_RESTRICTED.search(licence))
 
 

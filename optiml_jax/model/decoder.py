@@ -128,7 +128,7 @@ def init_adapters(config: DecoderConfig, seed: int, shardings: Any) -> dict[str,
 
 
 def huggingface_form(config: DecoderConfig) -> HuggingFaceForm:
-    """How the architecture of `config` lies in Hugging Face's folders."""
+    """The Hugging Face form of the architecture of `config`."""
     return _ROOMS[config.architecture][1]
 
 
@@ -144,7 +144,7 @@ def huggingface_model_types() -> list[str]:
 
 
 def huggingface_tensors(config: DecoderConfig) -> list[TensorLayout]:
-    """How every parameter of the model lies in Hugging Face's tensors, in their published order."""
+    """The layout of every parameter in Hugging Face's tensors, in their published order."""
     shapes = {}
     for path, variable in nnx.to_flat_state(abstract_model(config)[1]):
         shapes[tuple(map(str, path))] = tuple(variable.shape)

@@ -19,7 +19,7 @@ Shapes = Mapping[tuple[str, ...], tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class TensorLayout:
-    """How one of our parameters lies in Hugging Face's tensors.
+    """The layout of one of our parameters in Hugging Face's tensors.
 
     Attributes:
       path: where it lies in the nested dict of parameters.

@@ -38,8 +38,8 @@ def parameter(value: jax.Array, *axes: str) -> nnx.Param:
 def whole_length(x: jax.Array) -> jax.Array:
     """[B, L, D] with all positions of its rows, where the residual stream is cut along them.
 
-    Called on the input of a block's products: they exchange it once, in the type of the
-    computation, and nothing after them (heads, scores) is laid out anew.
+    Called on the input of a block's products: it is gathered once, in the compute dtype, and
+    nothing after it (heads, scores) is resharded.
     """
     return constrain(constrain(x, *RESIDUAL), "batch", None, None)
 

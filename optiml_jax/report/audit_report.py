@@ -20,7 +20,7 @@ class Example:
 
     Attributes:
       train_id, eval_id: their ids.
-      train, eval: their texts without instruction, each as (before, span, behind).
+      train, eval: their texts without instruction, each as (before, span, after).
     """
 
     train_id: str
@@ -65,9 +65,9 @@ def marked(text: str, ngram: str, rules: AuditWords) -> tuple[str, str, str]:
             begin, end = places[i][0], places[i + len(wanted) - 1][1]
             left = max(0, begin - _MOST_CHARACTERS // 2)
             before = ("…" if left else "") + text[left:begin]
-            behind = text[end : end + _MOST_CHARACTERS // 2]
+            after = text[end : end + _MOST_CHARACTERS // 2]
             more = "…" if len(text) > end + _MOST_CHARACTERS // 2 else ""
-            return before, text[begin:end], behind + more
+            return before, text[begin:end], after + more
     return text[:_MOST_CHARACTERS] + ("…" if len(text) > _MOST_CHARACTERS else ""), "", ""
 
 
@@ -109,9 +109,9 @@ def _plain(text: str) -> str:
 
 
 def _quoted(parts: tuple[str, str, str]) -> str:
-    before, span, behind = map(_plain, parts)
+    before, span, after = map(_plain, parts)
     bold = f" **{span}** " if span else ""
-    return f"{before}{bold}{behind}".strip()
+    return f"{before}{bold}{after}".strip()
 
 
 _PAGE = """<!doctype html>
@@ -154,10 +154,10 @@ def _page(head: Sequence[str], tables: Sequence[Table], sections: Sequence[Secti
             cells += (("evaluation", example.eval_id, example.eval),)
             body.append("<div class=pair>")
             for side, name, parts in cells:
-                before, span, behind = map(html.escape, parts)
+                before, span, after = map(html.escape, parts)
                 span = f"<mark>{span}</mark>" if span else ""
                 what = f"<b>{side} example {html.escape(name)}</b>"
-                body.append(f"<div>{what}\n{before}{span}{behind}</div>")
+                body.append(f"<div>{what}\n{before}{span}{after}</div>")
             body.append("</div>")
     style = (FOLDER / "page.css").read_text("utf-8")
     return _PAGE.format(style=style, body="\n".join(body))

@@ -1,4 +1,4 @@
-"""The table of scores over the clean subset, beside those over all examples."""
+"""The table of scores over the clean subset, next to those over all examples."""
 
 from optiml_jax.evaluate.clean import Clean
 from optiml_jax.evaluate.leaves import Key

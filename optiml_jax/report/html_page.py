@@ -28,7 +28,7 @@ def write_filled(path: str | os.PathLike, template: str, data: Mapping[str, Any]
 
 
 def _embedded(data: Mapping[str, Any]) -> str:
-    """JSON that may stand in a script element: no `</script>`, no `<!--`."""
+    """JSON that is safe in a script element: no `</script>`, no `<!--`."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -1,7 +1,7 @@
 """Prompts and training rows divided into spans: what each is, and which carry loss.
 
 Texts are rendered by `data/prompts.py` and rows laid out by `data/loader.py`; here both are only
-cut up to be looked at. How a span looks is decided in `inspect_terminal.py` and `inspect.html`.
+cut into labelled spans. How a span looks is decided in `inspect_terminal.py` and `inspect.html`.
 """
 
 import dataclasses
@@ -178,7 +178,7 @@ def _spans(
     config: PromptConfig,
 ) -> list[Span]:
     """The spans of the source, with the first `demonstrations`."""
-    before, behind = map(chat.shown, prompt.frame)
+    before, after = map(chat.shown, prompt.frame)
     spans = [Span("instruction", prompt.head)] if prompt.head else []
     for text, demonstration in zip(prompt.demonstrations, demonstrations, strict=False):
         answer = demonstration.target
@@ -194,7 +194,7 @@ def _spans(
         spans.append(Span("instruction", example.instruction))
         body = body[len(example.instruction) :]
     spans += [*_input_spans(body, example), Span("delimiter", delimiter)]
-    spans = [Span("chat", before), *spans, Span("chat", behind)]
+    spans = [Span("chat", before), *spans, Span("chat", after)]
     return [span for span in spans if span.text]
 
 

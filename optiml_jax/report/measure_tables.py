@@ -1,4 +1,4 @@
-"""The measures of a task beside the one that is averaged, and the spread between seeds."""
+"""The measures of a task besides the one that is averaged, and the spread between seeds."""
 
 from collections.abc import Mapping
 

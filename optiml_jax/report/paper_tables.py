@@ -1,4 +1,4 @@
-"""Tables of a paper with evaluations beside the printed numbers.
+"""Tables of a paper with evaluations next to the published numbers.
 
 The columns of a printed table are put together from the evaluation's tasks by the split manifest
 (`published.Wanted`). What a column should have and the evaluation has not - tasks, numbers of

@@ -1,4 +1,4 @@
-"""Printed results of a paper: which numbers stand in which table, and what their columns are.
+"""Published results of a paper: the numbers of each table, and the meaning of its columns.
 
 The facts are in a YAML file whose first lines describe it; here they are read and checked. How they
 are laid out beside an evaluation is in `paper_tables.py`.
@@ -207,7 +207,7 @@ def _numbers(cell: Any, shots: Sequence[int], where: str) -> dict[int, float]:
         raise UserError(f"{where}: {cell!r} has {len(parts)} parts for shots {list(shots)}")
     wrong = [p for p in parts if p != _NOT_PRINTED and not re.fullmatch(r"\d+(\.\d+)?", p)]
     if wrong:
-        raise UserError(f"{where}: {wrong[0]!r} in {cell!r} is no number")
+        raise UserError(f"{where}: {wrong[0]!r} in {cell!r} is not a number")
     return {k: float(p) for k, p in zip(shots, parts, strict=True) if p != _NOT_PRINTED}
 
 

@@ -1,4 +1,4 @@
-"""The tables of one or several evaluations side by side: what stands in which row.
+"""The tables of one or several evaluations side by side: the rows of each.
 
 Numbers are made in `optiml_jax/evaluate/{rollup,statistics}.py`; here they are only laid out. A
 cell from which something is missing is marked, and a note says what.

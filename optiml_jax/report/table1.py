@@ -146,7 +146,7 @@ def table(
     max_examples: Callable[[str], int | None],
     notes: Sequence[str],
 ) -> Table:
-    """Table 1 with the paper's numbers beside ours.
+    """Table 1 with the paper's numbers next to ours.
 
     Args:
       counts: of all tasks.

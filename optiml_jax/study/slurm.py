@@ -59,8 +59,8 @@ def submit(plan: Plan, launch: Launch, arguments: Sequence[str]) -> list[list[st
             waits = [f"afterok:{_sbatch(commands, before, prepare)}"]
         arrays.append(_array(commands, plan, launch, runs, STAGES, waits, arrays))
     if later:
-        behind = [f"afterany:{job}" for job in arrays]
-        arrays.append(_array(commands, plan, launch, later, ("evaluate",), behind, arrays))
+        dependencies = [f"afterany:{job}" for job in arrays]
+        arrays.append(_array(commands, plan, launch, later, ("evaluate",), dependencies, arrays))
     _sbatch(
         commands,
         [f"--job-name=report-{plan.study.name}", f"--dependency=afterany:{':'.join(arrays)}"]

@@ -130,7 +130,7 @@ def train(
             if not saving.finish(step, state, stop.seconds_left(config.grace_seconds)):
                 processes.leave_now(
                     f"step {step} of {config.num_steps} is not saved: time ran out; the same "
-                    f"command goes on from the newest checkpoint in {config.run_dir}"
+                    f"command continues from the newest checkpoint in {config.run_dir}"
                 )
             spent.finish(complete=step == config.num_steps)
         elif step == config.num_steps:

@@ -62,7 +62,7 @@ class StallWatch:
             if wait is not None and time.monotonic() > wait[0]:
                 self._end(
                     f"stalled: {wait[1]}; no progress for {self._seconds:g} s  "
-                    "(TrainConfig.stall_seconds); the same command goes on from the newest "
+                    "(TrainConfig.stall_seconds); the same command continues from the newest "
                     "checkpoint"
                 )
                 return

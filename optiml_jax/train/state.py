@@ -102,7 +102,7 @@ def adapted_state(
     seed: int,
     abstract: TrainState,
 ) -> TrainState:
-    """The state before the first update of new adapters beside `base`."""
+    """The state before the first update of new adapters on `base`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
     adapters = init_adapters(model, seed, shardings)
     return state_from_params(adapters, model, optimizer, abstract, base)

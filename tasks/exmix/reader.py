@@ -2,7 +2,7 @@
 
 A task names its files, and templates that make a prompt and an answer of the columns of a row;
 the format is described at the head of tasks.yaml. Every prompt has one instruction sentence
-(paper, section 2.2), before the text or, where texts are long, behind it.
+(paper, section 2.2), before the text or, where texts are long, after it.
 """
 
 import csv

@@ -21,7 +21,7 @@ _SECONDS_PER_MIB, _SECONDS = 5.0, 120.0  # however slow the disk is: a file that
 
 
 def check(file: str) -> None:
-    """UserError if the file is damaged; every file is looked at once, until it changes."""
+    """UserError if the file is damaged; every file is checked once, until it changes."""
     status = regular_file(file).stat()
     if said := _problem(file, status.st_size, status.st_mtime_ns):
         raise UserError(f"{file} is damaged ({said}); download it again")

@@ -38,7 +38,7 @@ def check_folder(folder: str | os.PathLike) -> None:
     if broken:
         more = f" (and {len(broken) - 1} more broken links)" if len(broken) > 1 else ""
         raise UserError(
-            f"broken link: {broken[0]} -> {broken[0].readlink()}{more}; mend or remove it"
+            f"broken link: {broken[0]} -> {broken[0].readlink()}{more}; fix or remove it"
         )
     if strange:
         shown = ", ".join(strange[:_SHOWN]) + ", ..." * (len(strange) > _SHOWN)

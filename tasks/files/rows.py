@@ -208,7 +208,7 @@ def _splits_in(folder: pathlib.Path) -> dict[str, list[SplitFiles]]:
     """Every split that lies in a folder, in as many ways as it lies there."""
     paths = sorted(folder.iterdir())
     if broken := [p for p in paths if p.is_symlink() and not p.exists()]:
-        raise UserError(f"broken link: {broken[0]} -> {broken[0].readlink()}; mend or remove it")
+        raise UserError(f"broken link: {broken[0]} -> {broken[0].readlink()}; fix or remove it")
     files = [p for p in paths if p.is_file() and format_of(p)]
     chosen = [p for p in files if format_of(p) in _FIRST_CHOICE] or [
         p for p in files if _SPLIT_NAME.fullmatch(_split_of(p))

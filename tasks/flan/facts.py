@@ -137,9 +137,9 @@ class Extractor:
             slots[slot] = value(row, slots)
         answers = slots.pop("answers", [])
         if not isinstance(answers, list):
-            raise UnusableError("answers are no list")
+            raise UnusableError("answers are not a list")
         if any(isinstance(value, list | Mapping) for value in slots.values()):
-            raise UnusableError("a slot's value is no text")
+            raise UnusableError("a slot's value is not a text")
         slots = {slot: str(value) for slot, value in slots.items()}
         options = self._options(row, slots)
         if self._facts.answer_is_option:

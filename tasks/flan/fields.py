@@ -36,7 +36,7 @@ class Value:
         self._many = isinstance(head, list)
         self.paths = head if self._many else [head]
         if not fixed and not (self.paths and all(isinstance(path, str) for path in self.paths)):
-            raise UserError(f"{where}: {spec!r} is no path, list or {{text: ...}}")
+            raise UserError(f"{where}: {spec!r} is not a path, list or {{text: ...}}")
         self._operations = [_operation(o, where) for o in operations]
 
     def __call__(self, row: Row, slots: Mapping[str, str]) -> Any:

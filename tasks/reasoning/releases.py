@@ -68,7 +68,7 @@ def _math(files: Files, drops: Drops) -> Iterator[Record]:
 
 
 def boxed(solution: str) -> str:
-    """What stands in the last \\boxed{} or \\fbox{} of a solution or after "\\boxed ", or ""."""
+    """The content of the last \\boxed{} or \\fbox{} of a solution, or after "\\boxed ", or ""."""
     starts = [*re.finditer(r"\\(?:boxed|fbox)(?: (?=[^ {])|\s*\{)", solution)]
     if not starts:
         return ""

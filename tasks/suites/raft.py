@@ -167,7 +167,7 @@ class Subset:
             label = self.labels[label - 1]
         if label not in self.labels:
             raise UserError(
-                f"{self.files()[0]}, row {number + 1}: {label!r} is no label of {self.name}; "
+                f"{self.files()[0]}, row {number + 1}: {label!r} is not a label of {self.name}; "
                 f"known: {', '.join(self.labels[:5])}, ..."
             )
         shown = [f"{field}: {text}" for field, text in texts.items() if text]

@@ -242,7 +242,7 @@ def test_prepare_says_which_setting_makes_it_work_again(line, tmp_path, caplog):
     for more in ((), ("--gin.PromptConfig.delimiter=ZZZ",)):
         gin.clear_config()
         assert main(["prepare", *arguments, *more]) == 0
-    assert "3 tasks are cached anew: PromptConfig.delimiter was None and is 'ZZZ'" in caplog.text
+    assert "3 tasks are cached again: PromptConfig.delimiter was None and is 'ZZZ'" in caplog.text
 
 
 def test_a_plan_keeps_the_settings_it_was_made_with(line):

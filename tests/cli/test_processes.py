@@ -18,10 +18,11 @@ from optiml_jax.cli.main import main
 MESH = ["--gin.MeshConfig.data=1", "--gin.MeshConfig.tensor=2"]
 
 
-def flags_for(devices: int) -> str:
-    """The flags of this run of the tests (such as the instruction set), for so many devices."""
+def environment(devices: int) -> dict[str, str]:
+    """That of the tests, for so many devices; compiling is most of the time of a process."""
     flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
-    return " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"])
+    flags.append(f"--xla_force_host_platform_device_count={devices}")
+    return {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def alone(verb: str, arguments: list[str]) -> None:
@@ -30,7 +31,7 @@ def alone(verb: str, arguments: list[str]) -> None:
     Not in this one: in the last digit, scores have differed in a process that had run other tests.
     """
     command = [sys.executable, "-m", f"optiml_jax.cli.{verb}", *arguments]
-    subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags_for(2)}, check=True, timeout=900)
+    subprocess.run(command, env=environment(2), check=True, timeout=900)
 
 
 def together(verb: str, arguments: list[str]) -> list[str]:
@@ -46,7 +47,7 @@ def together(verb: str, arguments: list[str]) -> list[str]:
         processes.append(
             subprocess.Popen(
                 [*command, "--gin.Run.distributed=True"],
-                env={**os.environ, "XLA_FLAGS": flags_for(1), **values},
+                env=environment(1) | values,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

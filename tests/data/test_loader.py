@@ -117,7 +117,7 @@ def test_a_plan_too_short_for_the_steps_is_an_error(plan):
 
 def test_a_cache_edited_after_planning_is_an_error_at_once(plan, make_cache):
     make_cache({"two/c": [([7], [8, 2])] * 7})
-    with pytest.raises(UserError, match="task two/c was cached anew"):
+    with pytest.raises(UserError, match="task two/c was cached again"):
         PlanLoader(Plan.load(plan.folder), 8)
 
 

@@ -282,7 +282,7 @@ def test_planning_what_is_not_there_is_an_error(cache, make_cache, tmp_path, ran
 def test_a_plan_refuses_a_task_that_was_cached_anew(cache, make_cache, tmp_path):
     build_plan(cache, TASKS, RATES, "train", config(), tmp_path / "plan")
     make_cache({"one/b": [([7], [8, 2])] * 15})
-    with pytest.raises(UserError, match=r"task one/b was cached anew.*`optiml plan` again"):
+    with pytest.raises(UserError, match=r"task one/b was cached again.*`optiml plan` again"):
         _ = Plan.load(tmp_path / "plan").cached_tasks
 
 

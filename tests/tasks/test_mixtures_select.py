@@ -152,4 +152,4 @@ def test_a_weight_without_data_is_an_error_before_any_work(names, caplog):
         names(many(3), proportions=weights)
     settings = {"tasks": ("one/*", "two/*"), "missing": "renormalise"}
     assert len(names(many(3), proportions=weights, **settings)) == 3
-    assert "there is no task for 'two/*'" in caplog.text
+    assert "no task matches 'two/*'" in caplog.text

@@ -22,7 +22,7 @@ BLOCK = 128  # tokens of a block: large enough for fast products, small enough t
 
 
 class Chunked:
-    """Any platform; rows and blocks one after the other, heads together."""
+    """Any platform; rows and blocks one after another, heads together."""
 
     name = "chunked"
     platforms = ("cpu", "gpu", "tpu")

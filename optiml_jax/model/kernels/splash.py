@@ -33,9 +33,9 @@ class Splash:
         if case.branches:
             return "its segment ids know no branches"
         if case.earlier:
-            return "it does not read a cache beside the row's own keys"
+            return "it does not support a cache besides the row's own keys"
         if case.length % _LANES:
-            return f"the length {case.length} is no multiple of {_LANES}"
+            return f"the length {case.length} is not a multiple of {_LANES}"
         return None
 
     def pays(self, case: Case) -> bool:

@@ -45,7 +45,7 @@ class Triton:
         if case.branches:
             return "its segments know no branches"
         if case.earlier:
-            return "it does not read a cache beside the row's own keys"
+            return "it does not support a cache besides the row's own keys"
         if case.head_dim > 128:
             return f"a head of {case.head_dim} is wider than 128"
         return None

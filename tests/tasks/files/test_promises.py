@@ -29,7 +29,7 @@ def test_a_broken_link_anywhere_in_a_folder_of_data_is_refused(tmp_path, benchma
     link = tmp_path / name
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(tmp_path / "disk" / "unmounted")
-    with pytest.raises(UserError, match=rf"broken link: .*{name} -> .*unmounted; mend or remove"):
+    with pytest.raises(UserError, match=rf"broken link: .*{name} -> .*unmounted; fix or remove"):
         find_sources({benchmark: str(tmp_path)}, MANIFEST)
 
 

@@ -168,7 +168,7 @@ def test_rows_that_cannot_be_used_are_counted(bench, tested):
         "no value of number": 1,
         "no field 'number'": 1,
         "NUL or U+FFFD": 2,
-        "a slot's value is no text": 1,
+        "a slot's value is not a text": 1,
         "warning: repeated record": 2,
     }
 

@@ -245,9 +245,9 @@ def test_rows_without_the_value_are_left_out(spec, row, reason):
     [
         (["a", "shout"], "here: unknown operation 'shout'; known: strip, "),
         (["a", {"replace": ["(", ""]}], "here: replace needs"),
-        ([1], "here: .* is no path"),
-        ({"txt": "x"}, "here: .* is no path"),
-        ([], "here: .* is no path"),
+        ([1], "here: .* is not a path"),
+        ({"txt": "x"}, "here: .* is not a path"),
+        ([], "here: .* is not a path"),
     ],
 )
 def test_values_that_are_not_well_formed(spec, message):

@@ -97,7 +97,7 @@ def test_bad_data(folder):
     with pytest.raises(UserError, match=r"train.csv has 49 rows, not the 50 labelled ones"):
         list(source.read("test", Drops()))
     write_csv(folder, [*ROWS[:49], [*ROWS[0][:3], "Unlabeled", "49"]])
-    with pytest.raises(UserError, match="row 50: 'Unlabeled' is no label of raft/neurips"):
+    with pytest.raises(UserError, match="row 50: 'Unlabeled' is not a label of raft/neurips"):
         list(source.read("test", Drops()))
     write_csv(folder, [*ROWS[:49], ROWS[0][:3]])
     with pytest.raises(UserError, match=r"train.csv, line \d+: 3 cells for 5 columns"):

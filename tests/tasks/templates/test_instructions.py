@@ -34,7 +34,7 @@ def test_every_sentence_is_the_only_one_of_its_kind():
     ("content", "message"),
     [
         ('a: "b"\nc: [d', r"instructions\.yaml is not YAML: .*, line [23]: "),
-        ("- a\n", "is no mapping"),
+        ("- a\n", "is not a mapping"),
         ("a: yes\n", "'a' must be the name of a task with one sentence in quotation marks, not Tr"),
         ("a: ' '\n", "'a' must be the name of a task"),
         ("1: one\n", "1 must be the name of a task"),
