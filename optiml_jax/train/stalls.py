@@ -61,7 +61,7 @@ class StallWatch:
             wait = self._wait
             if wait is not None and time.monotonic() > wait[0]:
                 self._end(
-                    f"stalled: {wait[1]}; no progress for {self._seconds:g} s  "
+                    f"stalled: {wait[1]}; no progress for {self._seconds:g} s "
                     "(TrainConfig.stall_seconds); the same command continues from the newest "
                     "checkpoint"
                 )
