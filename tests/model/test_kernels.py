@@ -161,7 +161,7 @@ def test_flops_count_the_turns_of_tiles():
         ({"dropout": True}, "reference", {"chunked": "drops no"}),
         ({"platform": "tpu"}, "splash", {"triton": "GPUs only"}),
         ({"platform": "tpu", "branches": True}, "chunked", {"splash": "branches"}),
-        ({"platform": "tpu", "length": 200}, "chunked", {"splash": "no multiple of 128"}),
+        ({"platform": "tpu", "length": 200}, "chunked", {"splash": "not a multiple of 128"}),
         ({"platform": "gpu", "capability": (8, 0)}, "triton", {"splash": "TPUs only"}),
         ({"platform": "gpu", "capability": (7, 0)}, "chunked", {"triton": "needs compute"}),
         ({"platform": "gpu", "earlier": 99}, "chunked", {"triton": "cache"}),
