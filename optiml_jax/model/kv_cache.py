@@ -75,10 +75,8 @@ class KVCache:
     def append(self, key: jax.Array, value: jax.Array, mask: DocumentMask) -> "KVCache":
         """The cache with the keys and values [layers, B, Hkv, L, Dh] of a call written in."""
         slots = self.slots(mask)
-        written = (
-            write(buffer, new, slots) for buffer, new in ((self.key, key), (self.value, value))
-        )
-        return self.counted(mask).replace(**dict(zip(("key", "value"), written, strict=True)))
+        key, value = write(self.key, key, slots), write(self.value, value, slots)
+        return self.counted(mask).replace(key=key, value=value)
 
     def counted(self, mask: DocumentMask) -> "KVCache":
         """The cache in which the tokens of a call have slots, but no keys and values yet."""
