@@ -112,7 +112,11 @@ class _Pool:
     def _ready(self, waiting: Sequence[_Job]) -> _Job | None:
         """The next job whose preparation is done and that no other process is running."""
         unfinished = {job.name for job in waiting} | {job.name for job, *_ in self._active}
+        active = [job.of for job, *_ in self._active if isinstance(job.of, Preparation)]
+        written = {preparation.cache for preparation in active}
         for job in waiting:
+            if isinstance(job.of, Preparation) and job.of.cache in written:
+                continue
             if job.needs in unfinished or (job.trained_by and not _is_trained(job)):
                 continue
             if isinstance(job.of, StudyRun) and run_state(job.of).status == "running":

@@ -86,6 +86,11 @@ class Preparation:
     def gin_file(self) -> pathlib.Path:
         return self.folder / "prepare.gin"
 
+    @property
+    def cache(self) -> str:
+        """The cache that it writes, to which one process writes at a time."""
+        return str(self.settings["Run.cache_dir"])
+
     def log(self, verb: str) -> pathlib.Path:
         """The log of a verb."""
         return self.folder / "logs" / f"{verb}.log"

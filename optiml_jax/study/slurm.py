@@ -51,12 +51,17 @@ def submit(plan: Plan, launch: Launch, arguments: Sequence[str]) -> list[list[st
         groups.setdefault(run.prepare if state.stage == "plan" else "", []).append(run)
     commands: list[list[str]] = []
     arrays: list[str] = []
+    writers: dict[str, str] = {}  # cache -> the last job that writes to it
     for key, runs in sorted(groups.items()):
         waits = []
         if key:
+            preparation = plan.preparations[key]
             before = [f"--job-name=prepare-{plan.study.name}", *launch.sbatch_light]
-            prepare = ["prepare", f"--gin_file={plan.preparations[key].gin_file}"]
-            waits = [f"afterok:{_sbatch(commands, before, prepare)}"]
+            if earlier := writers.get(preparation.cache):
+                before.append(f"--dependency=afterany:{earlier}")
+            job = _sbatch(commands, before, ["prepare", f"--gin_file={preparation.gin_file}"])
+            writers[preparation.cache] = job
+            waits = [f"afterok:{job}"]
         arrays.append(_array(commands, plan, launch, runs, STAGES, waits, arrays))
     if later:
         dependencies = [f"afterany:{job}" for job in arrays]

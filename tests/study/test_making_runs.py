@@ -62,6 +62,14 @@ def test_everything_is_made_once_and_a_failure_stops_nothing_else(stand_in):
     assert calls(stand_in) == {"prepare": 1, "plan": 3, "train": 4, "evaluate": 2}
 
 
+def test_preparations_of_one_cache_wait_for_each_other(stand_in):
+    variants = {"all": (), "some": ('Mixture.missing = "renormalise"',)}
+    other = {"other": ('Run.cache_dir = "other"',)}
+    plan = planned(stand_in / "studies", variants=variants | other)
+    assert len(plan.preparations) == 3
+    assert local.make_runs(plan, at_once=3) == []
+
+
 def test_time_left_is_that_of_the_stages_that_others_are_through(stand_in):
     plan = planned(stand_in / "studies", variants={"10": (), "20": ("Mixture.eps = 20",)})
     assert "time left unknown" in verb.summary([plan], Launch())

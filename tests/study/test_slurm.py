@@ -113,6 +113,16 @@ def test_a_preparation_holds_up_its_own_runs_alone_and_evaluations_wait_for_trai
     assert "--dependency=afterany:102:104:105" in last
 
 
+def test_preparations_of_one_cache_wait_for_each_other(cluster):
+    variants = {"all": (), "some": ('Mixture.missing = "renormalise"',)}
+    plan = planned(cluster / "studies", variants=variants)
+    submit(plan, Launch(launcher="slurm"), [])
+    first, _, second, *_ = jobs(cluster)
+    assert "--dependency" not in first
+    assert "--dependency=afterany:101 " in second
+    assert " prepare " in second
+
+
 def test_a_failed_run_stops_no_other_and_a_preempted_one_is_queued_again(cluster):
     marked = ('EvalConfig.separator = "##"',)
     variants = {"666": ("Mixture.eps = 666",), "20": (), "20, ##": marked}
