@@ -180,7 +180,7 @@ class Resampling:
             for column in columns:
                 tasks = [
                     t
-                    for t in self._tree.cells[Key(at.shots, *column)].tasks & cell.tasks
+                    for t in sorted(self._tree.cells[Key(at.shots, *column)].tasks & cell.tasks)
                     if not np.isnan(self.own[t][s])
                 ]
                 for task in tasks:
