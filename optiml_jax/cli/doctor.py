@@ -128,7 +128,8 @@ def _folder(name: str, folder: str) -> Finding:
 
 
 def _vocabulary(run: Run) -> Finding:
-    if is_on_hub(run.vocabulary.partition(":")[2]):
+    kind, _, place = run.vocabulary.partition(":")
+    if kind in ("opt", "huggingface") and is_on_hub(place):
         return ("vocabulary", f"{run.vocabulary}, downloaded from the Hugging Face Hub", False)
     try:
         vocabulary_files(run.vocabulary)

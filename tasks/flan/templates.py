@@ -212,9 +212,11 @@ def literal_patterns(path: pathlib.Path, node: ast.AST | None) -> dict[str, list
     return patterns
 
 
-def literal_lists(path: pathlib.Path, node: ast.AST | None) -> dict[str, list[ast.expr]]:
+def literal_lists(
+    path: pathlib.Path, node: ast.AST | None, name: str = _NAME
+) -> dict[str, list[ast.expr]]:
     """Name -> elements, of a literal dictionary of lists."""
-    expect(path, node, isinstance(node, ast.Dict), f"{_NAME} must be a literal dictionary")
+    expect(path, node, isinstance(node, ast.Dict), f"{name} must be a literal dictionary")
     lists = {}
     for key, value in zip(node.keys, node.values, strict=True):
         expect(path, key or value, is_text(key), "a pattern's name must be a literal text")

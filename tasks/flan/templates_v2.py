@@ -27,6 +27,7 @@ from tasks.flan.templates import (
 ZERO_SHOT = "zs_opt"  # the kind that evaluations show, too
 
 _TEMPLATES = "flan/v2/templates.py"
+_FEW_SHOT = "FEWSHOT_PATTERNS"
 _WITHOUT_OPTIONS = "flan/v2/flan_templates_branched.py"
 _LIST = re.compile(r" \(\{options_\}\)|(?:\n\n|\n| \| | )?\{options_\}|\n{1,2}\{options_str\}")
 _TEXTS = ("inputs", "targets", "inputs_prefix", "targets_prefix", "x_y_delimiter")
@@ -51,7 +52,7 @@ def read_templates_v2(root: pathlib.Path) -> dict[str, list[Template]]:
             )
     path = root / _TEMPLATES
     zero_shot = literal_patterns(path, assigned(path, "PATTERNS"))
-    few_shot = literal_lists(path, assigned(path, "FEWSHOT_PATTERNS"))
+    few_shot = literal_lists(path, assigned(path, _FEW_SHOT), _FEW_SHOT)
     first = read_templates(root / _WITHOUT_OPTIONS)
     return {
         name: [

@@ -36,6 +36,22 @@ def test_versions_devices_and_missing_folders_are_said(tmp_path, capsys, monkeyp
     assert "need attention" in err
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "marked"),
+    [
+        ("checkpoint:checkpoints/gone", True),
+        ("sentencepiece:gone/vocabulary.model", True),
+        ("huggingface:facebook/opt-125m", False),  # a name on the Hub, which is not asked
+    ],
+)
+def test_only_a_model_of_the_hub_needs_no_files_here(capsys, vocabulary, marked):
+    _, out, _ = doctor(
+        capsys, "--gin_file=gin/runs/quickstart.gin", f"--gin.Run.vocabulary={vocabulary}"
+    )
+    (line,) = (line for line in out.splitlines() if line[2:].startswith("vocabulary "))
+    assert line.startswith("!") == marked
+
+
 def test_without_a_gin_file_the_data_folder_is_listed(tmp_path, capsys, monkeypatch):
     (tmp_path / "flan").mkdir()
     monkeypatch.setenv("OPTIML_DATA", str(tmp_path))
