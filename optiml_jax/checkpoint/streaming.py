@@ -57,6 +57,11 @@ class StreamedArray:
         """The index of every piece."""
         return grid(self.shape, self.piece)
 
+    def whole(self) -> np.ndarray:
+        """All of it in memory, for models that fit."""
+        everything = tuple(slice(0, size) for size in self.shape)
+        return self.read(everything).astype(self.dtype, copy=False)
+
 
 def grid(shape: Sequence[int], piece: Sequence[int]) -> Iterator[Index]:
     """The indices that split `shape` into parts of at most shape `piece`, the last axis fastest."""

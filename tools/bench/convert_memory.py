@@ -44,10 +44,8 @@ import jax
 from optiml_jax.checkpoint.conversion import open_weights
 from optiml_jax.checkpoint.manager import CheckpointManager
 from optiml_jax.checkpoint.weights import streamed_params
-def whole(array):
-    return jax.numpy.asarray(array.read(tuple(slice(0, n) for n in array.shape)))
 with open_weights(sys.argv[1]) as weights:
-    params = jax.tree.map(whole, streamed_params(weights, "float16"))
+    params = jax.tree.map(lambda array: array.whole(), streamed_params(weights, "float16"))
 manager = CheckpointManager(pathlib.Path(sys.argv[2]) / "checkpoints", async_save=False)
 manager.save(0, {"params": params}, {"model": weights.config.to_dict()})
 manager.close()

@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from optiml_jax.checkpoint.conversion import open_weights
-from optiml_jax.checkpoint.weights import read_params
+from optiml_jax.checkpoint.weights import Weights, streamed_params
 from optiml_jax.data.vocabulary import load_vocabulary
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.decoding import Prompt, generate
@@ -51,6 +51,13 @@ def gguf_file() -> pathlib.Path | None:
     return None if found is None else next(pathlib.Path(found.origin).parent.glob("*.gguf"))
 
 
+def read_params(weights: Weights) -> Any:
+    """The parameters of a small model, whole and in float32."""
+    return jax.tree.map(
+        lambda array: jax.numpy.asarray(array.whole()), streamed_params(weights, "float32")
+    )
+
+
 class Both:
     """The model twice, ours and transformers', and our vocabulary."""
 
@@ -65,7 +72,7 @@ class Both:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
         with open_weights(str(path)) as weights, tempfile.TemporaryDirectory() as folder:
             self.config = weights.config
-            params = read_params(weights, None, "standard", "float32")
+            params = read_params(weights)
             for name, content in weights.tokenizer.items():
                 (pathlib.Path(folder) / name).write_bytes(content)
             self.vocabulary = load_vocabulary(f"huggingface:{folder}")

@@ -26,7 +26,6 @@ import smollm2
 
 from optiml_jax.checkpoint.conversion import open_weights
 from optiml_jax.checkpoint.huggingface import write_huggingface
-from optiml_jax.checkpoint.weights import read_params
 from optiml_jax.cli.evaluation_tasks import evaluation_task
 from optiml_jax.cli.settings import Evaluate
 from optiml_jax.data.prompts import PromptConfig
@@ -69,7 +68,7 @@ def run_harness(folder: pathlib.Path) -> None:
 def both(data: pathlib.Path, folder: pathlib.Path, rows: int, chat: bool) -> list[EvalTask]:
     """Evaluates here (`folder`/ours) and there (`folder`/out)."""
     with open_weights(str(smollm2.gguf_file())) as weights:
-        config, params = weights.config, read_params(weights, None, "standard", "float32")
+        config, params = weights.config, smollm2.read_params(weights)
         (folder / "tokenizer").mkdir()
         for name, content in weights.tokenizer.items():
             (folder / "tokenizer" / name).write_bytes(content)
