@@ -8,4 +8,4 @@
 set -euo pipefail
 OPTIML_DOCS=1 . "$(dirname "$0")/install.sh"
 ruff check --quiet . && ruff format --quiet --check .
-exec python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10 "$@"
+exec python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=1 --durations=10 "$@"

@@ -56,6 +56,8 @@ def load(folder: pathlib.Path) -> dict[str, Any]:
 def record(folder: pathlib.Path, source_id: str, entry: Mapping[str, Any]) -> None:
     """Records a complete source."""
     with _lock:
+        for leftover in folder.glob(f".{FILE}.*.partial"):  # of a process that was killed here
+            leftover.unlink(missing_ok=True)
         write_json(folder / FILE, {"sources": {**load(folder), source_id: dict(entry)}})
 
 

@@ -161,6 +161,9 @@ def fetch(settings, sources) -> dict[str, str]:
 
 def test_everything_comes_to_its_place_with_its_provenance(setup, server):
     settings, sources = setup
+    of_a_killed_process = settings.root / "bench/two/.provenance.json.1.partial"
+    of_a_killed_process.parent.mkdir(parents=True)
+    of_a_killed_process.touch()
     assert fetch(settings, sources) == {}
     assert fetched(settings.root) == expected(server)
     known = provenance.load(settings.root / "bench/two")["bench/two"]
