@@ -1,9 +1,11 @@
 """`optiml study`: runs or continues a study, and reports its results."""
 
+import collections
+import logging
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import gin
 
@@ -17,12 +19,14 @@ from optiml_jax.report.published import load_all
 from optiml_jax.report.tables import Table, render
 from optiml_jax.study.choice import CHOICE
 from optiml_jax.study.local import make_runs, printed
+from optiml_jax.study.queue import Queue, state_in
 from optiml_jax.study.report import write_report
 from optiml_jax.study.results import unknown_rows
 from optiml_jax.study.runs import Plan, Settings, plan_study, write_runs
 from optiml_jax.study.slurm import submit
-from optiml_jax.study.state import RunState, describe, run_state, seconds_left
+from optiml_jax.study.state import RunState, describe, seconds_left
 
+_log = logging.getLogger(__name__)
 FIGURES = PUBLISHED.with_name("published_figures.yaml")
 
 
@@ -43,33 +47,82 @@ def main() -> int:
         plan = plan_of(study, takes)
         if launch.report or study.name in ended:
             report(plan)
+            if study.name == launch.after and continued_later(plan):
+                return 0
             continue
         write_runs(plan)
         if launch.launcher == "slurm":
-            arguments = [a for a in sys.argv[1:] if a != "study" and "Launch.after=" not in a]
-            if submit(plan, launch, arguments):
-                print(f"{study.name}: submitted; its last job writes the report and continues")
+            if submitted(plan, launch):
                 return 0
             report(plan)
-            continue
-        if launch.launcher == "print":
-            print("\n".join(printed([plan])))
-            continue
-        with one_writer(plan.folder, "optiml study"):
-            begun = time.monotonic()
-            print(f"{study.name}: {study.title}", flush=True)
-            failed = make_runs(
-                plan,
-                launch.at_once or 1,
-                launch.threads,
-                done=lambda plan=plan: print(summary([plan], launch), flush=True),
-            )
-            print(f"{summary([plan], launch)}; {(time.monotonic() - begun) / 60:.1f} min now")
-            report(plan)
-        failures += failed
+        elif launch.launcher == "print":
+            print("\n".join(printed([plan], left_to_slurm(plan, Queue(study.folder)))))
+        else:
+            failures += made_here(plan, launch)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def made_here(plan: Plan, launch: Launch) -> list[str]:
+    """Executes the runs on this machine and writes the report; returns the failures, in words."""
+    queues = {plan.study.folder: Queue(plan.study.folder)}
+
+    def say(more: str = "") -> None:
+        print(f"{summary([plan], launch, queues)}{more}", flush=True)
+
+    with one_writer(plan.folder, "optiml study"):
+        begun = time.monotonic()
+        print(f"{plan.study.name}: {plan.study.title}", flush=True)
+        left = left_to_slurm(plan, queues[plan.study.folder])
+        failed = make_runs(plan, launch.at_once or 1, launch.threads, done=say, elsewhere=left)
+        say(f"; {(time.monotonic() - begun) / 60:.1f} min now")
+        report(plan)
+    return failed
+
+
+def submitted(plan: Plan, launch: Launch) -> bool:
+    """Submits what is neither done nor queued; whether anything is left to wait for."""
+    arguments = [a for a in sys.argv[1:] if a != "study" and "Launch.after=" not in a]
+    with one_writer(plan.study.folder, "optiml study"):
+        done = submit(plan, launch, arguments)
+    name, waiting = plan.study.name, collections.Counter(s.status for s in done.waiting)
+    if waiting:
+        said = " and ".join(f"{n} {status}" for status, n in sorted(waiting.items()))
+        print(f"{name}: {said} already, which are left as they are (--status lists them)")
+    if done.commands:
+        said = f"{len(done.commands)} jobs submitted for {done.runs} runs"
+        print(f"{name}: {said}; the last one writes the report and continues")
+    elif waiting:
+        print(f"{name}: nothing to submit")
+    return bool(done.commands or waiting)
+
+
+def continued_later(plan: Plan) -> bool:
+    """Whether runs of the study were submitted after this job, and so was another last job."""
+    if queued := queued_runs(plan, Queue(plan.study.folder)):
+        print(f"{plan.study.name}: {listed(queued)} came later; the job after them continues")
+    return bool(queued)
+
+
+def left_to_slurm(plan: Plan, queue: Queue) -> dict[pathlib.Path, str]:
+    """`queued_runs`, and says so."""
+    if queue.problem:
+        _log.warning("whether runs are in SLURM's queue is unknown: %s", queue.problem)
+    if queued := queued_runs(plan, queue):
+        print(f"# {plan.study.name}: {listed(queued)} are left to SLURM", flush=True)
+    return queued
+
+
+def queued_runs(plan: Plan, queue: Queue) -> dict[pathlib.Path, str]:
+    """The runs that a job of SLURM is there for: evaluation -> id of the job."""
+    states = {run.evaluation: state_in(queue, plan, run) for run in plan.runs.values()}
+    return {place: state.job.split()[0] for place, state in states.items() if state.job}
+
+
+def listed(queued: Mapping[pathlib.Path, str]) -> str:
+    """Their number, and the ids of the jobs."""
+    return f"{len(queued)} runs (jobs {', '.join(queued.values())})"
 
 
 def read_studies() -> list[tuple[Study, tuple[str, ...]]]:
@@ -123,23 +176,32 @@ def missing_choices(study: Study, takes: Sequence[str]) -> list[str]:
 def show_status(studies: Sequence[tuple[Study, tuple[str, ...]]], launch: Launch) -> None:
     """Prints the progress of every run, and the time left."""
     plans, rows, waiting = [], [], []
+    queues = {folder: Queue(folder) for folder in {study.folder for study, _ in studies}}
     for study, takes in studies:
         if missing := missing_choices(study, takes):
             waiting.append(f"{study.name} waits for the choice of {', '.join(missing)}")
             continue
         plans.append(plan_of(study, takes))
         for (variant, seed), run in plans[-1].runs.items():
-            state = describe(run_state(run), run.num_steps)
+            state = describe(state_in(queues[study.folder], plans[-1], run), run.num_steps)
             rows.append((study.name, variant, str(seed), state, str(run.folder)))
+    waiting += [
+        f"{q.problem}: jobs in {q.file} are not shown" for q in queues.values() if q.problem
+    ]
     columns = ("study", "variant", "seed", "state", "folder")
     print(render(Table("Runs", columns, tuple(rows), 5, tuple(waiting)), "terminal"))
-    print(summary(plans, launch))
+    print(summary(plans, launch, queues))
 
 
-def summary(plans: Sequence[Plan], launch: Launch) -> str:
-    """The number of finished runs, and the time left; a run shared by studies counts once."""
-    runs = {run.evaluation: run for plan in plans for run in plan.runs.values()}
-    states = {place: run_state(run) for place, run in runs.items()}
+def summary(plans: Sequence[Plan], launch: Launch, queues: Mapping[str, Queue]) -> str:
+    """The number of finished runs, and the time left; a run shared by studies counts once.
+
+    Args:
+      queues: by `Study.folder`.
+    """
+    pairs = [(plan, run) for plan in plans for run in plan.runs.values()]
+    runs = {run.evaluation: run for _, run in pairs}
+    states = {r.evaluation: state_in(queues[plan.study.folder], plan, r) for plan, r in pairs}
     counts = {}
     for state in states.values():
         counts[state.status] = counts.get(state.status, 0) + 1

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from optiml_jax.study.runs import Plan, Preparation, StudyRun
@@ -35,7 +35,11 @@ class _Job:
 
 
 def make_runs(
-    plan: Plan, at_once: int = 1, threads: int = 0, done: Callable[[], None] = lambda: None
+    plan: Plan,
+    at_once: int = 1,
+    threads: int = 0,
+    done: Callable[[], None] = lambda: None,
+    elsewhere: Collection[pathlib.Path] = (),
 ) -> list[str]:
     """Executes the unfinished runs, and continues if some fail.
 
@@ -44,6 +48,7 @@ def make_runs(
       at_once: number of concurrent runs.
       threads: CPU threads of one run; 0: all.
       done: called after each finished run.
+      elsewhere: evaluations of runs that are left to others.
 
     Returns:
       The failures, in words.
@@ -51,12 +56,14 @@ def make_runs(
     Raises:
       KeyboardInterrupt: SIGINT or SIGTERM; the child processes have ended.
     """
-    return _Pool(at_once, threads, done).make(_jobs(plan))
+    return _Pool(at_once, threads, done).make(_jobs(plan, elsewhere))
 
 
-def _jobs(plan: Plan) -> list[_Job]:
+def _jobs(plan: Plan, elsewhere: Collection[pathlib.Path]) -> list[_Job]:
     jobs, needed, trained_by = [], {}, {}
     for (variant, seed), run in plan.runs.items():
+        if run.evaluation in elsewhere:
+            continue
         state = run_state(run)
         if state.status == "done" and not state.failed_tasks:
             continue
@@ -213,11 +220,11 @@ class _interrupted_by_sigterm:  # noqa: N801 - used as a function
         signal.signal(signal.SIGTERM, self._before)
 
 
-def printed(plans: Sequence[Plan]) -> list[str]:
-    """The commands of the unfinished runs, in a valid order."""
+def printed(plans: Sequence[Plan], elsewhere: Collection[pathlib.Path] = ()) -> list[str]:
+    """The commands of the unfinished runs that are not left to others, in a valid order."""
     lines: list[str] = []
     for plan in plans:
-        if jobs := _jobs(plan):
+        if jobs := _jobs(plan, elsewhere):
             lines.append(f"# {plan.study.name}: {plan.study.title}".rstrip(": "))
         for job, verb in itertools.chain.from_iterable(((j, v) for v in j.verbs) for j in jobs):
             lines.append(f"optiml {verb} --gin_file={job.of.gin_file}")

@@ -2,9 +2,10 @@
 
 An array's tasks are runs; each plans, trains and evaluates through launch/slurm_gpu.sbatch, which
 requeues itself after a time limit or failure. The last job is `optiml study` itself: it writes the
-report, and submits the next study of a chain.
+report, and submits the next study of a chain. What is queued already (queue.py) is left alone.
 """
 
+import dataclasses
 import logging
 import pathlib
 import shlex
@@ -12,93 +13,159 @@ import subprocess
 from collections.abc import Sequence
 
 from optiml_jax.errors import UserError
+from optiml_jax.study.queue import Job, Kind, Queue, state_in
 from optiml_jax.study.runs import Plan, StudyRun
 from optiml_jax.study.spec import Launch
-from optiml_jax.study.state import STAGES, run_state
+from optiml_jax.study.state import STAGES, RunState
 
 logger = logging.getLogger(__name__)
 SCRIPT = "launch/slurm_gpu.sbatch"
 
 
-def submit(plan: Plan, launch: Launch, arguments: Sequence[str]) -> list[list[str]]:
-    """Submits the unfinished runs.
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """What `submit` did.
+
+    Attributes:
+      commands: of `sbatch`.
+      runs: number of runs that were submitted.
+      waiting: states of those that were left alone because they are queued or running.
+    """
+
+    commands: list[list[str]]
+    runs: int
+    waiting: list[RunState]
+
+
+def submit(plan: Plan, launch: Launch, arguments: Sequence[str]) -> Submission:
+    """Submits the runs that are neither done nor queued nor running.
 
     Runs with different preparations are in different arrays, so that a failed preparation stops no
-    other run; further evaluations of a training are in a later array.
+    other run; further evaluations of a training are in a later array. Called by one process of a
+    shared folder at a time.
 
     Args:
       plan: its gin files have been written.
       launch: options of `sbatch`.
       arguments: of this `optiml study` command, which the last job repeats.
 
-    Returns:
-      The commands; none if everything is done or running.
-
     Raises:
-      UserError: `sbatch` is missing or rejects a job.
+      UserError: `sbatch` is missing or rejects a job, or `squeue` cannot be asked about jobs of
+        earlier calls.
     """
-    states = {run.evaluation: (run, run_state(run)) for run in plan.runs.values()}
-    pending = [(r, s) for r, s in states.values() if s.status not in ("done", "running")]
-    if not pending:
-        return []
-    groups: dict[str, list[StudyRun]] = {}
-    later, trained = [], set()
-    for run, state in pending:
-        if state.stage in ("plan", "train") and run.folder in trained:
-            later.append(run)
-            continue
-        trained.add(run.folder)
-        groups.setdefault(run.prepare if state.stage == "plan" else "", []).append(run)
-    commands: list[list[str]] = []
-    arrays: list[str] = []
-    writers: dict[str, str] = {}  # cache -> the last job that writes to it
-    for key, runs in sorted(groups.items()):
-        waits = []
-        if key:
-            preparation = plan.preparations[key]
-            before = [f"--job-name=prepare-{plan.study.name}", *launch.sbatch_light]
-            if earlier := writers.get(preparation.cache):
-                before.append(f"--dependency=afterany:{earlier}")
-            job = _sbatch(commands, before, ["prepare", f"--gin_file={preparation.gin_file}"])
-            writers[preparation.cache] = job
-            waits = [f"afterok:{job}"]
-        arrays.append(_array(commands, plan, launch, runs, STAGES, waits, arrays))
-    if later:
-        dependencies = [f"afterany:{job}" for job in arrays]
-        arrays.append(_array(commands, plan, launch, later, ("evaluate",), dependencies, arrays))
-    _sbatch(
-        commands,
-        [f"--job-name=report-{plan.study.name}", f"--dependency=afterany:{':'.join(arrays)}"]
-        + list(launch.sbatch_light),
-        ["study", *arguments, f"--gin.Launch.after={plan.study.name}"],
-    )
-    return commands
+    queue = Queue(plan.study.folder)
+    if queue.problem:
+        raise UserError(
+            f"{queue.problem}; without it jobs of an earlier command would be submitted twice, so "
+            f"nothing was submitted. Try again; or, once they are gone, remove {queue.file}"
+        )
+    return _Submitter(plan, launch, queue).submit(arguments)
 
 
-def _array(
-    commands: list[list[str]],
-    plan: Plan,
-    launch: Launch,
-    runs: Sequence[StudyRun],
-    verbs: Sequence[str],
-    waits: Sequence[str],
-    earlier: Sequence[str],
-) -> str:
-    """Submits one array job; returns its id.
+class _Submitter:
+    """One call of `submit`."""
 
-    Args:
-      waits: dependencies.
-      earlier: arrays of this study: with a limit on concurrent runs they run one after another.
-    """
-    limit = f"%{launch.at_once}" if launch.at_once else ""
-    if limit and earlier:
-        waits = [*waits, f"afterany:{earlier[-1]}"]
-    options = [f"--job-name={plan.study.name}", f"--array=0-{len(runs) - 1}{limit}"]
-    if waits:  # jobs that depend on a failed preparation leave the queue
-        options += [f"--dependency={','.join(dict.fromkeys(waits))}", "--kill-on-invalid-dep=yes"]
-    place = _links(plan, [run.gin_file for run in runs])
-    words = [",".join(verbs), f"--gin_file={place}/%a.gin"]
-    return _sbatch(commands, [*options, *launch.sbatch], words)
+    def __init__(self, plan: Plan, launch: Launch, queue: Queue):
+        self._plan, self._launch, self._queue = plan, launch, queue
+        self._commands: list[list[str]] = []
+        self._arrays: list[str] = []  # ids of jobs that the report waits for
+        self._writers = queue.writers()
+
+    def submit(self, arguments: Sequence[str]) -> Submission:
+        states = {
+            run.evaluation: (run, state_in(self._queue, self._plan, run))
+            for run in self._plan.runs.values()
+        }
+        waiting = [state for _, state in states.values() if state.status in ("queued", "running")]
+        pending = [(run, state) for run, state in states.values() if _is_pending(state)]
+        entries = [self._queue.entry(run.gin_file) for run, _ in states.values()]
+        self._arrays += dict.fromkeys(entry.number for entry in entries if entry)
+        self._submit_runs(pending)
+        if self._arrays and (pending or not self._queue.has_report(self._plan.study.name)):
+            self._submit_report(arguments)
+        return Submission(self._commands, len(pending), waiting)
+
+    def _submit_runs(self, pending: Sequence[tuple[StudyRun, RunState]]) -> None:
+        groups: dict[str, list[StudyRun]] = {}
+        later, after, trained = [], [], set()
+        for run, state in pending:
+            training = self._queue.training(run.folder)
+            if state.stage in ("plan", "train") and (run.folder in trained or training):
+                later.append(run)
+                after += training
+                continue
+            trained.add(run.folder)
+            groups.setdefault(run.prepare if state.stage == "plan" else "", []).append(run)
+        for key, runs in sorted(groups.items()):
+            waits = [f"afterok:{self._preparation(key)}"] if key else []
+            self._array("runs", runs, STAGES, waits)
+            after.append(self._arrays[-1])
+        if later:
+            waits = [f"afterany:{job}" for job in dict.fromkeys(after)]
+            self._array("evaluations", later, ("evaluate",), waits)
+
+    def _preparation(self, key: str) -> str:
+        """Id of the job that makes a preparation: one that is queued, or a new one."""
+        preparation = self._plan.preparations[key]
+        if queued := self._queue.entry(preparation.gin_file):
+            return queued.number
+        options = [f"--job-name=prepare-{self._plan.study.name}", *self._launch.sbatch_light]
+        if earlier := self._writers.get(preparation.cache):
+            options.append(f"--dependency=afterany:{earlier}")
+        files = [preparation.gin_file]
+        words = ["prepare", f"--gin_file={preparation.gin_file}"]
+        job = self._sbatch("prepare", options, words, files, preparation.cache)
+        self._writers[preparation.cache] = job
+        return job
+
+    def _array(
+        self, kind: Kind, runs: Sequence[StudyRun], verbs: Sequence[str], waits: Sequence[str]
+    ) -> None:
+        """Submits one array job.
+
+        Args:
+          waits: dependencies. With a limit on concurrent runs, arrays run one after another too.
+        """
+        limit = f"%{self._launch.at_once}" if self._launch.at_once else ""
+        if limit and self._arrays:
+            waits = [*waits, f"afterany:{self._arrays[-1]}"]
+        name = self._plan.study.name
+        options = [f"--job-name={name}", f"--array=0-{len(runs) - 1}{limit}"]
+        if waits:  # jobs that depend on a failed preparation leave the queue
+            dependencies = ",".join(dict.fromkeys(waits))
+            options += [f"--dependency={dependencies}", "--kill-on-invalid-dep=yes"]
+        files = [run.gin_file for run in runs]
+        words = [",".join(verbs), f"--gin_file={_links(self._plan, files)}/%a.gin"]
+        self._arrays.append(self._sbatch(kind, [*options, *self._launch.sbatch], words, files))
+
+    def _submit_report(self, arguments: Sequence[str]) -> None:
+        name = self._plan.study.name
+        options = [f"--job-name=report-{name}", f"--dependency=afterany:{':'.join(self._arrays)}"]
+        words = ["study", *arguments, f"--gin.Launch.after={name}"]
+        self._sbatch("report", [*options, *self._launch.sbatch_light], words)
+
+    def _sbatch(
+        self,
+        kind: Kind,
+        options: Sequence[str],
+        arguments: Sequence[str],
+        files: Sequence[pathlib.Path] = (),
+        cache: str = "",
+    ) -> str:
+        """Submits one job and notes it in the queue; returns its id."""
+        command = ["sbatch", "--parsable", *options, SCRIPT, *arguments]
+        number, _, cluster = _output(command).partition(";")
+        logger.info("job %s: %s", number, shlex.join(command))
+        self._commands.append(command)
+        study = self._plan.study.name
+        self._queue.add(Job(number, study, kind, tuple(map(str, files)), cluster, cache))
+        return number
+
+
+def _is_pending(state: RunState) -> bool:
+    if state.status == "done":
+        return state.failed_tasks > 0
+    return state.status not in ("queued", "running")
 
 
 def _links(plan: Plan, files: Sequence[pathlib.Path]) -> pathlib.Path:
@@ -113,10 +180,8 @@ def _links(plan: Plan, files: Sequence[pathlib.Path]) -> pathlib.Path:
     return place
 
 
-def _sbatch(commands: list[list[str]], options: Sequence[str], arguments: Sequence[str]) -> str:
-    """Submits one job; returns its id."""
-    command = ["sbatch", "--parsable", *options, SCRIPT, *arguments]
-    commands.append(command)
+def _output(command: Sequence[str]) -> str:
+    """What `sbatch` prints."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as e:
@@ -128,6 +193,4 @@ def _sbatch(commands: list[list[str]], options: Sequence[str], arguments: Sequen
         raise UserError(
             f"{shlex.join(command)} exited with {done.returncode}: {said[0] if said else '-'}"
         )
-    number = done.stdout.strip().split(";")[0]
-    logger.info("job %s: %s", number, shlex.join(command))
-    return number
+    return done.stdout.strip()

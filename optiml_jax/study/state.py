@@ -27,7 +27,7 @@ _STARTED = re.compile(
 _ENDED = re.compile(rf"{re.escape(_MARK)} (?P<time>\S+) optiml \w+ ended with (?P<status>-?\d+)")
 _STEP = re.compile(r"step (\d+)/(\d+):")
 
-Status = Literal["done", "running", "failed", "stopped", "waiting"]
+Status = Literal["done", "running", "queued", "failed", "stopped", "waiting"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,12 @@ class RunState:
 
     Attributes:
       stage: the first unfinished one of `STAGES`; "" if all are done.
-      status: of that stage. "stopped": it was started but no process is running it.
+      status: of that stage. "stopped": it was started but no process is running it; "queued": a job
+        of SLURM waits that will continue it.
       step: the last known training step.
-      reason: of a failure.
+      reason: of the last failure.
       failed_tasks: of a finished evaluation, how many (task, shots) have no score.
+      job: of SLURM that is in its queue for this run, and why it waits.
     """
 
     stage: str
@@ -47,6 +49,7 @@ class RunState:
     step: int = 0
     reason: str = ""
     failed_tasks: int = 0
+    job: str = ""
 
 
 def run_state(run: StudyRun) -> RunState:
@@ -58,7 +61,7 @@ def run_state(run: StudyRun) -> RunState:
     finished, failed = _evaluated(run)
     if not finished or (failed and log_of(run.log("evaluate")).running):
         return _unfinished(run, "evaluate")
-    return RunState("", "done", run.num_steps, failed_tasks=failed)
+    return RunState("", "done", run.num_steps, "; ".join(failed[:1]), len(failed))
 
 
 def _planned(run: StudyRun) -> bool:
@@ -76,13 +79,18 @@ def _trained(run: StudyRun) -> bool:
     return True
 
 
-def _evaluated(run: StudyRun) -> tuple[bool, int]:
-    """Whether every (task, shots) was attempted, and how many failed."""
+def _evaluated(run: StudyRun) -> tuple[bool, list[str]]:
+    """Whether every (task, shots) was attempted, and why which failed."""
     folder = RunFolder(run.evaluation)
     if not (run.evaluation / "tasks.json").exists():
-        return False, 0
-    cells = [folder.status(info, k)[0] for info in folder.load()[1] for k in info.shots]
-    return "missing" not in cells, cells.count("failed")
+        return False, []
+    cells = [
+        (f"{info.task} at {shots} shots", *folder.status(info, shots))
+        for info in folder.load()[1]
+        for shots in info.shots
+    ]
+    failed = [f"{cell}: {reason}" for cell, status, reason in cells if status == "failed"]
+    return all(status != "missing" for _, status, _ in cells), failed
 
 
 def _unfinished(run: StudyRun, stage: str) -> RunState:
@@ -91,8 +99,7 @@ def _unfinished(run: StudyRun, stage: str) -> RunState:
     claimed = {"plan": run.folder / "plan", "train": run.folder, "evaluate": run.evaluation}[stage]
     if log.running or writer_of(claimed, f"optiml {stage}"):
         return RunState(stage, "running", step)
-    # Ctrl-C and SIGTERM are not failures.
-    if log.status not in (None, 0, interrupt.STOPPED, 130, -15, 143):
+    if log.failed:
         return RunState(stage, "failed", step, log.reason)
     return RunState(stage, "stopped" if log.starts else "waiting", step)
 
@@ -126,6 +133,11 @@ class Log:
     reason: str = ""
     step: int = 0
 
+    @property
+    def failed(self) -> bool:
+        """Whether the last start ended with an error, which Ctrl-C and SIGTERM are not."""
+        return self.status not in (None, 0, interrupt.STOPPED, 130, -15, 143)
+
 
 def started(verb: str, pid: int) -> str:
     """The log line at the start of a verb."""
@@ -146,7 +158,7 @@ def log_of(file: pathlib.Path) -> Log:
     starts, status, seconds, reason, step, begun = 0, None, 0.0, "", 0, None
     for line in text.splitlines():
         if found := _STARTED.match(line):
-            begun, status, starts = found, None, starts + 1
+            begun, status, starts, reason = found, None, starts + 1, ""
         elif (found := _ENDED.match(line)) and begun is not None:
             status = int(found["status"])
             seconds += (_time(found["time"]) - _time(begun["time"])).total_seconds()
@@ -208,12 +220,16 @@ def _mean_rate(stage: str, pairs: list[tuple[StudyRun, RunState]]) -> float | No
 
 def describe(state: RunState, num_steps: int) -> str:
     """The state in words."""
+    why = f": {state.reason}" if state.reason else ""
     if state.status == "done":
-        lost = f", {state.failed_tasks} task x shots failed" if state.failed_tasks else ""
-        return f"done{lost}"
+        return (
+            f"done, {state.failed_tasks} task x shots failed{why}" if state.failed_tasks else "done"
+        )
     at = f" at step {state.step}/{num_steps}" if state.stage == "train" and state.step else ""
-    why = f": {state.reason}" if state.status == "failed" else ""
-    return f"{state.stage} {state.status}{at}{why}"
+    job = f" as job {state.job}" if state.job else ""
+    if state.status in ("queued", "running") and why:
+        why = f"; it failed before{why}"
+    return f"{state.stage} {state.status}{at}{job}{why}"
 
 
 def _now() -> str:

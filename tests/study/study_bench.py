@@ -26,6 +26,9 @@ verb, gin = sys.argv[1], pathlib.Path(sys.argv[2].removeprefix("--gin_file=")).r
 state, folder = pathlib.Path(os.environ["STATE"]), gin.parent
 with (state / "calls").open("a") as calls:
     calls.write(f"{verb} {folder.name}\\n")
+if verb == "prepare" and (state / "no_data").exists():
+    print("error: no data")
+    sys.exit(2)
 if verb == "prepare":  # one writer for each cache
     (cache,) = re.findall(r"Run.cache_dir = '(.*)'", gin.read_text())
     writer = state / f"writer of {cache}"

@@ -16,6 +16,7 @@ from study_bench import VERBS, planned
 from optiml_jax.cli import study as verb
 from optiml_jax.files import write_sealed
 from optiml_jax.study import local
+from optiml_jax.study.queue import Queue
 from optiml_jax.study.spec import Launch
 from optiml_jax.study.state import STAGES, describe, log_of, run_state
 
@@ -72,7 +73,8 @@ def test_preparations_of_one_cache_wait_for_each_other(stand_in):
 
 def test_time_left_is_that_of_the_stages_that_others_are_through(stand_in):
     plan = planned(stand_in / "studies", variants={"10": (), "20": ("Mixture.eps = 20",)})
-    assert "time left unknown" in verb.summary([plan], Launch())
+    queues = {plan.study.folder: Queue(plan.study.folder)}
+    assert "time left unknown" in verb.summary([plan], Launch(), queues)
     for (variant, _), run in plan.runs.items():
         for stage, seconds in zip(STAGES, (10, 100, 40), strict=True):
             log = run.folder / "logs" / f"{stage}.log"
@@ -93,7 +95,7 @@ def test_time_left_is_that_of_the_stages_that_others_are_through(stand_in):
     (first.folder / "checkpoints/4").mkdir(parents=True)
     first.evaluation.mkdir(parents=True)
     write_sealed(first.evaluation / "tasks.json", {"run": {}, "tasks": []})
-    said = verb.summary([plan], Launch())
+    said = verb.summary([plan], Launch(), queues)
     assert said == "2 runs: 1 done, 1 waiting; about 2 min left"  # 140 s
     (second.folder / "logs/train.log").write_text("\n".join(lines) + "\n")  # stopped at step 1 of 4
     assert run_state(second).status == "stopped"

@@ -1,6 +1,8 @@
 """Studies under SLURM: a stand-in for `sbatch` takes the jobs, and the jobs' own script runs them.
 
-srun, scontrol and the verbs are stand-ins too (study_bench.py).
+srun, scontrol and the verbs are stand-ins too (study_bench.py). `squeue` prints what a test puts
+into the queue. Its lines, and its answer to an id that it does not know, are those of SLURM 22.05
+for such jobs.
 """
 
 import os
@@ -12,11 +14,14 @@ import sys
 import pytest
 from study_bench import VERBS, planned
 
+from optiml_jax.cli import study as verb
 from optiml_jax.errors import UserError
+from optiml_jax.study import local
+from optiml_jax.study.queue import Queue, state_in
 from optiml_jax.study.runs import Plan
 from optiml_jax.study.slurm import submit
 from optiml_jax.study.spec import Launch
-from optiml_jax.study.state import describe, run_state
+from optiml_jax.study.state import STAGES, describe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SBATCH = """#!/usr/bin/env bash
@@ -24,6 +29,14 @@ echo "$*" >>"$STATE/jobs"
 [ -z "${REFUSES-}" ] || { echo "sbatch: error: invalid partition" >&2; exit 1; }
 echo "$((100 + $(wc -l <"$STATE/jobs")));cluster"
 """
+SQUEUE = """#!/usr/bin/env bash
+[ -z "${DOWN-}" ] || { echo "$DOWN" >&2; exit 1; }
+for word; do case $word in --jobs=*) asked=${word#--jobs=} ;; esac; done
+found=$(grep -E "^(${asked//,/|})(_[0-9]+)?[|]" "$STATE/queue")
+[[ -n $found || $asked == *,* ]] || { echo "$JOB_IS_UNKNOWN" >&2; exit 1; }
+echo "$found"
+"""
+JOB_IS_UNKNOWN = "slurm_load_jobs error: Invalid job id specified"
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
 SLURM_PROCID=0 exec "$@"
@@ -42,6 +55,7 @@ def cluster(tmp_path, monkeypatch):
     (tmp_path / "verbs.py").write_text(VERBS)
     programs = {
         "sbatch": SBATCH,
+        "squeue": SQUEUE,
         "srun": SRUN,
         "scontrol": '#!/usr/bin/env bash\necho "$*" >>"$STATE/requeued"\n',
         "optiml": f'#!/usr/bin/env bash\nexec {sys.executable} "$STATE/verbs.py" "$@"\n',
@@ -50,6 +64,8 @@ def cluster(tmp_path, monkeypatch):
     for name, text in programs.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "queue").touch()
+    monkeypatch.setenv("JOB_IS_UNKNOWN", JOB_IS_UNKNOWN)
     monkeypatch.setenv("STATE", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -69,9 +85,15 @@ def run_job(folder: pathlib.Path, job: str, number: int = 0, restarts: int = 0) 
     return subprocess.run(command, env=os.environ | slurm, capture_output=True).returncode
 
 
+def put_into_queue(folder: pathlib.Path, *lines: str) -> None:
+    (folder / "queue").write_text("".join(f"{line}\n" for line in lines))
+
+
 def states(plan: Plan) -> dict[str, str]:
+    queue = Queue(plan.study.folder)
     return {
-        variant: describe(run_state(run), run.num_steps) for (variant, _), run in plan.runs.items()
+        variant: describe(state_in(queue, plan, run), run.num_steps)
+        for (variant, _), run in plan.runs.items()
     }
 
 
@@ -147,7 +169,110 @@ def test_a_failed_run_stops_no_other_and_a_preempted_one_is_queued_again(cluster
     assert states(plan)["20, ##"] == "done"
     assert (cluster / "requeued").read_text() == "requeue 201\n"
     # Submitting again submits what failed, which is planned already.
-    assert submit(plan, launch, [])[0][-2:] == [
+    assert submit(plan, launch, []).commands[0][-2:] == [
         "plan,train,evaluate",
         f"--gin_file={plan.folder}/array/2/%a.gin",
     ]
+
+
+QUEUED = ["101|RUNNING|None", *(f"102_{i}|PENDING|Dependency" for i in range(3))]
+
+
+def test_what_is_queued_or_running_is_not_submitted_again(cluster, capsys):
+    plan, launch = planned(cluster / "studies"), Launch(launcher="slurm")
+    assert verb.submitted(plan, launch)
+    assert "eps: 3 jobs submitted for 3 runs; the last one" in capsys.readouterr().out
+    put_into_queue(cluster, *QUEUED, "103|PENDING|Dependency")
+    assert verb.submitted(plan, launch)
+    assert "3 queued already, which are left as they are" in capsys.readouterr().out
+    assert len(jobs(cluster)) == 3
+    assert states(plan)["20"] == "plan queued as job 102_1 (Dependency)"
+    # One is done, one runs, one was cancelled.
+    prepare, array, _ = jobs(cluster)
+    assert run_job(cluster, prepare) == run_job(cluster, array, 0) == 0
+    put_into_queue(cluster, "102_1|RUNNING|None", "103|PENDING|Dependency")
+    found = {"10": "done", "20": "plan running as job 102_1", "40": "plan waiting"}
+    assert states(plan) == found
+    assert local.printed([plan], verb.left_to_slurm(plan, Queue(plan.study.folder)))[2:] == [
+        f"optiml {v} --gin_file={plan.runs['40', 1234].gin_file}" for v in STAGES
+    ]
+    assert "1 runs (jobs 102_1) are left to SLURM" in capsys.readouterr().out
+    done = submit(plan, launch, [])
+    assert (done.runs, [state.status for state in done.waiting]) == (1, ["running"])
+    assert "--array=0-0" in jobs(cluster)[4]
+    assert "--dependency=afterany:102:105 " in jobs(cluster)[5]
+    (link,) = (plan.folder / "array/1").iterdir()
+    assert link.resolve() == plan.runs["40", 1234].gin_file.resolve()
+    # Nothing is left in the queue or to do.
+    put_into_queue(cluster)
+    for words, number in ((array, 1), (jobs(cluster)[4], 0)):
+        assert run_job(cluster, words, number) == 0
+    assert not verb.submitted(plan, launch)
+    assert len(jobs(cluster)) == 6
+
+
+def test_a_report_that_was_not_submitted_follows_and_an_earlier_one_does_not_continue(cluster):
+    plan, launch = planned(cluster / "studies"), Launch(launcher="slurm")
+    submit(plan, launch, [])
+    put_into_queue(cluster, *QUEUED)
+    submit(plan, launch, [])
+    assert len(jobs(cluster)) == 4
+    assert "--dependency=afterany:102 " in jobs(cluster)[3]
+    assert verb.continued_later(plan)
+    put_into_queue(cluster)
+    assert not verb.continued_later(plan)
+
+
+def test_new_variants_wait_for_the_preparations_and_trainings_that_are_queued(cluster):
+    launch = Launch(launcher="slurm", at_once=1)
+    submit(planned(cluster / "studies", variants={"20": ()}), launch, [])
+    put_into_queue(cluster, "101|PENDING|Priority", "102_0|PENDING|Dependency")
+    other = {"separator": ('EvalConfig.separator = "##"',), "40": ("Mixture.eps = 40",)}
+    other["cache"] = ('Mixture.missing = "renormalise"',)
+    plan = planned(cluster / "studies", name="other", variants={"20": ()} | other)
+    submit(plan, launch, [])
+    *_, report = added = jobs(cluster)[3:]
+    prepares, arrays = ([j for j in added if word in j] for word in (" prepare ", "--array="))
+    assert len(prepares) == 1
+    assert "--dependency=afterany:101 " in prepares[0]  # one after another into one cache
+    waits = [job.split("--dependency=")[1].split()[0] for job in arrays]
+    assert "afterok:101,afterany:102" in waits  # with at most one run at once
+    assert any(
+        w.startswith("afterany:102_0,")
+        for w, j in zip(waits, arrays, strict=True)
+        if " evaluate " in j
+    )
+    assert "afterany:102:" in report
+
+
+def test_without_squeue_nothing_is_submitted_twice(cluster, monkeypatch, capsys):
+    plan, launch = planned(cluster / "studies"), Launch(launcher="slurm")
+    monkeypatch.setenv("DOWN", "slurm_load_jobs error: Unable to contact slurm controller")
+    submit(plan, launch, [])  # the first time there is nothing to ask about
+    message = "squeue exited with 1: .*Unable to contact.*nothing was submitted.*remove .*jobs.json"
+    with pytest.raises(UserError, match=message):
+        submit(plan, launch, [])
+    assert len(jobs(cluster)) == 3
+    monkeypatch.setattr(verb, "plan_of", lambda study, takes: plan)
+    verb.show_status([(plan.study, ())], launch)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Unable to contact slurm controller: jobs in" in said
+    assert "3 runs: 3 waiting" in said
+    monkeypatch.delenv("DOWN")
+    put_into_queue(cluster, *QUEUED)
+    verb.show_status([(plan.study, ())], launch)
+    said = capsys.readouterr().out
+    assert "plan queued as job 102_2 (Dependency)" in said
+    assert "3 runs: 3 queued" in said
+    (plan.folder.parent / "jobs.json").write_text("{")
+    with pytest.raises(UserError, match=r"jobs.json.*check with squeue that no job of these"):
+        submit(plan, launch, [])
+
+
+def test_runs_whose_preparation_failed_say_so(cluster):
+    plan = planned(cluster / "studies")
+    submit(plan, Launch(launcher="slurm"), [])
+    (cluster / "no_data").touch()
+    assert run_job(cluster, jobs(cluster)[0]) == 2
+    why = "plan failed: its preparation failed: no data"
+    assert states(plan) == dict.fromkeys(plan.study.variants, why)
