@@ -4,6 +4,7 @@ import collections
 import os
 import pathlib
 import signal
+import socket
 
 # Before anything imports jax: multi-device code is tested on 8 simulated CPU devices.
 os.environ["XLA_FLAGS"] = (
@@ -11,6 +12,8 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Libraries that ask the Hugging Face Hub, some at every call, are refused here and at once.
+os.environ["HF_ENDPOINT"] = "http://localhost:9"
 # Tests and the processes they start compile each program once for all of them.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
@@ -30,6 +33,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SLOW_FILES = (REPOSITORY / "tests" / "slow.txt").read_text().split()
 _SLOW = 10.0  # seconds of one file; `-m "not slow"` is what is below
 _WORKER_MEMORY = 4 << 30
+_HERE = {None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname()}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -79,6 +83,22 @@ def real_data() -> pathlib.Path:
     if root is None:
         pytest.skip("no real data here: set OPTIML_REAL_DATA to a folder that holds it")
     return root
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """No test asks another machine, where it might wait for ever for an answer."""
+    find, asked = socket.getaddrinfo, []
+
+    def find_here(host, *arguments, **named):
+        if host in _HERE:
+            return find(host, *arguments, **named)
+        asked.append(host)
+        raise socket.gaierror(f"a test asked for {host}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_here)
+    yield
+    assert not asked, f"hosts that were asked for: {asked}"
 
 
 @pytest.fixture(autouse=True)

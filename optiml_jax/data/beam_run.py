@@ -15,6 +15,9 @@ from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
 from optiml_jax.paths import remove_folder
 
+# What Beam's DirectRunner comes to in the end. Asked for by that name, it first downloads a program
+# from GitHub without a limit of time, and would run it.
+_DIRECT = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiRunner"
 _OUTCOMES = ".outcomes.partial"  # cleared like every temporary if the run is killed
 
 
@@ -31,7 +34,7 @@ def run(
       jobs: the tasks.
       step: from a task to its outcome as a line of JSON.
       folder: outcomes come back through files in it, which every machine must see.
-      runner, runner_options: of Beam.
+      runner, runner_options: of Beam. Its DirectRunner runs in this process and downloads nothing.
 
     Raises:
       UserError: Beam does not know the runner, or the pipeline failed.
@@ -40,7 +43,8 @@ def run(
         return
     outcomes = folder / _OUTCOMES
     try:
-        options = PipelineOptions([f"--runner={runner}", *runner_options])
+        name = _DIRECT if runner == "DirectRunner" else runner
+        options = PipelineOptions([f"--runner={name}", *runner_options])
         with beam.Pipeline(options=options) as pipeline:
             _ = (
                 pipeline
