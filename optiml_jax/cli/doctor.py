@@ -17,7 +17,7 @@ from optiml_jax.cli.compilation_cache import CompilationCache
 from optiml_jax.cli.settings import Run, configured, expand, is_bound
 from optiml_jax.data.plan import PlanConfig
 from optiml_jax.data.vocabulary_files import is_on_hub, vocabulary_files
-from optiml_jax.errors import UserError
+from optiml_jax.errors import MEND, UserError
 from optiml_jax.model.architectures import model_config
 from optiml_jax.model.kernels import choice
 from optiml_jax.paths import is_bucket, path_of
@@ -37,7 +37,7 @@ def main() -> int:
     problems = sum(missing for _, _, missing in findings)
     if problems:
         print(f"\n{problems} of these need attention (marked !)", file=sys.stderr)
-    return int(problems > 0)
+    return MEND if problems else 0
 
 
 Finding = tuple[str, str, bool]  # name, value, whether something is wrong

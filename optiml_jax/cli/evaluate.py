@@ -22,9 +22,9 @@ from optiml_jax.cli.evaluation_tasks import evaluation_tasks, request_tokens, wa
 from optiml_jax.cli.settings import Evaluate, Export, Run, configured, expand
 from optiml_jax.cli.vocabularies import load_run_vocabulary
 from optiml_jax.data.prompts import PromptConfig
-from optiml_jax.errors import UserError
+from optiml_jax.errors import UserError, may_pass, status_of
 from optiml_jax.evaluate.config import EvalConfig
-from optiml_jax.evaluate.evaluator import evaluate, evaluate_with
+from optiml_jax.evaluate.evaluator import Failure, evaluate, evaluate_with
 from optiml_jax.evaluate.records import RunFolder
 from optiml_jax.evaluate.rollup import rollup
 from optiml_jax.exchange.answer_files import model_name, read_answers
@@ -41,6 +41,7 @@ from optiml_jax.train.duties import EvaluationHook
 from optiml_jax.train.metrics import SummaryWriter
 
 _log = logging.getLogger(__name__)
+Said = tuple[str, bool]  # a failure in words, and whether a retry may help
 
 
 def main() -> int:
@@ -70,21 +71,26 @@ def _evaluate(run: Run, settings: Evaluate) -> int:
             why = "it was deleted while being read" if gone else e
             if len(places) == 1:
                 raise UserError(f"checkpoint {place}: {why}; choose another one") from e
-            failures.append(f"checkpoint {place}: {why}")
-            _log.warning("%s", failures[-1])
+            failures.append((f"checkpoint {place}: {why}", bool(gone) or may_pass(e)))
+            _log.warning("%s", failures[-1][0])
     processes.on_first(lambda: write_scalars(run))
     return report_failures(failures)
 
 
-def report_failures(failures: Sequence[str]) -> int:
+def report_failures(failures: Sequence[Said]) -> int:
     """Prints the failures; returns the exit status."""
-    for failure in failures if processes.is_first() else ():
+    for failure, _ in failures if processes.is_first() else ():
         print(f"failed: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    return status_of(passing for _, passing in failures)
 
 
-def of_answers(run: Run, settings: Evaluate) -> list[str]:
-    """Evaluates answers of other models; returns the failures, in words.
+def in_words(name: str, failures: Sequence[Failure]) -> list[Said]:
+    """The failures of a checkpoint, or of the answers of a model."""
+    return [(f"{name}: {f.task} at {f.shots} shots: {f.reason}", f.may_pass) for f in failures]
+
+
+def of_answers(run: Run, settings: Evaluate) -> list[Said]:
+    """Evaluates answers of other models; returns the failures.
 
     No model runs, so all tasks are evaluated again at each call.
     """
@@ -107,7 +113,7 @@ def of_answers(run: Run, settings: Evaluate) -> list[str]:
         write_json(folder.path / "answers.json", summary)
     for line in answers.remarks():
         _log.warning("%s", line)
-    return [f"{name}: {task} at {shots} shots: {why}" for task, shots, why in failed]
+    return in_words(name, failed)
 
 
 def check_name(settings: Evaluate) -> None:
@@ -133,12 +139,12 @@ class Evaluation:
         self._mesh_config = MeshConfig()
         self._mesh = make_mesh(self._mesh_config)
 
-    def of_checkpoint(self, place: str) -> list[str]:
-        """Evaluates one of `find_places`; returns the failures, in words."""
+    def of_checkpoint(self, place: str) -> list[Said]:
+        """Evaluates one of `find_places`; returns the failures."""
         mesh, preset = self._mesh, self._mesh_config.preset
         return self.of_model(load_model(self._run, self._settings, place, mesh, preset))
 
-    def of_model(self, model: Model) -> list[str]:
+    def of_model(self, model: Model) -> list[Said]:
         """Evaluates a model on the tasks that its folder lacks."""
         name, num_tasks = model.name, len(self._tasks)
         warn_of_trained(self._tasks, model.metadata.get("trained_tasks", ()))
@@ -166,7 +172,7 @@ class Evaluation:
                 preset=self._mesh_config.preset,
                 run={"checkpoint": model.metadata.get("checkpoint", name)},
             )
-        return [f"{name}: {task} at {shots} shots: {why}" for task, shots, why in failed]
+        return in_words(name, failed)
 
 
 def evaluation_hook(config: DecoderConfig, metadata: Mapping[str, Any]) -> EvaluationHook:

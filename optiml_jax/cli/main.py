@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from optiml_jax import interrupt
-from optiml_jax.errors import UserError, printable
+from optiml_jax.errors import UserError, may_pass, printable, status_of
 from optiml_jax.files import OF_THE_MACHINE
 from optiml_jax.threads import bound_starts
 
@@ -41,8 +41,9 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the verbs. Returns the exit status.
 
-    0: done; 1: some tasks failed; 2: an error that the user can fix; 75: SIGTERM stopped training
-    early, and the same command resumes it; 130: Ctrl-C.
+    0: done; 1: something failed that the same command may do later; 2: errors that the user can
+    fix, of the verb or of some of its tasks; 75: SIGTERM stopped training early, and the same
+    command resumes it; 130: Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     bound_starts()
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as e:
         # Gin adds lines of its own to what is raised inside a configurable.
         print(f"error: {str(e).splitlines()[0]}", file=sys.stderr)
-        return 2
+        return status_of([may_pass(e)])
     except BrokenPipeError:  # the reader of our output (head, less) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         name = f"{printable(str(e.filename))}: " if e.filename else ""
         print(f"error: {name}{e.strerror}; fix that and run it again", file=sys.stderr)
-        return 2
+        return status_of([may_pass(e)])
     except MemoryError:
         print("error: out of memory; use a machine with more, or smaller batches", file=sys.stderr)
         return 2

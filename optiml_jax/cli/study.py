@@ -13,12 +13,12 @@ from optiml_jax.cli import main as command_line
 from optiml_jax.cli.gin_files import read_settings
 from optiml_jax.cli.report import PUBLISHED, revision
 from optiml_jax.cli.settings import Chain, Launch, Study, configured
-from optiml_jax.errors import UserError
+from optiml_jax.errors import UserError, status_of
 from optiml_jax.one_writer import one_writer
 from optiml_jax.report.published import load_all
 from optiml_jax.report.tables import Table, render
 from optiml_jax.study.choice import CHOICE
-from optiml_jax.study.local import make_runs, printed
+from optiml_jax.study.local import Failure, make_runs, printed
 from optiml_jax.study.queue import Queue, state_in
 from optiml_jax.study.report import write_report
 from optiml_jax.study.results import unknown_rows
@@ -35,7 +35,7 @@ def main() -> int:
     if launch.status:
         show_status(studies, launch)
         return 0
-    failures = []
+    failures: dict[str, Failure] = {}
     names = [study.name for study, _ in studies]
     if launch.after is not None and launch.after not in names:
         raise UserError(f"Launch.after = {launch.after!r} is not one of {', '.join(names)}")
@@ -58,14 +58,14 @@ def main() -> int:
         elif launch.launcher == "print":
             print("\n".join(printed([plan], left_to_slurm(plan, Queue(study.folder)))))
         else:
-            failures += made_here(plan, launch)
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+            failures |= made_here(plan, launch)
+    for name, failure in failures.items():
+        print(f"failed: {name}: {failure.reason}", file=sys.stderr)
+    return status_of(failure.may_pass for failure in failures.values())
 
 
-def made_here(plan: Plan, launch: Launch) -> list[str]:
-    """Executes the runs on this machine and writes the report; returns the failures, in words."""
+def made_here(plan: Plan, launch: Launch) -> dict[str, Failure]:
+    """Executes the runs on this machine and writes the report; returns the failures."""
     queues = {plan.study.folder: Queue(plan.study.folder)}
 
     def say(more: str = "") -> None:

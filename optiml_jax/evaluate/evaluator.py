@@ -8,7 +8,7 @@ tasks are made from the records by rollup.py.
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -17,7 +17,7 @@ from optiml_jax.data.identity import unless_common
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary import vocabulary_fingerprint
-from optiml_jax.errors import UserError
+from optiml_jax.errors import may_pass, reason_of
 from optiml_jax.evaluate import answers, metrics
 from optiml_jax.evaluate.baselines import Constant, best_constant
 from optiml_jax.evaluate.batching import Engine
@@ -96,6 +96,15 @@ class EvalTask:
         return self.protocol.max_new_tokens or config.max_new_tokens
 
 
+class Failure(NamedTuple):
+    """Why a task has no records at a number of shots, and whether a retry may help."""
+
+    task: str
+    shots: int
+    reason: str
+    may_pass: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class _Job:
     """One task at one number of shots, with its instances."""
@@ -133,7 +142,7 @@ def evaluate(
     mesh: jax.sharding.Mesh | None = None,
     preset: str = "standard",
     run: Mapping[str, Any] | None = None,
-) -> list[tuple[str, int, str]]:
+) -> list[Failure]:
     """Evaluates every task at each of its numbers of shots and writes records to `out_dir`.
 
     What is there already is kept, so an interrupted evaluation continues; tasks that failed are
@@ -149,7 +158,7 @@ def evaluate(
       run: what else identifies the run (checkpoint, step, ...); JSON-able, kept with the records.
 
     Returns:
-      (task, shots, reason) of everything that failed; it is in the records too.
+      Everything that failed; the reasons are in the folder too.
 
     Raises:
       UserError: the vocabulary is not the checkpoint's, or `out_dir` holds another evaluation.
@@ -183,7 +192,7 @@ def evaluate_with(
     *,
     prompts: PromptConfig | None = None,
     run: Mapping[str, Any],
-) -> list[tuple[str, int, str]]:
+) -> list[Failure]:
     """`evaluate` for any source of answers: a model here, or stored answers of another.
 
     Args:
@@ -257,10 +266,10 @@ class _Evaluation:
     ):
         self.answerer, self.config = answerer, config
         self.prompts, self.folder = prompts, folder
-        self.failures: list[tuple[str, int, str]] = []
+        self.failures: list[Failure] = []
         self.constants: dict[str, Constant] = {}
 
-    def run(self, tasks: Sequence[EvalTask]) -> list[tuple[str, int, str]]:
+    def run(self, tasks: Sequence[EvalTask]) -> list[Failure]:
         cells = [(task, shots) for task in tasks for shots in task.info.shots]
         todo = processes.on_first(lambda: [not self.is_done(task, shots) for task, shots in cells])
         pending = [cell for cell, wanted in zip(cells, todo, strict=True) if wanted]
@@ -297,14 +306,14 @@ class _Evaluation:
 
         return self.folder.status(task.info, shots, changed)[0] == "done"
 
-    def fail(self, task: EvalTask, shots: int, error: Exception) -> tuple[str, int, str]:
+    def fail(self, task: EvalTask, shots: int, error: Exception) -> Failure:
         """Records a failure of the task itself, not of the model."""
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reason = reason_of(error)
         _log.warning("%s at %d shots failed: %s", task.info.task, shots, reason)
         _log.debug("the failure above:", exc_info=error)
         if processes.is_first():
             self.folder.fail(task.info.task, shots, reason)
-        return task.info.task, shots, reason
+        return Failure(task.info.task, shots, reason, may_pass(error))
 
     def jobs(self, pending: Sequence[tuple[EvalTask, int]]) -> Iterator[_Job]:
         """The jobs of all (task, shots) pairs whose examples can be read and rendered."""
@@ -352,11 +361,9 @@ class _Evaluation:
             [next(scores if job.task.ranks else replies) for _ in job.instances] for job in jobs
         ]
         failed = processes.on_first(lambda: self.write(jobs, outputs))
-        self.failures += [tuple(failure) for failure in failed]
+        self.failures += [Failure(*failure) for failure in failed]
 
-    def write(
-        self, jobs: Sequence[_Job], outputs: Sequence[Sequence[Any]]
-    ) -> list[tuple[str, int, str]]:
+    def write(self, jobs: Sequence[_Job], outputs: Sequence[Sequence[Any]]) -> list[Failure]:
         """Writes the records of the jobs; returns those that failed."""
         failed = []
         for job, own in zip(jobs, outputs, strict=True):

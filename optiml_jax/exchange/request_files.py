@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self, TextIO
 import tqdm
 
 from optiml_jax.data.prompts import PromptConfig
-from optiml_jax.errors import UserError
+from optiml_jax.errors import UserError, may_pass, reason_of
 from optiml_jax.evaluate.config import EvalConfig
 from optiml_jax.evaluate.evaluator import EvalTask
 from optiml_jax.exchange.requests import Tokens, request_rows
@@ -161,9 +161,8 @@ def export_requests(
                     number, cut = _write(writer, rows)
                     cells.append(own | {"requests": number, "cut": cut})
                 except Exception as e:  # the task's own, whatever it is
-                    reason = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
                     _log.debug("the failure of %s:", own, exc_info=e)
-                    failures.append(own | {"reason": reason})
+                    failures.append(own | {"reason": reason_of(e), "may_pass": may_pass(e)})
                 bar.update()
     written = {
         "delimiter": config.delimiter,

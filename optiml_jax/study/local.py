@@ -14,13 +14,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from optiml_jax.errors import MEND
 from optiml_jax.study.runs import Plan, Preparation, StudyRun
 from optiml_jax.study.state import STAGES, ended, log_of, run_state, started
 
 logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
+
+
+class Failure(NamedTuple):
+    """Why a run or preparation was given up, and whether the same command may succeed later."""
+
+    reason: str
+    may_pass: bool
 
 
 @dataclasses.dataclass
@@ -40,7 +48,7 @@ def make_runs(
     threads: int = 0,
     done: Callable[[], None] = lambda: None,
     elsewhere: Collection[pathlib.Path] = (),
-) -> list[str]:
+) -> dict[str, Failure]:
     """Executes the unfinished runs, and continues if some fail.
 
     Args:
@@ -51,7 +59,7 @@ def make_runs(
       elsewhere: evaluations of runs that are left to others.
 
     Returns:
-      The failures, in words.
+      The failures, by name of run (study, variant, seed) or preparation.
 
     Raises:
       KeyboardInterrupt: SIGINT or SIGTERM; the child processes have ended.
@@ -86,9 +94,9 @@ class _Pool:
     def __init__(self, at_once: int, threads: int, done: Callable[[], None]):
         self._at_once, self._threads, self._done = max(at_once, 1), threads, done
         self._active: list[tuple[_Job, subprocess.Popen, int]] = []
-        self._failed: dict[str, str] = {}  # name of a job -> why
+        self._failed: dict[str, Failure] = {}  # by name of the job
 
-    def make(self, jobs: list[_Job]) -> list[str]:
+    def make(self, jobs: list[_Job]) -> dict[str, Failure]:
         """Runs the jobs, each after the preparation that it needs."""
         waiting = list(jobs)
         slots = set(range(self._at_once))
@@ -104,16 +112,17 @@ class _Pool:
             except BaseException:
                 self._stop()
                 raise
-        return [f"{name}: {why}" for name, why in self._failed.items()]
+        return self._failed
 
     def _drop_hopeless(self, waiting: list[_Job]) -> None:
         for job in list(waiting):
             if job.needs in self._failed:
-                self._failed[job.name] = f"its preparation failed: {self._failed[job.needs]}"
+                what, why = "its preparation failed", self._failed[job.needs]
             elif job.trained_by in self._failed and not _is_trained(job):
-                self._failed[job.name] = f"not trained: {self._failed[job.trained_by]}"
+                what, why = "not trained", self._failed[job.trained_by]
             else:
                 continue
+            self._failed[job.name] = Failure(f"{what}: {why.reason}", why.may_pass)
             waiting.remove(job)
 
     def _ready(self, waiting: Sequence[_Job]) -> _Job | None:
@@ -163,15 +172,15 @@ class _Pool:
             self._active.remove((job, process, slot))
             verb = job.verbs.pop(0)
             _note_end(job.of, verb, status)
-            if status and not (verb == "evaluate" and status == 1):
-                self._failed[job.name] = f"{verb}: {log_of(job.of.log(verb)).reason}"
-                logger.warning("%s failed: %s", job.name, self._failed[job.name])
-                yield slot
+            if status:
+                why = Failure(f"{verb}: {log_of(job.of.log(verb)).reason}", status != MEND)
+                self._failed[job.name] = why
+                logger.warning("%s failed: %s", job.name, why.reason)
+            if status and not (verb == "evaluate" and run_state(job.of).status == "done"):
+                yield slot  # not only tasks without a score
             elif _left(job):
                 self._start(job, slot)
             else:
-                if status:  # only some tasks have no score
-                    self._failed[job.name] = f"{verb}: {log_of(job.of.log(verb)).reason}"
                 if isinstance(job.of, StudyRun):
                     self._done()
                 yield slot

@@ -32,7 +32,7 @@ def test_versions_devices_and_missing_folders_are_said(tmp_path, capsys, monkeyp
     assert "GiB free" in lines["run_dir"]
     marked = {name for name, line in lines.items() if line.startswith("!")}
     assert marked - {"open files"} == {"data: nonsense", "vocabulary", "init_from"}
-    assert status == 1
+    assert status == 2
     assert "need attention" in err
 
 
@@ -59,7 +59,7 @@ def test_without_a_gin_file_the_data_folder_is_listed(tmp_path, capsys, monkeypa
     monkeypatch.setenv("OPTIML_DATA", str(tmp_path / "gone"))
     status, out, _ = doctor(capsys)
     assert "gone not found" in out
-    assert status == 1
+    assert status == 2
 
 
 @pytest.mark.parametrize("text", ["$OPTIML_NOWHERE/x"])
@@ -68,4 +68,4 @@ def test_a_variable_that_is_not_set_is_a_finding(capsys, text):
         capsys, "--gin_file=gin/runs/quickstart.gin", f"--gin.Run.run_dir={text}"
     )
     assert "OPTIML_NOWHERE is not set" in out
-    assert status == 1
+    assert status == 2

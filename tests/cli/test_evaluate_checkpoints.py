@@ -134,7 +134,7 @@ def test_resumed_training_evaluates_no_step_twice(trained, tmp_path):
 def test_a_damaged_checkpoint_is_reported_and_the_others_are_evaluated(copy, trained, capsys):
     run = pathlib.Path(copy.split("=")[1])
     (run / "checkpoints" / "2" / "optiml.json").write_text("{}")
-    assert optiml("evaluate", trained, copy, "--gin.Evaluate.checkpoint=all") == 1
+    assert optiml("evaluate", trained, copy, "--gin.Evaluate.checkpoint=all") == 2
     said = capsys.readouterr().err
     assert f"failed: checkpoint {run}/checkpoints/2: " in said
     assert len(records(run)) == 3

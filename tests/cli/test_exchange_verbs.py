@@ -88,7 +88,7 @@ def test_missing_double_and_unknown_ids_are_counted_and_named(bench, tmp_path, c
     given += [{"id": "nobody", "text": ""}, {"id": different, "text": "else"}]
     given += [row for row in given if row["id"] == twice]
     answers = write(tmp_path / "mixed.jsonl", given)
-    assert optiml("evaluate", bench, answers) == 1
+    assert optiml("evaluate", bench, answers) == 2
     said = capsys.readouterr().err
     assert f"1 of 3 requests have no answer: {lost}" in said
     assert f"1 requests have two answers that differ: {different}" in said
@@ -96,7 +96,7 @@ def test_missing_double_and_unknown_ids_are_counted_and_named(bench, tmp_path, c
     assert f"requests have an answer more than once: {different}, {twice}" in caplog.text
     folder = RunFolder(bench / "run/evaluation/mixed")
     assert folder.status(folder.load()[1][1], 0)[0] == "done"
-    assert optiml("evaluate", bench, answers, "Evaluate.missing_answers=wrong") == 1
+    assert optiml("evaluate", bench, answers, "Evaluate.missing_answers=wrong") == 2
     records, _ = folder.read(next(r["task"] for r in rows if r["id"] == lost), 0)
     assert sorted(r.score for r in records) == [0.0, 1.0, 1.0]
 

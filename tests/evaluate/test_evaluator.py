@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import errno
+import os
 import re
 
 import numpy as np
@@ -147,10 +149,15 @@ def broken_examples():
     raise FileNotFoundError("no file task1.json")
 
 
+def stale_examples():
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"examples": broken_examples}, "FileNotFoundError: no file task1.json"),
+        ({"examples": stale_examples}, "OSError: .*Stale file handle"),
         ({"examples": list}, "no examples"),
         ({"examples": lambda: [toy.example("t", 0)]}, "example test0 has no options"),
         (
@@ -167,8 +174,8 @@ def broken_examples():
 def test_a_task_that_fails_is_reported_and_does_not_stop_the_others(tmp_path, change, reason):
     good = toy.eval_task("b/good", "acc_rank", number=1)
     bad = toy.eval_task("b/bad", "acc_rank", number=1)
-    ((task, shots, why),) = toy.run([dataclasses.replace(bad, **change), good], tmp_path)
-    assert (task, shots) == ("b/bad", 0)
+    ((task, shots, why, may_pass),) = toy.run([dataclasses.replace(bad, **change), good], tmp_path)
+    assert (task, shots, may_pass) == ("b/bad", 0, "Stale" in reason)
     assert re.search(reason, why)
     result = rollup(tmp_path)
     assert result.failures == {("b/bad", 0): why}
@@ -180,7 +187,7 @@ def test_a_task_that_fails_is_reported_and_does_not_stop_the_others(tmp_path, ch
 
 def test_without_demonstrations_a_few_shot_cell_fails_instead_of_repeating_zero_shot(tmp_path):
     task = dataclasses.replace(toy.eval_task(shots=(0, 2)), demonstrations=list)
-    assert toy.run([task], tmp_path) == [("b/gen", 2, "no demonstrations for 2 shots")]
+    assert toy.run([task], tmp_path) == [("b/gen", 2, "no demonstrations for 2 shots", False)]
 
 
 def test_long_prompts_lose_whole_demonstrations_first_and_then_their_left_end(tmp_path):

@@ -4,7 +4,8 @@ import json
 import pathlib
 
 from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo
-from optiml_jax.study.runs import Plan, plan_study, write_runs
+from optiml_jax.files import write_sealed
+from optiml_jax.study.runs import Plan, StudyRun, plan_study, write_runs
 from optiml_jax.study.spec import Study
 
 SUMMARY = {
@@ -49,11 +50,18 @@ if verb == "train":
         sys.exit(75)
     while (state / "hold").exists():
         time.sleep(0.05)
-    (folder / "checkpoints/4").mkdir(parents=True)
+    (folder / "checkpoints/4").mkdir(parents=True, exist_ok=True)
 if verb == "evaluate":
     (name,) = re.findall(r"Evaluate.name = '(.*)'", gin.read_text())
     place = folder / "evaluation" / name.replace("{checkpoint}", "step_4")
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
+    if (state / "no_rows").exists():
+        from optiml_jax.evaluate.records import RunFolder, TaskInfo
+        run = RunFolder(place)
+        run.open({}, [TaskInfo("b/t", "b", "C", "fully_held_out", "em")])
+        run.fail("b/t", 0, "no usable row")
+        print("failed: step_4: b/t at 0 shots: no usable row")
+        sys.exit(int((state / "no_rows").read_text()))
     write_sealed(place / "tasks.json", {"run": {}, "tasks": []})
 """
 
@@ -108,6 +116,14 @@ def write_evaluation(folder: pathlib.Path, seed: int, scores: dict[str, float], 
                 for i in range(20)
             ]
             run.write(info.task, shots, records, SUMMARY)
+
+
+def look_done(run: StudyRun) -> None:
+    """Writes what a run with an empty evaluation leaves."""
+    for folder in (run.folder / "plan/train", run.folder / f"checkpoints/{run.num_steps}"):
+        folder.mkdir(parents=True)
+    (run.folder / "plan/train/plan.json").write_text("{}")
+    write_sealed(run.evaluation / "tasks.json", {"run": {}, "tasks": []})
 
 
 def finish(plan: Plan, scores: dict[str, dict[str, float]]) -> None:

@@ -51,7 +51,7 @@ def test_everything_is_made_once_and_a_failure_stops_nothing_else(stand_in):
     plan = planned(stand_in / "studies", variants=variants)
     assert states(plan) == dict.fromkeys(variants, "plan waiting")
     failed = local.make_runs(plan, at_once=2)
-    assert failed == ["eps: 666, seed 1234: train: the loss is not finite"]
+    assert failed == {"eps: 666, seed 1234": ("train: the loss is not finite", False)}
     assert calls(stand_in) == {"prepare": 1, "plan": 3, "train": 3, "evaluate": 2}
     assert states(plan) == {
         "10": "done",
@@ -68,7 +68,7 @@ def test_preparations_of_one_cache_wait_for_each_other(stand_in):
     other = {"other": ('Run.cache_dir = "other"',)}
     plan = planned(stand_in / "studies", variants=variants | other)
     assert len(plan.preparations) == 3
-    assert local.make_runs(plan, at_once=3) == []
+    assert local.make_runs(plan, at_once=3) == {}
 
 
 def test_time_left_is_that_of_the_stages_that_others_are_through(stand_in):
@@ -140,7 +140,7 @@ def test_a_killed_study_goes_on_where_it_was(stand_in, how):
         assert time.monotonic() < deadline  # the child is told to end, too
         time.sleep(0.05)
     (stand_in / "hold").unlink()
-    assert local.make_runs(plan) == []
+    assert local.make_runs(plan) == {}
     assert {*states(plan).values()} == {"done"}
     # Runs that were not planned yet have the cache looked at again, nothing else comes twice.
     assert calls(stand_in) == {"prepare": 2, "plan": 3, "train": 4, "evaluate": 3}
@@ -157,14 +157,28 @@ def test_a_training_serves_several_evaluations_and_its_failure_none(stand_in):
     ]
     failed = local.make_runs(plan, at_once=3)
     why = "train: the loss is not finite"
-    assert sorted(failed) == [
-        f"eps: bad, ##, seed 1234: not trained: {why}",
-        f"eps: bad, seed 1234: {why}",
-    ]
+    assert failed == {
+        "eps: bad, ##, seed 1234": (f"not trained: {why}", False),
+        "eps: bad, seed 1234": (why, False),
+    }
     assert calls(stand_in) == {"prepare": 1, "plan": 2, "train": 2, "evaluate": 2}
     assert states(plan) == dict.fromkeys(
         ("bad", "bad, ##"), "train failed at step 2/4: the loss is not finite"
     ) | dict.fromkeys(("20", "20, ##"), "done")
+
+
+def test_tasks_without_a_score_stop_no_run_and_are_tried_again(stand_in):
+    plan = planned(stand_in / "studies", variants={"20": ()})
+    (stand_in / "no_rows").write_text("2")
+    finished = []
+    failed = local.make_runs(plan, done=lambda: finished.append(states(plan)["20"]))
+    assert failed == {
+        "eps: 20, seed 1234": ("evaluate: step_4: b/t at 0 shots: no usable row", False)
+    }
+    assert finished == ["done, 1 task x shots failed: b/t at 0 shots: no usable row"]
+    (stand_in / "no_rows").unlink()
+    assert local.make_runs(plan) == {}
+    assert states(plan) == {"20": "done"}
 
 
 def test_the_printed_commands_make_what_is_left(stand_in):

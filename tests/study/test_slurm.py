@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from study_bench import VERBS, planned
+from study_bench import VERBS, look_done, planned
 
 from optiml_jax.cli import study as verb
 from optiml_jax.errors import UserError
@@ -175,6 +175,25 @@ def test_a_failed_run_stops_no_other_and_a_preempted_one_is_queued_again(cluster
     ]
 
 
+def test_an_evaluation_is_queued_again_only_where_that_can_help(cluster):
+    plan, launch = planned(cluster / "studies", variants={"20": ()}), Launch(launcher="slurm")
+    submit(plan, launch, [])
+    (cluster / "no_rows").write_text("2")
+    array = jobs(cluster)[1]
+    assert run_job(cluster, array) == 2
+    assert not (cluster / "requeued").exists()
+    why = "done, 1 task x shots failed: b/t at 0 shots: no usable row"
+    assert states(plan) == {"20": why}
+    # Mended, it is evaluated by the same command; before, that is tried too.
+    assert submit(plan, launch, []).runs == 1
+    (cluster / "no_rows").write_text("1")  # a network, say
+    assert run_job(cluster, array) == 0
+    assert (cluster / "requeued").read_text() == "requeue 200\n"
+    (cluster / "no_rows").unlink()
+    assert run_job(cluster, array, restarts=1) == 0
+    assert states(plan) == {"20": "done"}
+
+
 QUEUED = ["101|RUNNING|None", *(f"102_{i}|PENDING|Dependency" for i in range(3))]
 
 
@@ -188,8 +207,7 @@ def test_what_is_queued_or_running_is_not_submitted_again(cluster, capsys):
     assert len(jobs(cluster)) == 3
     assert states(plan)["20"] == "plan queued as job 102_1 (Dependency)"
     # One is done, one runs, one was cancelled.
-    prepare, array, _ = jobs(cluster)
-    assert run_job(cluster, prepare) == run_job(cluster, array, 0) == 0
+    look_done(plan.runs["10", 1234])
     put_into_queue(cluster, "102_1|RUNNING|None", "103|PENDING|Dependency")
     found = {"10": "done", "20": "plan running as job 102_1", "40": "plan waiting"}
     assert states(plan) == found
@@ -205,8 +223,8 @@ def test_what_is_queued_or_running_is_not_submitted_again(cluster, capsys):
     assert link.resolve() == plan.runs["40", 1234].gin_file.resolve()
     # Nothing is left in the queue or to do.
     put_into_queue(cluster)
-    for words, number in ((array, 1), (jobs(cluster)[4], 0)):
-        assert run_job(cluster, words, number) == 0
+    for variant in ("20", "40"):
+        look_done(plan.runs[variant, 1234])
     assert not verb.submitted(plan, launch)
     assert len(jobs(cluster)) == 6
 
