@@ -24,6 +24,7 @@ from tasks.crossfit import reader as crossfit
 from tasks.exmix import reader as exmix
 from tasks.files.promises import check_folder
 from tasks.flan import reader as flan
+from tasks.flan.wrapped import Wrapper
 from tasks.own import reader as own
 from tasks.promptsource import reader as promptsource
 from tasks.reasoning import reader as reasoning
@@ -82,18 +83,18 @@ def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource
       manifest: the split manifest.
 
     Raises:
-      UserError: an unknown benchmark, a missing folder, a broken link in one, or two tasks of one
-        name.
+      UserError: an unknown benchmark, a missing folder, a broken link in one, two tasks of one
+        name, or no clone of FLAN for `FlanConfig.wrapped`.
     """
     if not data:
         raise UserError(f"no data given; name a folder for one of: {', '.join(BENCHMARKS)}")
-    sources = []
+    sources, wrapper = [], Wrapper(data)
     for benchmark, root in data.items():
         if not root:
             raise UserError(f"no folder given for the data of benchmark {benchmark!r}")
         find, folder = reader_of(benchmark, root)
         check_folder(folder)
-        sources += find(folder, manifest, benchmark)
+        sources += wrapper(find(folder, manifest, benchmark), benchmark)
     check_unique_names([s.name for s in sources])
     manifest.warn_of_unmatched_rows(sources)
     return [dataclasses.replace(s, metric=manifest.row(s).metric) for s in sources]

@@ -17,18 +17,39 @@ Drops = collections.Counter  # reason -> number of records dropped (or warned of
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptText:
+    """How a template writes an input and its answer; `{slot}`s are filled with an example's slots.
+
+    Attributes:
+      source: the input.
+      target: the answer.
+      delimiter: between them.
+    """
+
+    source: str
+    target: str
+    delimiter: str
+
+
+@dataclasses.dataclass(frozen=True)
 class PromptForm:
     """The form of a training prompt, for a template that defines it.
 
     Attributes:
-      demonstrations: whether the prompt has any; their number is drawn.
-      delimiter: between an input and its answer.
+      delimiter: between the example's input and its answer.
+      shots: numbers of demonstrations, equally likely; (): the prompt has none.
+      texts: how demonstrations are written; one is drawn for each of them.
       separator: between demonstrations.
+      head_end: after the instruction, which stands before all of them.
+      family: demonstrations are taken from the task's examples of this family.
     """
 
-    demonstrations: bool
     delimiter: str
+    shots: tuple[int, ...] = ()
+    texts: tuple[PromptText, ...] = ()
     separator: str = "\n\n\n"
+    head_end: str = "\n\n"
+    family: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +76,7 @@ class Example:
       source_id: identity of the source example (`identity.py`), equal in all tasks and collections
         that hold it; "": none is known.
       form: of its training prompt; None: as `PromptConfig` says.
+      slots: of an example with a form, the texts by name that fill the texts of other forms.
       meta: raw upstream metadata; `group`: examples of one group count together where the metric
         says so (the answers to one question).
     """
@@ -75,6 +97,7 @@ class Example:
     source_dataset: str = ""
     source_id: str = ""
     form: PromptForm | None = None
+    slots: dict[str, str] = dataclasses.field(default_factory=dict)
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

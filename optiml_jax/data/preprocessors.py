@@ -22,11 +22,11 @@ from optiml_jax.data.prompts import (
     fit_example,
     passthrough_features,
     render,
-    render_for_training,
     sample_pool,
     select_demonstrations,
 )
 from optiml_jax.data.text_vocabulary import TextVocabulary
+from optiml_jax.data.training_prompts import render_for_training
 from optiml_jax.data.vocabulary import encode_batch
 from optiml_jax.data.vocabulary_tf import as_seqio
 from optiml_jax.errors import UserError
@@ -49,6 +49,7 @@ _PARTS = {
     "head_end": tf.TensorSpec([], tf.string),
     "suffix_start": tf.TensorSpec([], tf.int32),
     "frame": tf.TensorSpec([2], tf.string),
+    "head_joint": tf.TensorSpec([], tf.string),
 }
 
 _BATCH = 256  # examples encoded in one call

@@ -6,7 +6,6 @@ Readers (which yield Examples) and tokenisers do not live here; token ids come i
 """
 
 import dataclasses
-import hashlib
 import heapq
 import itertools
 import json
@@ -15,6 +14,7 @@ from typing import Literal
 
 from optiml_jax.data import chat
 from optiml_jax.data.example import Example, InstructionLevel
+from optiml_jax.data.hashed_draws import choice, draw, shuffled
 from optiml_jax.data.options import OPTION_FORMATS, relist
 from optiml_jax.errors import UserError
 from optiml_jax.settings import NotNegative, NotNegativeFloat, Probability, Seed, configurable
@@ -124,6 +124,7 @@ class RenderedPrompt:
       separator: stands before and after demonstrations.
       demonstration_ids: example ids of `demonstrations`.
       head_end: stands after the head when no demonstration does.
+      head_joint: stands after the head when a demonstration does; "": the separator.
       suffix_start: under suffix loss the number of characters of the first demonstration that stand
         before its label; 0 under label loss.
       frame: what stands before and after all of them in a chat; see `chat.frame`.
@@ -138,14 +139,18 @@ class RenderedPrompt:
     head_end: str = "\n"
     suffix_start: int = 0
     frame: tuple[str, ...] = ("", "")
+    head_joint: str = ""
 
     def source(self, keep: int | None = None) -> str:
         """The text before the target, with the first `keep` demonstrations (None: all)."""
         shown = self.demonstrations[:keep]
-        head = (self.head,) if self.head else ()
         before, after = self.frame
-        joint = self.separator if shown else self.head_end
-        return before + joint.join((*head, *shown, self.query)) + after
+        head = self.head + self.after_head(bool(shown)) if self.head else ""
+        return before + head + self.separator.join((*shown, self.query)) + after
+
+    def after_head(self, shown: bool) -> str:
+        """What stands after the head, `shown`: before a demonstration."""
+        return (self.head_joint or self.separator) if shown else self.head_end
 
     def without_and_with_loss(self, keep: int | None = None) -> tuple[str, str]:
         """The text that is only read, and the text after it that is trained on.
@@ -157,7 +162,7 @@ class RenderedPrompt:
         text += target_text(text, self.target)
         if self.suffix_start and self.demonstrations[:keep]:
             start = self.suffix_start
-            start += len(self.head) + len(self.separator) if self.head else 0
+            start += len(self.head) + len(self.after_head(True)) if self.head else 0
         return text[:start], text[start:]
 
 
@@ -188,7 +193,12 @@ def render(
     the reader put between them. It has no chat.
     """
     prompt = _render(example, demonstrations, level, config)
-    if config.chat is None or level == "verbatim" or not prompt.query:
+    return prompt if level == "verbatim" else in_chat(prompt, config)
+
+
+def in_chat(prompt: RenderedPrompt, config: PromptConfig) -> RenderedPrompt:
+    """The prompt within the frame of `config.chat`, if there is one."""
+    if config.chat is None or not prompt.query:
         return prompt
     return dataclasses.replace(
         prompt,
@@ -246,7 +256,7 @@ def sample_pool(examples: Iterable[Example], config: PromptConfig) -> list[Examp
     """
     with_source = (e for e in examples if e.instruction or e.input)
     return heapq.nsmallest(
-        TRAIN_POOL, with_source, key=lambda e: _draw(f"{config.seed}\0pool\0{_key(e)}")
+        TRAIN_POOL, with_source, key=lambda e: draw(f"{config.seed}\0pool\0{draw_key(e)}")
     )
 
 
@@ -263,61 +273,24 @@ def select_demonstrations(
     def in_order() -> Iterator[Example]:
         if config.demonstrations == "fixed":
             return iter(pool)
-        return _shuffled(pool, f"{config.seed}\0demonstrations\0{_key(example)}")
+        return shuffled(pool, f"{config.seed}\0demonstrations\0{draw_key(example)}")
 
     def same_prompt(candidate: Example) -> bool:
         return candidate.prompt_id == example.prompt_id
 
-    seen = {_normalised(example.input)}
+    seen = {normalised(example.input)}
     chosen: list[Example] = []
     for candidate in itertools.chain(
         filter(same_prompt, in_order()), itertools.filterfalse(same_prompt, in_order())
     ):
         if len(chosen) >= k:
             break
-        text = _normalised(candidate.input)
+        text = normalised(candidate.input)
         same = candidate.example_id == example.example_id and candidate.task == example.task
         if not same and text not in seen:
             seen.add(text)
             chosen.append(candidate)
     return chosen
-
-
-def draw_shots(example: Example, config: PromptConfig) -> int:
-    """The number of demonstrations of a training prompt, drawn from `config.shots`.
-
-    An example with a form of its own has none, or at least one where `config.shots` has any.
-    """
-    shots, whole = config.shots, 1.0
-    if example.form is not None:
-        shots = (0.0, *shots[1:]) if example.form.demonstrations else (1.0,)
-        whole = sum(shots)
-    if len(shots) == 1 or not whole:
-        return 0
-    point = whole * _draw(f"{config.seed}\0shots\0{_key(example)}") / 2**64
-    for k, probability in enumerate(shots):
-        point -= probability
-        if point < 0:
-            return k
-    return len(shots) - 1
-
-
-def training_config(example: Example, config: PromptConfig) -> PromptConfig:
-    """The settings of the example's training prompt: those of its form, if it has one."""
-    form = example.form
-    if form is None:
-        return config
-    own = {"delimiter": form.delimiter, "separator": form.separator, "without_options": None}
-    return dataclasses.replace(config, **own)
-
-
-def render_for_training(
-    example: Example, pool: Sequence[Example], level: InstructionLevel, config: PromptConfig
-) -> RenderedPrompt:
-    """The training prompt of an example: number of shots drawn, demonstrations chosen, rendered."""
-    shots = draw_shots(example, config)
-    chosen = select_demonstrations(example, pool, shots, config) if shots else []
-    return render(example, chosen, level, training_config(example, config))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -442,56 +415,40 @@ def _attach(text: str, delimiter: str) -> str:
 def _delimiter(example: Example, config: PromptConfig) -> str:
     if config.delimiter is not None:
         return config.delimiter
-    return _choice(DELIMITERS, f"{config.seed}\0delimiter\0{_key(example)}")
+    return choice(DELIMITERS, f"{config.seed}\0delimiter\0{draw_key(example)}")
 
 
 def _separator(example: Example, config: PromptConfig) -> str:
     if isinstance(config.separator, str):
         return config.separator
-    return _choice(config.separator, f"{config.seed}\0separator\0{_key(example)}")
+    return choice(config.separator, f"{config.seed}\0separator\0{draw_key(example)}")
 
 
 def _option_format(example: Example, config: PromptConfig) -> str:
     part = (config.without_options or {}).get(example.benchmark, 0.0)
-    if part and _draw(f"{config.seed}\0without options\0{_key(example)}") / 2**64 < part:
+    if part and draw(f"{config.seed}\0without options\0{draw_key(example)}") / 2**64 < part:
         return "none"
     if config.option_format != "random":
         return config.option_format
-    return _choice(tuple(OPTION_FORMATS), f"{config.seed}\0option format\0{_key(example)}")
+    return choice(tuple(OPTION_FORMATS), f"{config.seed}\0option format\0{draw_key(example)}")
 
 
 def _relisted(example: Example, option_format: str, config: PromptConfig) -> Example:
     """The example with its options listed as the configuration has them."""
     order: Sequence[int] = range(len(example.options or ()))
     if config.option_order == "shuffled":
-        key = f"{config.seed}\0option order\0{_key(example)}"
-        order = sorted(order, key=lambda i: _draw(f"{key}\0{i}"))
+        key = f"{config.seed}\0option order\0{draw_key(example)}"
+        order = sorted(order, key=lambda i: draw(f"{key}\0{i}"))
     elif option_format == "given":
         return example
     return dataclasses.replace(example, input=relist(example, option_format, order))
 
 
-def _key(example: Example) -> str:
+def draw_key(example: Example) -> str:
+    """What tells the draws of an example from those of others."""
     return f"{example.task}\0{example.prompt_id}\0{example.example_id}"
 
 
-def _draw(key: str) -> int:
-    """A number in [0, 2**64), the same on every machine (Python's hash() is not)."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-
-
-def _choice(values: Sequence[str], key: str) -> str:
-    return values[_draw(key) % len(values)]
-
-
-def _shuffled(pool: Sequence[Example], key: str) -> Iterator[Example]:
-    """A seeded permutation of the pool, one step of Fisher-Yates per item asked for."""
-    moved: dict[int, int] = {}
-    for i in range(len(pool)):
-        j = i + _draw(f"{key}\0{i}") % (len(pool) - i)
-        moved[i], moved[j] = moved.get(j, j), moved.get(i, i)
-        yield pool[moved[i]]
-
-
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
+    """The text with single spaces between its words."""
     return " ".join(text.split())

@@ -18,13 +18,12 @@ from optiml_jax.data.preprocessors import training_pool
 from optiml_jax.data.prompts import (
     PromptConfig,
     RenderedPrompt,
-    draw_shots,
     front_length,
     render,
     select_demonstrations,
     target_text,
-    training_config,
 )
+from optiml_jax.data.training_prompts import training_prompt
 
 END = "</s>"
 SCANNED = 200  # examples looked through for different prompts
@@ -124,31 +123,34 @@ class Renderer:
         others = source.demonstrations() if any(shots) else ()
         asked = dataclasses.replace(self.config.for_evaluation(), **(evaluation or {}))
         for example, k in itertools.product(examples, shots):
+            level, config = source.instruction_level, self.config if k is None else asked
             if k is None:
-                config = training_config(example, self.config)
-                pool, wanted = training, draw_shots(example, self.config)
+                prompt, chosen = training_prompt(example, training, level, config)
             else:
-                config, pool, wanted = asked, others, k
-            chosen = select_demonstrations(example, pool, wanted, config) if wanted else []
-            yield self._view(example, k, chosen, source.instruction_level, config)
+                chosen = select_demonstrations(example, others, k, config) if k else []
+                prompt = render(example, chosen, level, config)
+            yield self._view(example, k, prompt, chosen, level, config)
 
     def _view(
         self,
         example: Example,
         shots: int | None,
+        prompt: RenderedPrompt,
         demonstrations: Sequence[Example],
         level: InstructionLevel,
         config: PromptConfig,
     ) -> PromptView:
         """What `prompts.fit_example` makes of the example, as text."""
-        prompt = render(example, demonstrations, level, config)
         kept = len(prompt.demonstrations)
         read, trained = map(self.encode, prompt.without_and_with_loss(kept))
         while len(read) + len(trained) >= self.sequence_length and kept:
             kept -= 1
             read, trained = map(self.encode, prompt.without_and_with_loss(kept))
         cut = max(0, len(read) + len(trained) + 1 - self.sequence_length)
-        spans = _spans(prompt, example, demonstrations[:kept], level, config)
+        formed = shots is None and example.form is not None
+        plain = dataclasses.replace(config, delimiter="")
+        body = chat.shown(example.input) if formed else render(example, [], level, plain).query
+        spans = _spans(prompt, example, demonstrations[:kept], level, len(body))
         spans.append(Span("target", target_text(prompt.source(), prompt.target) + self.end))
         before, after = _split(spans, len(chat.shown(prompt.without_and_with_loss(kept)[0])))
         stays = front_length(prompt.frame[0], len(read) - cut, self.encode) if cut else 0
@@ -175,21 +177,22 @@ def _spans(
     example: Example,
     demonstrations: Sequence[Example],
     level: InstructionLevel,
-    config: PromptConfig,
+    length: int,
 ) -> list[Span]:
-    """The spans of the source, with the first `demonstrations`."""
+    """The spans of the source, with the first `demonstrations`; `length`: of the query's body."""
     before, after = map(chat.shown, prompt.frame)
     spans = [Span("instruction", prompt.head)] if prompt.head else []
     for text, demonstration in zip(prompt.demonstrations, demonstrations, strict=False):
         answer = demonstration.target
         if level != "verbatim":
             answer = target_text(text, answer)
-        spans += [Span("separator", prompt.separator)] * bool(spans)
+        if spans:
+            first = len(spans) == 1 and prompt.head
+            spans.append(Span("separator", prompt.after_head(True) if first else prompt.separator))
         spans += [Span("demonstration", text.removesuffix(answer)), Span("answer", answer)]
     if spans:
         spans.append(Span("separator", prompt.separator if demonstrations else prompt.head_end))
-    plain = render(example, [], level, dataclasses.replace(config, delimiter="")).query
-    body, delimiter = prompt.query[: len(plain)], prompt.query[len(plain) :]
+    body, delimiter = prompt.query[:length], prompt.query[length:]
     if level == "instance" and example.instruction and body.startswith(example.instruction):
         spans.append(Span("instruction", example.instruction))
         body = body[len(example.instruction) :]

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from optiml_jax.data.training_prompts import fill
 from optiml_jax.errors import UserError
-from tasks.flan.templates import fill
 
 Row = Mapping[str, Any]
 

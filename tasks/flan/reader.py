@@ -15,12 +15,15 @@ import os
 import pathlib
 
 from optiml_jax.data.example import TaskSource, check_unique_names
+from optiml_jax.data.training_prompts import slots
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.files.promises import check_folder
 from tasks.files.rows import Split, find_splits
 from tasks.files.text_files import data_folder
 from tasks.flan.facts import PARTS, TaskFacts, read_facts, split_name
+from tasks.flan.option_lists import OptionLists
+from tasks.flan.prompts_v2 import PromptsV2, prompts_v2
 from tasks.flan.task import FlanTask
 from tasks.flan.templates import (
     FlanConfig,
@@ -30,7 +33,7 @@ from tasks.flan.templates import (
     repair,
     select,
 )
-from tasks.flan.templates_v2 import read_templates_v2
+from tasks.flan.templates_v2 import ZERO_SHOT, read_templates_v2, usable
 from tasks.splits import Manifest, Row
 
 UPSTREAM = "https://github.com/google-research/FLAN"
@@ -54,7 +57,7 @@ def find_tasks(
     """
     folder = data_folder(root, benchmark, f"give a clone of {UPSTREAM}")
     check_folder(_rows_folder(folder))
-    templates = _templates(folder, benchmark)
+    templates, lists = _templates(folder, benchmark)
     facts, typos = read_facts(folder)
     skipped: dict[str, list[str]] = {}
     sources = []
@@ -64,7 +67,7 @@ def find_tasks(
     )
     for name, task in sorted(with_templates.items()):
         row = manifest.lookup(f"{benchmark}/{name}", None)
-        found = _reader(folder, benchmark, task, templates[task.pattern], typos, row)
+        found = _reader(folder, benchmark, task, templates[task.pattern], lists, typos, row)
         if isinstance(found, str):
             skipped.setdefault(found, []).append(name)
             continue
@@ -72,7 +75,7 @@ def find_tasks(
             logger.warning("task %s of cluster %r counts as Misc.", found.name, task.cluster)
         if row.trained and "train" not in found.parts:
             skipped.setdefault("have no training rows", []).append(name)
-        row.check_prompts(found.name, len(found.templates_of("test")))
+        row.check_prompts(found.name, len(found.templates))
         sources.append(found.source())
     for reason, names in skipped.items():
         shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
@@ -87,17 +90,20 @@ def find_tasks(
     return sources
 
 
-def _templates(folder: pathlib.Path, benchmark: str) -> dict[str, list[Template]]:
-    """Pattern name -> its templates, those that `FlanConfig.templates` asks for."""
+def _templates(
+    folder: pathlib.Path, benchmark: str
+) -> tuple[dict[str, list[Template]], OptionLists | None]:
+    """Pattern name -> its templates, those that `FlanConfig.templates` asks for; v2's lists."""
     if FlanConfig().templates == "v2":
-        return read_templates_v2(folder)
+        read = read_templates_v2(folder)
+        return read.patterns, read.option_lists
     path = find_templates(folder)
     if path is None:
         raise UserError(
             f"no templates of benchmark {benchmark!r}: {folder} holds no flan/templates.py, "
             f"templates.py or templates.json; give a clone of {UPSTREAM}"
         )
-    return read_templates(path)
+    return read_templates(path), None
 
 
 def _reader(
@@ -105,6 +111,7 @@ def _reader(
     benchmark: str,
     facts: TaskFacts,
     templates: list[Template],
+    lists: OptionLists | None,
     typos: list[dict],
     row: Row,
 ) -> FlanTask | str:
@@ -115,7 +122,8 @@ def _reader(
         return "have no rows"
     repaired = config.fix_typos and config.templates == "2021"
     chosen = chosen_templates(facts, templates, typos if repaired else [])
-    if not chosen:
+    prompts = None if lists is None else _prompts(facts, templates, lists, config)
+    if not chosen or (lists is not None and prompts is None):
         return "have no template for their rows"
     parts = _parts(facts, splits, row)
     if not parts:
@@ -125,6 +133,7 @@ def _reader(
         category=row.category or taxonomy.category("flan", facts.name, facts.cluster),
         facts=facts,
         templates=tuple(chosen),
+        prompts=prompts,
         splits=splits,
         parts=parts,
         pooled_test=not any(role.startswith("test") for role in row.role),
@@ -137,8 +146,18 @@ def _reader(
 def chosen_templates(
     facts: TaskFacts, templates: list[Template], typos: list[dict]
 ) -> list[Template]:
-    """The templates that a task uses: those that ask for its own target, repaired."""
+    """The templates that ask for the task's own target, repaired; of FLAN v2 the zero-shot ones."""
+    templates = [t for t in templates if t.kind in ("", ZERO_SHOT)]
     return select(repair(templates, typos), facts.targets, facts.constants, facts.slots)
+
+
+def _prompts(
+    facts: TaskFacts, templates: list[Template], lists: OptionLists, config: FlanConfig
+) -> PromptsV2 | None:
+    """The training prompts of FLAN v2."""
+    used = usable(templates, facts.targets, facts.constants, facts.slots, config.inverted)
+    apart = any("options_" in slots(template.source) for template in used)
+    return prompts_v2("flan", used, lists if facts.has_options and apart else None)
 
 
 def _rows(

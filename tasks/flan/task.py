@@ -13,12 +13,13 @@ from typing import Any
 from optiml_jax.data.example import Drops, Example, TaskSource
 from optiml_jax.data.identity import row_identity
 from optiml_jax.data.sampling import RowSample
+from optiml_jax.data.training_prompts import fill
 from tasks.files.rows import Split
 from tasks.files.text_files import RecordFilter, clean, demonstration_pool, hashed_id
 from tasks.flan.facts import PARTS, Extractor, Record, TaskFacts, rows_range, split_name
 from tasks.flan.fields import UnusableError
-from tasks.flan.templates import OPTION_SLOTS, Template, fill
-from tasks.flan.templates_v2 import ZERO_SHOT
+from tasks.flan.prompts_v2 import ANSWER, PromptsV2
+from tasks.flan.templates import OPTION_SLOTS, Template
 from tasks.templates.pooling import pooled
 
 READER_VERSION = 1  # raise it when the same files give other Examples: caches are then redone
@@ -35,7 +36,8 @@ class FlanTask:
       name: `<benchmark>/<task>`.
       category: of every Example.
       facts: for the form in which the rows are there.
-      templates: those that are used.
+      templates: those that are used; of FLAN v2 those of evaluations.
+      prompts: of FLAN v2 the training prompts.
       splits: the splits of the rows by name.
       parts: those of "train", "validation" and "test" that have rows.
       pooled_test: "test" is a draw of at most `NUM_VALIDATION` pairs, as for the paper's validation
@@ -49,6 +51,7 @@ class FlanTask:
     category: str
     facts: TaskFacts
     templates: tuple[Template, ...]
+    prompts: PromptsV2 | None
     splits: dict[str, Split]
     parts: tuple[str, ...]
     pooled_test: bool
@@ -67,6 +70,8 @@ class FlanTask:
             "templates": [_as_list(template) for template in self.templates],
             "reader": READER_VERSION,
         }
+        if self.prompts is not None:
+            settings["v2"] = self.prompts.fingerprint
         return TaskSource(
             name=self.name,
             splits=self.parts,
@@ -81,16 +86,29 @@ class FlanTask:
     def read(self, part: str, drops: Drops, sample: RowSample | None = None) -> Iterator[Example]:
         """Streams the Examples of a part; counts what is left out by reason.
 
-        "train" draws N of the N x P pairs of rows and templates, "validation" at most
-        `NUM_VALIDATION` of them; "test": see `pooled_test`.
+        "train" draws N of the N x P pairs of rows and templates (of FLAN v2 shows each row once),
+        "validation" at most `NUM_VALIDATION` of them; "test": see `pooled_test`.
 
         Raises:
           UserError: the rows are damaged; the message names the file.
         """
+        yield from self._read(part, drops, sample, self.prompts if part == "train" else None)
+
+    def demonstrations(self) -> list[Example]:
+        """The first Examples of "train", each row with the templates that were drawn for it.
+
+        They are an evaluation's, so of FLAN v2 they have its zero-shot templates with options.
+        """
+        if "train" not in self.parts:
+            return []
+        return demonstration_pool(self._read("train", Drops(), None, None))
+
+    def _read(
+        self, part: str, drops: Drops, sample: RowSample | None, prompts: PromptsV2 | None
+    ) -> Iterator[Example]:
         extract = Extractor(self.facts, self.name)
         keep = RecordFilter(keep_repeated=part != "train")
-        templates = self.templates_of(part)
-        for split, row, positions in self._draws(part, sample):
+        for split, row, positions in self._draws(part, sample, once=prompts is not None):
             if not positions or row is None:
                 continue
             try:
@@ -98,28 +116,18 @@ class FlanTask:
             except UnusableError as e:
                 drops[str(e)] += 1
                 continue
-            identifier, source_id = _row_id(split, row), row_identity(row)
+            same = {"split": part, "example_id": _row_id(split, row)}
+            same["source_id"] = row_identity(row)
             for position in positions:
-                example = self._example(templates[position], record, keep, drops)
+                if prompts is not None:
+                    example = self._in_v2(prompts, record, same["example_id"], keep, drops)
+                else:
+                    example = self._example(self.templates[position], record, keep, drops)
                 if example is not None:
-                    yield dataclasses.replace(
-                        example, example_id=identifier, split=part, source_id=source_id
-                    )
-
-    def templates_of(self, part: str) -> tuple[Template, ...]:
-        """The templates of a part; evaluation shows FLAN v2's zero-shot ones with options."""
-        if part == "train":
-            return self.templates
-        return tuple(t for t in self.templates if t.kind in ("", ZERO_SHOT))
-
-    def demonstrations(self) -> list[Example]:
-        """The first Examples of "train", each row with the templates that were drawn for it."""
-        if "train" not in self.parts:
-            return []
-        return demonstration_pool(self.read("train", Drops()))
+                    yield dataclasses.replace(example, **same)
 
     def _draws(
-        self, part: str, sample: RowSample | None
+        self, part: str, sample: RowSample | None, once: bool
     ) -> Iterator[tuple[str, dict[str, Any] | None, Sequence[int]]]:
         """Of each row of a part its split, the row, and the templates it is shown with."""
         split = self.splits[split_name(self.facts.splits[part])]
@@ -127,9 +135,9 @@ class FlanTask:
         count = sum(map(free, own))
         if part == "test":
             count = min(count, self.num_test or count)
-        num_templates = len(self.templates_of(part))
-        if part == "test" and not self.pooled_test:
-            drawn = itertools.repeat(range(num_templates), count)
+        num_templates = len(self.templates)
+        if once or (part == "test" and not self.pooled_test):
+            drawn = itertools.repeat(range(1 if once else num_templates), count)
         else:
             items = count if part == "train" else NUM_VALIDATION
             drawn = pooled(count, num_templates, items, f"{self.seed}\0{self.name}\0{part}")
@@ -152,6 +160,27 @@ class FlanTask:
     def _split_of(self, part: str) -> Split | None:
         return self.splits.get(split_name(self.facts.splits[part]))
 
+    def _in_v2(
+        self,
+        prompts: PromptsV2,
+        record: Record,
+        identifier: str,
+        keep: RecordFilter,
+        drops: Drops,
+    ) -> Example | None:
+        """A training example in one of FLAN v2's templates."""
+        key = f"{self.seed}\0{self.name}\0{identifier}"
+        options = tuple(map(clean, record.options or ()))
+        slots = record.slots
+        if options and ANSWER in slots:
+            slots = slots | {ANSWER: clean(slots[ANSWER])}
+            if slots[ANSWER] not in options:
+                drops["warning: target not among options"] += 1
+        template = prompts.drawn(key)
+        fields = prompts.shown(template, slots, options, self.name, key)
+        kept = keep(fields["input"], fields["references"], drops)
+        return None if kept is None else Example(**self._common(), **(fields | kept))
+
     def _example(
         self, template: Template, record: Record, keep: RecordFilter, drops: Drops
     ) -> Example | None:
@@ -170,19 +199,25 @@ class FlanTask:
                 drops["no options"] += 1
                 return None
         return Example(
-            benchmark=self.name.split("/", 1)[0],
-            task=self.name,
-            category=self.category,
+            **self._common(),
             prompt_id=template.id,
-            split="",
             instruction="",
             options=options or None,
             options_text=block if block and fields["input"].count(block) == 1 else "",
-            source_dataset=self.facts.tfds.partition(":")[0] or self.facts.name,
             form=template.form,
-            meta={"metric": self.facts.metric},
             **fields,
         )
+
+    def _common(self) -> dict[str, Any]:
+        """What all Examples of the task have in common."""
+        return {
+            "benchmark": self.name.split("/", 1)[0],
+            "task": self.name,
+            "category": self.category,
+            "split": "",
+            "source_dataset": self.facts.tfds.partition(":")[0] or self.facts.name,
+            "meta": {"metric": self.facts.metric},
+        }
 
 
 def _as_list(template: Template) -> list[Any]:

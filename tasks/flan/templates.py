@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from optiml_jax.data.example import PromptForm
+from optiml_jax.data.training_prompts import slots
 from optiml_jax.errors import UserError
 from optiml_jax.files import read_json
 from optiml_jax.settings import Seed, configurable
@@ -22,7 +23,7 @@ MAX_BYTES = 1 << 25  # upstream's file has 70 kB
 
 _FILES = ("flan/templates.py", "templates.py", "templates.json")
 _NAME = "PATTERNS"
-_SLOT = re.compile(r"\{(\w*)\}")  # upstream's rule: other braces are text
+_ONE_SLOT = re.compile(r"\{(\w*)\}")
 
 
 @configurable
@@ -39,12 +40,20 @@ class FlanConfig:
         lists as `fixed_fields`. False keeps upstream's texts.
       tfds_dir: folder of TFDS's prepared data sets; None: $TFDS_DATA_DIR, else
         ~/tensorflow_datasets.
+      wrapped: other collections whose training prompts have FLAN v2's templates around them: of
+        "promptsource", "reasoning" and "superni".
+      clone: the clone of FLAN that has the templates for them; None: `Run.data["flan"]`.
+      inverted: FLAN v2's inverted templates are used, too, which ask for the question or the
+        reasoning.
     """
 
     seed: Seed = 1234
     templates: Literal["2021", "v2"] = "2021"
     fix_typos: bool = False
     tfds_dir: str | None = None
+    wrapped: tuple[str, ...] = ()
+    clone: str | None = None
+    inverted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +65,10 @@ class Template:
       index: its position there.
       source: text with slots.
       target: text with slots.
-      kind: of FLAN v2's templates: "zs_opt", "zs_noopt", "fs_opt" or "fs_noopt" (zero-shot or
-        few-shot, with or without options); "" of FLAN 2021's.
+      kind: of FLAN v2's templates: "zs_opt", "zs_noopt", "fs_opt", "fs_mix" or "fs_noopt"
+        (zero-shot or few-shot, with or without options; see v2.yaml); "" of FLAN 2021's.
       form: of its training prompts.
+      head: stands before all demonstrations; text with slots.
     """
 
     pattern: str
@@ -67,20 +77,11 @@ class Template:
     target: str
     kind: str = ""
     form: PromptForm | None = None
+    head: str = ""
 
     @property
     def id(self) -> str:
         return f"{self.pattern}{'.' if self.kind else ''}{self.kind}#{self.index}"
-
-
-def slots(text: str) -> list[str]:
-    """The names of the slots of a text, in order."""
-    return _SLOT.findall(text)
-
-
-def fill(text: str, values: Mapping[str, str]) -> str:
-    """The text with its slots filled; braces in the values mean nothing."""
-    return _SLOT.sub(lambda match: values[match[1]], text)
 
 
 def select(
@@ -102,7 +103,7 @@ def select(
     """
     kept = []
     for template in templates:
-        match = _SLOT.fullmatch(template.target)
+        match = _ONE_SLOT.fullmatch(template.target)
         shown = set(slots(template.source))
         if (
             match
@@ -170,28 +171,36 @@ def _is_pair(value: Any) -> bool:
 
 
 def _python_patterns(path: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
-    return literal_patterns(path, assigned(path, _NAME))
+    return literal_patterns(path, assigned(path, parsed(path), _NAME))
 
 
-def assigned(path: pathlib.Path, name: str) -> ast.AST | None:
-    """What a module of templates assigns to a name, as a syntax tree.
+def parsed(path: pathlib.Path) -> ast.Module:
+    """The syntax tree of a module of templates. Nothing of it is executed.
 
     Raises:
-      UserError: the file is no Python module, or does not assign the name.
+      UserError: the file is no Python module.
     """
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} has more than {MAX_BYTES >> 20} MB: it is no file of templates")
     try:
-        module = ast.parse(path.read_bytes())
+        return ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
         line = getattr(e, "lineno", None)
         where = f", line {line}" if line else ""
         raise UserError(f"{path}{where} is not Python; download it again") from e
+
+
+def assigned(path: pathlib.Path, module: ast.Module, name: str) -> ast.AST | None:
+    """What a module assigns to a name, as a syntax tree.
+
+    Raises:
+      UserError: it does not assign the name.
+    """
     for node in module.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             return node.value
-    raise UserError(f"{path} assigns no {name}; give FLAN's own flan/templates.py")
+    raise UserError(f"{path} assigns no {name}; give FLAN's own file")
 
 
 def literal_patterns(path: pathlib.Path, node: ast.AST | None) -> dict[str, list]:

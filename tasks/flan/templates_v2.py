@@ -1,19 +1,25 @@
-"""FLAN v2's training prompts for FLAN's tasks (google-research/FLAN, flan/v2/templates.py).
+"""FLAN v2's templates of training prompts (google-research/FLAN, flan/v2/templates.py): reading.
 
-Each task has four kinds of prompts: with or without demonstrations, with or without its options.
-FLAN v2 mixes them in equal parts, and so does drawing templates, which are ten of each. Zero-shot
-prompts with options have templates of their own (PATTERNS), those without are FLAN 2021's without
-the list (flan/v2/flan_templates_branched.py). Few-shot templates (FEWSHOT_PATTERNS) name what is
-before an input, between input and answer, and between demonstrations. The files are parsed, never
-executed.
+A pattern has four kinds of prompts: with or without demonstrations, with or without the list of
+options. Zero-shot prompts with options have templates of their own (PATTERNS); those without are
+FLAN 2021's without the list (flan/v2/flan_templates_branched.py), or PATTERNS' where it has none.
+Few-shot templates (FEWSHOT_PATTERNS) name what is before an input, between input and answer, and
+between demonstrations; demonstrations have the template of the prompt, or in a mix ("fs_mix") each
+one of its own. The files are parsed, never executed. What is drawn how is in `prompts_v2.py`.
 """
 
 import ast
+import dataclasses
 import pathlib
 import re
+from collections.abc import Collection, Sequence
+from typing import Any
 
-from optiml_jax.data.example import PromptForm
+from optiml_jax.data.example import PromptForm, PromptText
+from optiml_jax.data.training_prompts import slots
 from optiml_jax.errors import UserError
+from optiml_jax.yaml_files import read_yaml
+from tasks.flan.option_lists import OptionLists, read_option_lists
 from tasks.flan.templates import (
     Template,
     assigned,
@@ -21,25 +27,43 @@ from tasks.flan.templates import (
     is_text,
     literal_lists,
     literal_patterns,
+    parsed,
     read_templates,
 )
 
+FACTS = read_yaml(pathlib.Path(__file__).parent / "v2.yaml", "the facts of FLAN v2's mixture")
 ZERO_SHOT = "zs_opt"  # the kind that evaluations show, too
+NIV2 = "natinst_v2"  # the one pattern whose few-shot prompts begin with the task's definition
 
 _TEMPLATES = "flan/v2/templates.py"
 _FEW_SHOT = "FEWSHOT_PATTERNS"
 _WITHOUT_OPTIONS = "flan/v2/flan_templates_branched.py"
 _LIST = re.compile(r" \(\{options_\}\)|(?:\n\n|\n| \| | )?\{options_\}|\n{1,2}\{options_str\}")
-_TEXTS = ("inputs", "targets", "inputs_prefix", "targets_prefix", "x_y_delimiter")
 _DEFAULTS = {"inputs_prefix": "", "targets_prefix": "", "x_y_delimiter": "\n\n"}
-_DEFAULTS |= {"example_separator": "\n\n\n"}
+_DEFAULTS |= {"example_separator": "\n\n\n", "final_suffix": ""}
+_DEFAULTS |= {"input_pattern": "{{inputs}}{final_suffix}", "in_template_mix": True}
+_ALONE, _MIX = (tuple(FACTS["shots"][key]) for key in ("same_template", "mix"))
 
 
-def read_templates_v2(root: pathlib.Path) -> dict[str, list[Template]]:
-    """Pattern name -> its templates of all kinds.
+@dataclasses.dataclass(frozen=True)
+class TemplatesV2:
+    """What a clone of FLAN has.
+
+    Attributes:
+      patterns: pattern name -> its templates of all kinds.
+      option_lists: the forms in which options are listed.
+    """
+
+    patterns: dict[str, list[Template]]
+    option_lists: OptionLists
+
+
+def read_templates_v2(root: pathlib.Path, why: str = "FlanConfig.templates = 'v2'") -> TemplatesV2:
+    """The templates of a clone.
 
     Args:
       root: a clone of FLAN.
+      why: the setting that asks for them.
 
     Raises:
       UserError: a file is missing, damaged, or holds code in the place of texts.
@@ -47,63 +71,168 @@ def read_templates_v2(root: pathlib.Path) -> dict[str, list[Template]]:
     for name in (_TEMPLATES, _WITHOUT_OPTIONS):
         if not (root / name).is_file():
             raise UserError(
-                f"FlanConfig.templates = 'v2' needs {name} in {root}; give a clone of FLAN, or set "
-                "FlanConfig.templates to '2021'"
+                f"{why} needs {name} in {root}; give a clone of FLAN "
+                "(https://github.com/google-research/FLAN), or leave the setting out"
             )
     path = root / _TEMPLATES
-    zero_shot = literal_patterns(path, assigned(path, "PATTERNS"))
-    few_shot = literal_lists(path, assigned(path, _FEW_SHOT), _FEW_SHOT)
+    module = parsed(path)
+    zero_shot = literal_patterns(path, assigned(path, module, "PATTERNS"))
+    few_shot = literal_lists(path, assigned(path, module, _FEW_SHOT), _FEW_SHOT)
+    _add_aliases(module, "PATTERNS", zero_shot)
+    _add_aliases(module, _FEW_SHOT, few_shot)
     first = read_templates(root / _WITHOUT_OPTIONS)
-    return {
-        name: [
-            *_zero_shot(name, pairs, "zs_opt"),
-            *_zero_shot(name, _plain(first.get(name)) or pairs, "zs_noopt"),
-            *_few_shot(path, name, few_shot.get(name, []), "fs_opt"),
-            *_few_shot(path, name, few_shot.get(name, []), "fs_noopt"),
+    patterns = {}
+    for name, pairs in zero_shot.items():
+        plain = [(t.source, t.target) for t in first.get(name, ())] or pairs
+        patterns[name] = [
+            *_zero_shot(name, pairs, ZERO_SHOT),
+            *_zero_shot(name, plain, "zs_noopt"),
+            *_few_shot(path, name, few_shot.get(name, [])),
         ]
-        for name, pairs in zero_shot.items()
-    }
+    return TemplatesV2(patterns, read_option_lists(path, module))
 
 
-def _plain(templates: list[Template] | None) -> list[tuple[str, str]]:
-    return [(template.source, template.target) for template in templates or ()]
+def usable(
+    templates: Sequence[Template],
+    targets: Collection[str],
+    constants: Collection[str],
+    available: Collection[str],
+    inverted: bool,
+) -> list[Template]:
+    """The templates that rows can fill and that ask for the task's answer.
+
+    A template asks for it if every slot of its target is one of `targets` and its source shows
+    something else of the row (see `templates.select`; the target may have words around the slot).
+
+    Args:
+      templates: of one pattern.
+      targets: slots that hold what is to be predicted.
+      constants: slots that are the same for all rows.
+      available: slots that the rows can fill.
+      inverted: templates that ask for something else are used, too.
+    """
+    kept = []
+    for template in templates:
+        asked, shown = set(slots(template.target)), set(slots(template.source))
+        if not asked or not asked | shown | set(slots(template.head)) <= set(available):
+            continue
+        if inverted or (asked <= set(targets) and shown - set(constants) - asked):
+            kept.append(template)
+    return kept
+
+
+def _add_aliases(module: ast.Module, name: str, patterns: dict[str, Any]) -> None:
+    """Follows `NAME["a"] = NAME["b"]`."""
+    for node in module.body:
+        match node:
+            case ast.Assign(
+                targets=[ast.Subscript(value=ast.Name(id=left), slice=ast.Constant(value=new))],
+                value=ast.Subscript(value=ast.Name(id=right), slice=ast.Constant(value=old)),
+            ) if left == right == name and old in patterns:
+                patterns[new] = patterns[old]
 
 
 def _shown(source: str, kind: str) -> str:
     return _LIST.sub("", source) if kind.endswith("noopt") else source
 
 
-def _zero_shot(name: str, pairs: list[tuple[str, str]], kind: str) -> list[Template]:
-    form = PromptForm(demonstrations=False, delimiter="")
-    return [
-        Template(name, index, _shown(source, kind), target, kind, form)
-        for index, (source, target) in enumerate(pairs)
-    ]
-
-
-def _few_shot(path: pathlib.Path, name: str, nodes: list[ast.expr], kind: str) -> list[Template]:
+def _zero_shot(name: str, pairs: Sequence[tuple[str, str]], kind: str) -> list[Template]:
     templates = []
-    for index, node in enumerate(nodes):
-        texts = _DEFAULTS | _keywords(path, node)
-        expect(path, node, {*_TEXTS} <= texts.keys(), "a few-shot template needs its texts")
-        form = PromptForm(
-            demonstrations=True,
-            delimiter=texts["x_y_delimiter"] + texts["targets_prefix"],
-            separator=texts["example_separator"],
-        )
-        source = texts["inputs_prefix"] + _shown(texts["inputs"], kind)
-        templates.append(Template(name, index, source, texts["targets"], kind, form))
+    for index, (text, target) in enumerate(pairs):
+        source, end = _ended(_shown(text, kind))
+        templates.append(Template(name, index, source, target, kind, PromptForm(delimiter=end)))
     return templates
 
 
-def _keywords(path: pathlib.Path, node: ast.expr) -> dict[str, str]:
-    """The texts of a call FewShotPattern(name="text", ...)."""
+def _ended(source: str, delimiter: str = "") -> tuple[str, str]:
+    """The source without its trailing white space, which becomes part of the delimiter."""
+    stripped = source.rstrip()
+    return stripped, source[len(stripped) :] + delimiter
+
+
+def _few_shot(path: pathlib.Path, name: str, nodes: Sequence[ast.expr]) -> list[Template]:
+    found = [_keywords(path, node) for node in nodes]
+    first, second = found[:1], found[1:2]
+    return [
+        *_alone(name, found, "fs_opt", first),
+        *_mixed(name, found, second),
+        *_alone(name, found, "fs_noopt", first),
+    ]
+
+
+def _alone(
+    name: str, found: list[dict[str, Any]], kind: str, first: list[dict[str, Any]]
+) -> list[Template]:
+    """Templates whose demonstrations have the same template."""
+    head, head_end, suffix = _around(first) if name == NIV2 else ("", "", "")
+    templates = []
+    for index, texts in enumerate(found):
+        text = _text(texts, kind)
+        form = PromptForm(
+            delimiter=text.delimiter + suffix,
+            shots=_ALONE,
+            texts=(text,),
+            separator=texts["example_separator"],
+            head_end=head_end,
+        )
+        templates.append(Template(name, index, text.source, text.target, kind, form, head))
+    return templates
+
+
+def _mixed(name: str, found: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[Template]:
+    """Templates whose demonstrations have any template of the mix; the separator is the task's."""
+    kind = FACTS["mixed"]["fs_opt"]
+    members = {i: _text(texts, kind) for i, texts in enumerate(found) if texts["in_template_mix"]}
+    head, head_end, suffix = _around(second)
+    return [
+        Template(
+            name,
+            index,
+            text.source,
+            text.target,
+            kind,
+            PromptForm(
+                delimiter=text.delimiter + suffix,
+                shots=_MIX,
+                texts=tuple(members.values()),
+                head_end=head_end,
+            ),
+            head,
+        )
+        for index, text in members.items()
+    ]
+
+
+def _text(texts: dict[str, Any], kind: str) -> PromptText:
+    source, delimiter = _ended(
+        texts["inputs_prefix"] + _shown(texts["inputs"], kind),
+        texts["x_y_delimiter"] + texts["targets_prefix"],
+    )
+    return PromptText(source, texts["targets"], delimiter)
+
+
+def _around(found: list[dict[str, Any]]) -> tuple[str, str, str]:
+    """What stands before all demonstrations, the white space after it, and what ends the prompt.
+
+    Upstream writes it as a format of formats: `{{Definition}}\\n\\n{{inputs}}{final_suffix}`.
+    """
+    if not found:
+        return "", "", ""
+    before, _, after = found[0]["input_pattern"].partition("{{inputs}}")
+    suffix = after.replace("{final_suffix}", found[0]["final_suffix"])
+    return *_ended(before.replace("{{", "{").replace("}}", "}")), suffix
+
+
+def _keywords(path: pathlib.Path, node: ast.expr) -> dict[str, Any]:
+    """The values of a call FewShotPattern(name="text", ...)."""
     called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args
     expect(path, node, called, "a few-shot template must be FewShotPattern(...)")
-    texts = {}
+    values = dict(_DEFAULTS)
     for keyword in node.keywords:
-        if keyword.arg == "in_template_mix":
-            continue
-        expect(path, node, is_text(keyword.value), f"{keyword.arg} must be a literal text")
-        texts[keyword.arg] = keyword.value.value
-    return texts
+        flag = keyword.arg == "in_template_mix"
+        good = isinstance(keyword.value, ast.Constant) if flag else is_text(keyword.value)
+        expect(path, node, good, f"{keyword.arg} must be a literal text")
+        values[keyword.arg] = keyword.value.value
+    whole = {"inputs", "targets", *_DEFAULTS} <= values.keys()
+    expect(path, node, whole, "a few-shot template needs its texts")
+    return values

@@ -15,11 +15,11 @@ from optiml_jax.data.prompts import (
     PromptConfig,
     fit_example,
     render,
-    render_for_training,
     sample_pool,
     select_demonstrations,
     zipf_shots,
 )
+from optiml_jax.data.training_prompts import render_for_training
 from optiml_jax.data.vocabulary import decode, load_vocabulary, train_sentencepiece
 
 REPOSITORY = pathlib.Path(__file__).parents[2]

@@ -10,14 +10,13 @@ from optiml_jax.data.example import Example
 from optiml_jax.data.prompts import (
     DELIMITERS,
     PromptConfig,
-    draw_shots,
     fit_example,
     fit_source,
     render,
-    render_for_training,
     select_demonstrations,
     target_text,
 )
+from optiml_jax.data.training_prompts import draw_shots, render_for_training
 from optiml_jax.errors import UserError
 
 
@@ -183,6 +182,7 @@ def test_prompts_are_the_same_in_another_process_with_another_hash_seed():
     code = (
         "from optiml_jax.data.example import Example\n"
         "from optiml_jax.data.prompts import *\n"
+        "from optiml_jax.data.training_prompts import *\n"
         "c = PromptConfig(demonstrations='train', shots=(.5, .25, .25), separator=('#', '##'),"
         " loss='suffix', option_order='shuffled', option_format='random')\n"
         "examples = [Example('b','b/t','c','p',str(i),'train','',f'in {i} yes, no','y',('y',),"

@@ -7,7 +7,8 @@ import pytest
 
 from optiml_jax.data import chat
 from optiml_jax.data.example import Example, TaskSource
-from optiml_jax.data.prompts import PromptConfig, fit_example, render_for_training
+from optiml_jax.data.prompts import PromptConfig, fit_example
+from optiml_jax.data.training_prompts import render_for_training
 from optiml_jax.report import inspect_terminal
 from optiml_jax.report.inspect_prompts import END, Renderer, Span, TaskFacts, first_per_prompt
 

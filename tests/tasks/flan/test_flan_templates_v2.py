@@ -1,71 +1,41 @@
-"""FLAN v2's four kinds of prompts, from files of the form that google-research/FLAN has.
+"""FLAN v2's kinds of prompts, from files of the form that google-research/FLAN has.
 
-Expected texts are put together as its flan/v2/templates.py says of FewShotPattern: prefix, input,
-delimiter, prefix of the target, target, separator.
+Templates and lists of options are compared with what Python makes of the same file, few-shot texts
+with `seqio.experimental.fewshot_preprocessor`, which upstream builds its prompts with.
 """
 
+import collections
 import json
 
+import flan_clone
 import gin
 import pytest
+import seqio
+import tensorflow as tf
 import yaml
 
 from optiml_jax.data.example import Drops
-from optiml_jax.data.prompts import PromptConfig, render_for_training
+from optiml_jax.data.prompts import PromptConfig
+from optiml_jax.data.training_prompts import fill, render_for_training
 from optiml_jax.errors import UserError
 from tasks.flan import reader as flan
 from tasks.flan.templates_v2 import read_templates_v2
 from tasks.splits import Manifest
 
-TEMPLATES = """
-import copy
-from flan.v2 import flan_templates_branched as flan_templates
-PATTERNS = {
-    "parity": [
-        ("Choose from options: is {number} odd "
-         "or even?\\n\\n{options_}", "{answer}"),
-        ("Name an {answer} number.", "{number}"),
-    ],
-    "only_v2": [("{number}?", "{answer}")],
-}
-PATTERNS["alias"] = PATTERNS["parity"]
-class FewShotPattern:
-  inputs: str
-FEWSHOT_PATTERNS = {
-    "parity": [
-        FewShotPattern(
-            inputs="{number}"
-            " | {options_}",
-            targets="{answer}",
-            inputs_prefix="Q: ",
-            targets_prefix="A: ",
-            x_y_delimiter="\\n**\\n",
-            example_separator="\\n\\n",
-            in_template_mix=False),
-        FewShotPattern(inputs="number {number} ({options_})", targets="{answer}"),
-        FewShotPattern(inputs="odd one: {answer}", targets="{number}"),
-    ],
-}
-FEWSHOT_PATTERNS_NO_OPTIONS = copy.deepcopy(FEWSHOT_PATTERNS)
-"""
-FIRST = """
-PATTERNS = {"parity": [("Is {number} odd or even?\\n{options_}", "{answer}")]}
-"""
 CONFIG = """
 tasks: {parity: {cluster: math, fields: {number: number}, options: [odd, even]}}
 """
 LIST = "OPTIONS:\n- odd\n- even"
+ROWS = 1200
 
 
 @pytest.fixture
 def clone(tmp_path):
     """A clone of FLAN with rows."""
-    (tmp_path / "flan/v2").mkdir(parents=True)
-    (tmp_path / "flan/v2/templates.py").write_text(TEMPLATES)
-    (tmp_path / "flan/v2/flan_templates_branched.py").write_text(FIRST)
+    flan_clone.write_clone(tmp_path)
     (tmp_path / "task_config.yaml").write_text(CONFIG)
     (tmp_path / "datasets/parity").mkdir(parents=True)
-    for split, number in (("train", 200), ("test", 3)):
+    for split, number in (("train", ROWS), ("test", 3)):
         rows = [json.dumps({"number": i, "label": 1 - i % 2}) for i in range(number)]
         (tmp_path / f"datasets/parity/{split}.jsonl").write_text("\n".join(rows))
     gin.bind_parameter("FlanConfig.templates", "v2")
@@ -80,60 +50,155 @@ def find(clone, role="train"):
     return source
 
 
-def test_templates_of_four_kinds_are_read(clone):
-    read = read_templates_v2(clone)
-    assert [t.id for t in read["only_v2"]] == ["only_v2.zs_opt#0", "only_v2.zs_noopt#0"]
-    texts = {t.id: (t.source, t.target) for t in read["parity"]}
-    assert texts["parity.zs_opt#0"][0].endswith("odd or even?\n\n{options_}")
-    assert texts["parity.zs_noopt#0"] == ("Is {number} odd or even?", "{answer}")
-    assert texts["parity.fs_opt#0"] == ("Q: {number} | {options_}", "{answer}")
-    assert texts["parity.fs_noopt#0"] == ("Q: {number}", "{answer}")
-    assert texts["parity.fs_noopt#1"] == ("number {number}", "{answer}")
-    assert "alias" not in read
+def test_templates_are_those_that_python_reads(clone):
+    read, python = read_templates_v2(clone), flan_clone.executed()
+    assert set(read.patterns) == set(python["PATTERNS"])
+    for name, templates in read.patterns.items():
+        kinds = collections.defaultdict(list)
+        for t in templates:
+            kinds[t.kind].append((t.source + t.form.delimiter, t.target))
+        assert kinds["zs_opt"] == python["PATTERNS"][name]
+        upstream = python["FEWSHOT_PATTERNS"].get(name, [])
+        said = [
+            (f.inputs_prefix + f.inputs + f.x_y_delimiter + f.targets_prefix, f.targets)
+            for f in upstream
+        ]
+        assert kinds["fs_opt"] == said
+        mixed = [text for text, f in zip(said, upstream, strict=True) if f.in_template_mix]
+        assert kinds["fs_mix"] == mixed
+    (plain,) = [t for t in read.patterns["parity"] if t.kind == "zs_noopt"]
+    assert (plain.source, plain.target) == ("Is {number} odd or even?", "{answer}")
+    first, second, *_ = [t for t in read.patterns["parity"] if t.kind == "fs_noopt"]
+    assert (first.source, second.source) == ("Q: {number}", "number {number}")
+
+
+def test_lists_of_options_are_those_that_python_reads(clone):
+    lists, python = read_templates_v2(clone).option_lists, flan_clone.executed()
+    assert list(lists.starts) == python["OPT_START_STRING_CANDIDATES"]
+    assert list(map(list, lists.marks)) == python["OPT_ITEM_NAME_CANDIDATES"]
+    assert list(map(list, lists.ends)) == python["OPT_ITEM_END_STR_CANDIDATES"]
+    drawn = {lists.drawn(("red", "blue"), f"key {i}") for i in range(200)}
+    assert ("WHICH:\n(a). red;\n(b). blue;", ("(a).", "(b).")) in drawn  # a mark is the answer
+    assert ("\n ~ red\n ~ blue", ("red", "blue")) in drawn  # marks are all the same
+    assert len(drawn) == 3 * 4 * 2
+    assert None in {lists.drawn(tuple("abcde"), f"key {i}") for i in range(50)}  # four numerals
 
 
 def test_training_prompts_have_the_form_of_their_template(clone):
     source = find(clone)
     examples = list(source.read("train", Drops()))
-    shots = (0.5, 0.0, 0.5)
-    config = PromptConfig(shots=shots, demonstrations="train", without_options={"flan": 1.0})
-    prompts = {
-        e.example_id: (e, render_for_training(e, examples, "instance", config)) for e in examples
+    assert len(examples) == ROWS  # each row once
+    config = PromptConfig(shots=(0.5, 0.0, 0.5), demonstrations="train")
+    kinds, shots, marked = collections.Counter(), collections.Counter(), 0
+    few_shot = []
+    for example in examples:
+        prompt = render_for_training(example, examples, "instance", config)
+        kind, index = example.prompt_id.split(".")[1].split("#")
+        kinds[kind] += 1
+        answer = ("even", "odd")[int(example.slots["number"]) % 2]
+        if kind == "zs_opt":
+            assert prompt.source() == prompt.query == example.input
+            assert example.target in example.options
+            if example.target != answer:
+                marked += 1
+                place = ("odd", "even").index(answer)
+                assert example.options[place] == example.target
+                assert f"{example.target} {answer}" in " ".join(prompt.query.split())
+        elif kind == "zs_noopt":
+            assert prompt.source() == f"Is {example.slots['number']} odd or even?"
+            assert prompt.target == answer
+        else:
+            shots[kind, len(prompt.demonstrations)] += 1
+            assert (LIST in prompt.source()) == (kind == "fs_mix")
+            few_shot.append((example, prompt))
+            assert prompt.target == (f"It is {answer}" if index == "1" else answer)
+    assert [prompt.source() for _, prompt in few_shot] == composed(few_shot, examples)
+    assert set(kinds) == {"zs_opt", "zs_noopt", "fs_mix", "fs_noopt"}
+    assert all(abs(n / ROWS - 0.25) < 0.05 for n in kinds.values())
+    assert marked > 0.5 * kinds["zs_opt"]
+    assert set(shots) == {("fs_mix", 5), ("fs_noopt", 2), ("fs_noopt", 3)}
+
+
+def composed(few_shot, examples) -> list[str]:
+    """The sources that SeqIO's few-shot preprocessor composes of the same examples.
+
+    A target is put after one space here, whatever its delimiter ends with.
+    """
+    by_id = {e.example_id: e for e in examples}
+
+    def parts():
+        for example, prompt in few_shot:
+            pairs = []
+            for identifier, text in zip(
+                prompt.demonstration_ids, prompt.demonstrations, strict=True
+            ):
+                (pair,) = written(example.form, by_id[identifier].slots, text)
+                pairs.append((pair[0], f" {pair[1]}{example.form.separator}"))
+            inputs, targets = zip(*pairs, strict=True)
+            asked = {"inputs": example.input + example.form.delimiter, "targets": example.target}
+            yield {"train": {"inputs": inputs, "targets": targets}, "eval": asked}
+
+    text, texts = tf.TensorSpec([], tf.string), tf.TensorSpec([None], tf.string)
+    spec = {
+        split: dict.fromkeys(("inputs", "targets"), s)
+        for split, s in (("train", texts), ("eval", text))
     }
-    kinds = set()
-    for example, prompt in prompts.values():
-        kind = example.prompt_id.split(".")[1]
-        kinds.add(kind)
-        answer = example.target
-        if kind == "zs_opt#0":
-            assert prompt.query.endswith(f"odd or even?\n\n{LIST}")
-            assert prompt.source() == prompt.query
-        elif kind == "zs_noopt#0":
-            assert prompt.source().endswith("odd or even?")
-        elif kind.startswith("fs"):
-            assert len(prompt.demonstrations) == 2
-            listed = f" | {LIST}" if kind == "fs_opt#0" else ""
-            if kind.endswith("#0"):
-                first, second, query = prompt.source().split("\n\n")
-                for text in (first, second):
-                    number, said = text.removeprefix("Q: ").split(f"{listed}\n**\nA: ")
-                    assert said == ("even", "odd")[int(number) % 2]
-                number = query.removeprefix("Q: ").removesuffix(f"{listed}\n**\nA:")
-                assert answer == ("even", "odd")[int(number) % 2]
-    assert kinds == {"zs_opt#0", "zs_noopt#0", "fs_opt#0", "fs_opt#1", "fs_noopt#0", "fs_noopt#1"}
+    dataset = tf.data.Dataset.from_generator(parts, output_signature=spec)
+    dataset = seqio.experimental.fewshot_preprocessor(dataset, example_separator="")
+    return [found["inputs"].decode().rstrip(" ") for found in dataset.as_numpy_iterator()]
+
+
+def written(form, slots, text) -> list[tuple[str, str]]:
+    """The inputs and targets of a form that make the text of a demonstration."""
+    made = [
+        ((fill(t.source, slots) + t.delimiter).rstrip(" "), fill(t.target, slots))
+        for t in form.texts
+    ]
+    return [pair for pair in made if " ".join(pair) == text]
+
+
+def test_inverted_templates_are_used_on_demand(clone):
+    plain = {e.target for e in find(clone).read("train", Drops())}
+    gin.bind_parameter("FlanConfig.inverted", True)
+    found = {e.target for e in find(clone).read("train", Drops())}
+    assert not any(target.isdecimal() for target in plain)
+    assert any(target.isdecimal() for target in found)
 
 
 def test_evaluation_shows_the_zero_shot_templates_with_options(clone):
-    examples = list(find(clone, "test").read("test", Drops()))
+    source = find(clone, "test")
+    examples = list(source.read("test", Drops()))
     assert {e.prompt_id for e in examples} == {"parity.zs_opt#0"}
     assert len(examples) == 3
+    assert {e.prompt_id for e in source.demonstrations()} == {"parity.zs_opt#0"}
 
 
-def test_missing_files_and_code_are_refused(clone):
+def test_demonstrations_must_be_training_examples(clone):
+    examples = list(find(clone).read("train", Drops()))
+    example = next(e for e in examples if e.form.shots)
+    config = PromptConfig(shots=(0.5, 0.5))
+    with pytest.raises(UserError, match=r"demonstrations is 'fixed', set it to 'train'"):
+        render_for_training(example, examples, "instance", config)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('targets="{answer}",', "targets=answer(),", r"targets must be a literal text; code .*"),
+        ('chr(x) + "). "', 'open(x) + "). "', r"lists of options must be .*; code in this file"),
+        ("for x in range(1, 27)", "for x in range(10**9)", r"lists of options must be"),
+        ('ROMANS = ["I",', 'ROMANS = ROMANS + ["I",', r"lists of options must be"),
+        ('["", "WHICH:"', '[1, "WHICH:"', r"OPT_START_STRING_CANDIDATES must be lists of texts"),
+    ],
+)
+def test_code_is_refused(clone, old, new, message):
     path = clone / "flan/v2/templates.py"
-    path.write_text(TEMPLATES.replace('targets="{answer}",', "targets=answer(),", 1))
-    with pytest.raises(UserError, match=r"line 1\d: targets must be a literal text; code .* never"):
+    path.write_text(flan_clone.TEMPLATES.replace(old, new, 1))
+    with pytest.raises(UserError, match=rf"templates.py, line \d+: {message}"):
         read_templates_v2(clone)
-    path.unlink()
+
+
+def test_a_missing_file_is_named(clone):
+    (clone / "flan/v2/templates.py").unlink()
     with pytest.raises(UserError, match=r"'v2' needs flan/v2/templates.py in .* a clone of FLAN"):
         read_templates_v2(clone)

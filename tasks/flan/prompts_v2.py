@@ -1,0 +1,118 @@
+"""Which of FLAN v2's templates an example is shown with in training, and what becomes of it.
+
+Upstream registers a task for each kind of prompt and mixes them; here each example has one kind, in
+the same shares, and one template of it, drawn by hashes.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optiml_jax.data.hashed_draws import choice, draw
+from optiml_jax.data.training_prompts import fill, slots
+from tasks.flan.option_lists import OptionLists
+from tasks.flan.templates import Template
+from tasks.flan.templates_v2 import FACTS, ZERO_SHOT
+
+ANSWER = "answer"
+_MIXED = FACTS["mixed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptsV2:
+    """The training prompts of one pattern.
+
+    Attributes:
+      kinds: the templates of each kind; kinds are equally likely.
+      inverted: the same of the inverted set of a chain-of-thought set.
+      option_lists: of zero-shot prompts that list options apart from the question; None: there are
+        no such prompts.
+    """
+
+    kinds: tuple[tuple[Template, ...], ...]
+    inverted: tuple[tuple[Template, ...], ...] = ()
+    option_lists: OptionLists | None = None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of everything that decides what examples become."""
+        facts = {key: FACTS[key] for key in ("inverted_sets", "mix_separators", "p3_names")}
+        text = repr((self.kinds, self.inverted, self.option_lists, facts))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def drawn(self, key: str) -> Template:
+        """The template of the example that `key` names."""
+        weight = FACTS["inverted_sets"] if self.inverted else 0.0
+        inverted = draw(f"{key}\0inverted") / 2**64 * (1 + weight) < weight
+        kind = choice(self.inverted if inverted else self.kinds, f"{key}\0kind")
+        return choice(kind, f"{key}\0template")
+
+    def shown(
+        self,
+        template: Template,
+        values: Mapping[str, str],
+        options: tuple[str, ...],
+        task: str,
+        key: str,
+        family: str = "",
+    ) -> dict[str, Any]:
+        """The fields of an Example that its template makes.
+
+        Args:
+          template: one of these.
+          values: texts by slot.
+          options: of the example; () if it has none that are listed apart from the question.
+          task: names the separator of a mix.
+          key: names the example.
+          family: see `PromptForm`.
+        """
+        listed = "OPTIONS:\n- " + "\n- ".join(options) if options else ""
+        plain = {**values, "options_": listed, "options_str": listed}
+        filled, answers = plain, options
+        if template.kind == ZERO_SHOT and options and "options_" in slots(template.source):
+            block, answers = self.option_lists.drawn(options, key) or (listed, options)
+            filled = plain | {"options_": block}
+            if plain.get(ANSWER) in options:
+                filled[ANSWER] = answers[options.index(plain[ANSWER])]
+        target = fill(template.target, filled).strip()
+        form = template.form
+        if template.kind == _MIXED["fs_opt"]:
+            separator = choice(FACTS["mix_separators"], f"{task}\0separator")
+            form = dataclasses.replace(form, separator=separator)
+        return {
+            "prompt_id": template.id,
+            "instruction": fill(template.head, filled).strip(),
+            "input": fill(template.source, filled).strip(),
+            "target": target,
+            "references": (target,),
+            "options": answers if target in answers else None,
+            "options_text": "",
+            "form": dataclasses.replace(form, family=family) if family else form,
+            "slots": plain,
+        }
+
+
+def prompts_v2(
+    collection: str,
+    templates: Sequence[Template],
+    option_lists: OptionLists | None,
+    inverted: Sequence[Template] = (),
+) -> PromptsV2 | None:
+    """The prompts of a pattern in the kinds that FLAN v2 gives a collection; None: it has none.
+
+    Args:
+      collection: a key of v2.yaml's `kinds`.
+      templates: those of the pattern that are used.
+      option_lists: given if options are listed apart from the question.
+      inverted: templates of the inverted set.
+    """
+    kinds = FACTS["kinds"][collection]
+    if option_lists is not None:
+        kinds = [_MIXED.get(kind, kind) for kind in kinds]
+    found, other = (
+        tuple(filter(None, (tuple(t for t in group if t.kind == kind) for kind in kinds)))
+        for group in (templates, inverted)
+    )
+    return PromptsV2(found, other, option_lists) if found else None
