@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
@@ -89,7 +89,8 @@ class Row:
       aggregate_as: tasks of one name are averaged before they count as one task.
       shots: numbers of demonstrations in evaluation.
       instances: the test part is at most the first `instances` of the task; None: no such limit.
-      prompts: how many prompts an evaluation is expected to have, or the names of those it has.
+      prompts: how many prompts an evaluation is expected to have, or the names of those it has, or
+        "all": those too that the reader would leave out.
       keep: why it is trained on although it is made of held-out data.
       protocol: how it is asked and scored; its fields are keys of the manifest.
       src: "paper" or "inferred", and
@@ -106,7 +107,7 @@ class Row:
     aggregate_as: str | None = None
     shots: tuple[int, ...] = (0,)
     instances: int | None = None
-    prompts: int | tuple[str, ...] | None = None
+    prompts: int | tuple[str, ...] | Literal["all"] | None = None
     keep: str | None = None
     protocol: Protocol = dataclasses.field(default_factory=Protocol)
     src: str | None = None
@@ -135,7 +136,7 @@ class Row:
     def check_prompts(self, task: str, number: int) -> None:
         """Logs it if an evaluation has another number of prompts than the manifest expects."""
         expected = len(self.prompts) if isinstance(self.prompts, tuple) else self.prompts
-        if expected not in (None, number):
+        if expected not in (None, "all", number):
             logger.warning("%s has %d prompts, not the expected %d", task, number, expected)
 
 
@@ -439,8 +440,8 @@ def _parse_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
         fields["instances"] = int(match[1])
     if isinstance(fields.get("prompts"), list):
         fields["prompts"] = tuple(fields["prompts"])
-    elif not isinstance(fields.get("prompts", 1), int):
-        raise UserError(f"{where}: prompts must be a number or a list of names")
+    elif not isinstance(fields.get("prompts", 1), int) and fields["prompts"] != "all":
+        raise UserError(f"{where}: prompts must be a number, a list of names, or 'all'")
     return fields
 
 

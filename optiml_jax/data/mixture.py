@@ -37,6 +37,9 @@ class Mixture:
       without: globs over task names that are left out of `tasks`.
       eps: cap on the number of examples that counts for a task's rate; caps no data.
       benchmark_eps: benchmark -> its own `eps`.
+      multiplicities: glob over task names -> how many times the capped count of a task counts; of
+        several globs the last. An upstream that registers every prompt as a task of its own caps
+        each of them.
       max_examples: a task with more examples keeps a seeded random subset of this size.
       benchmark_max_examples: benchmark -> its own `max_examples`.
       proportions: benchmark -> weight (any positive scale); None: a benchmark weighs as much as the
@@ -59,6 +62,7 @@ class Mixture:
     without: tuple[str, ...] | None = None
     eps: Positive = 4096
     benchmark_eps: Mapping[str, Positive] | None = None
+    multiplicities: Mapping[str, Positive] | None = None
     max_examples: Positive | None = 100_000
     benchmark_max_examples: Mapping[str, Positive] = dataclasses.field(default_factory=dict)
     proportions: Mapping[str, NotNegativeFloat] | None = None
@@ -95,7 +99,8 @@ class Mixture:
     def capped_count(self, task: str, count: int) -> int:
         """The number of a task's examples that counts for its rate: SeqIO's `maximum`."""
         eps = (self.benchmark_eps or {}).get(benchmark_of(task), self.eps)
-        return min(count, eps, self.max_examples_of(task) or count)
+        times = [n for g, n in (self.multiplicities or {}).items() if fnmatch.fnmatch(task, g)]
+        return min(count, eps, self.max_examples_of(task) or count) * (times[-1] if times else 1)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -143,7 +148,8 @@ def mixing_rates(counts: Mapping[str, int], mixture: Mixture) -> dict[str, float
     Task t of benchmark b gets `w_b * min(n_t, eps) / sum_{t' in b} min(n_t', eps)`, with
     n_t = min(counts[t], max_examples): OPT-IML's sampling with its EPS (metaseq's
     `multicorpus_sampling_maximum`), and what nested SeqIO mixtures with
-    `mixing_rate_num_examples(maximum=eps)` give. A task without examples gets 0.
+    `mixing_rate_num_examples(maximum=eps)` give. A task without examples gets 0; `multiplicities`
+    multiply its capped count.
 
     The w_b of `shares` and `proportions` sum to 1: a share as it is, the proportions normalised to
     what the shares leave. A benchmark of `row_shares` has rows of its own and w_b = 1.

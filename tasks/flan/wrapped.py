@@ -227,7 +227,7 @@ _VALUES = {"superni": _superni, "reasoning": _reasoning, "promptsource": _prompt
 def p3_name(dataset: str, template: str) -> str:
     """P3's name of a prompt, e.g. `wiki_qa_Is_This_True_` of wiki_qa's "Is This True?"."""
     rule = FACTS["p3_names"]
-    text = f"{dataset.replace('/', '_')}_{template.strip()}"
+    text = f"{dataset.replace('/', '_')}_{template}"
     return re.sub(rule["characters"], rule["put"], text)
 
 

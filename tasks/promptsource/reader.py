@@ -115,6 +115,8 @@ def find_tasks(
 
 def _selected(templates: Sequence[Template], row: Row, also: Sequence[str]) -> list[Template]:
     """The templates that the manifest names, else those of the original task and of `also`."""
+    if row.prompts == "all":
+        return list(templates)
     if isinstance(row.prompts, tuple):
         return [t for t in templates if t.name.strip() in row.prompts]
     return [t for t in templates if t.original_task or t.name.strip() in also]

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from optiml_jax.data import chat
-from optiml_jax.data.example import Example, TaskSource
+from optiml_jax.data.example import Example, PromptForm, PromptText, TaskSource
 from optiml_jax.data.prompts import PromptConfig, fit_example
 from optiml_jax.data.training_prompts import render_for_training
 from optiml_jax.report import inspect_terminal
@@ -85,6 +85,33 @@ def test_spans_together_are_the_text_that_training_reads(config, level, length):
     assert joined(s for s in kept if s.loss) == "".join(map(chr, pair[1][:-1])) + END
     assert view.tokens == (len(pair[0]), len(pair[1]))
     assert view.fits
+
+
+def formed(i: int, shots: tuple[int, ...]) -> Example:
+    """An example in a template of its own, below a definition."""
+    text = PromptText(source="Q {n}?", target="Ans: {n}", delimiter="\n> ")
+    form = PromptForm(delimiter="\n> ", shots=shots, texts=(text,), separator="##", head_end="@@")
+    fields = {"instruction": "Define.", "input": f"Q {i}?", "target": f"Ans: {i}"}
+    return example(i, **fields, options_text="", form=form, slots={"n": str(i)})
+
+
+@pytest.mark.parametrize("config", [{}, {"chat": "<u>{prompt}</u>"}], ids=["plain", "a chat"])
+@pytest.mark.parametrize("level", ["task", "instance"])
+@pytest.mark.parametrize(("length", "shots"), [(2000, 2), (70, 2), (20, 2), (2000, 0), (20, 0)])
+def test_a_template_of_its_own_is_shown_as_training_reads_it(config, level, length, shots):
+    examples = [formed(i, (shots,) if shots else ()) for i in range(4)]
+    make = renderer(length, shots=(0.5, 0.5), demonstrations="train", **config)
+    (view,) = make.views(source(examples, level), examples[:1], [None])
+    prompt = render_for_training(examples[0], examples, level, make.config)
+    read, trained = prompt.without_and_with_loss()
+    pair = fit_example(prompt, encode(read), encode(trained), length, 3, encode)
+    kept = [s for s in view.spans if s.kind != "cut"]
+    assert joined(s for s in kept if not s.loss) == "".join(map(chr, pair[0]))
+    assert joined(s for s in kept if s.loss) == "".join(map(chr, pair[1][:-1])) + END
+    if length == 2000 and not config:
+        shown = [f"Q {i[1:]}?\n> Ans: {i[1:]}" for i in prompt.demonstration_ids]
+        assert len(shown) == shots
+        assert joined(view.spans[:-1]) == "Define.@@" + "##".join((*shown, "Q 0?\n>"))
 
 
 def test_every_part_has_its_kind():

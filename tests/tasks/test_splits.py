@@ -94,7 +94,7 @@ def test_later_rows_win_field_by_field(manifest_of):
         ('{tasks: "a/*", shots: 5, src: paper}', "shots must be a list"),
         ('{tasks: "a/*", instances: 100, src: paper}', "instances must be first<number>"),
         ('{tasks: "a/*", instances: first0, src: paper}', "instances must be first<number>"),
-        ('{tasks: "a/*", prompts: all, src: paper}', "prompts must be a number or a list"),
+        ('{tasks: "a/*", prompts: some, src: paper}', "prompts must be a number, a list"),
         ('{tasks: "a/*", only_with: luck, src: paper}', "unknown only_with 'luck'; known: unique"),
         ('{tasks: "a/*", levle: train_only, src: paper}', "unknown key 'levle'; known: tasks"),
         ('{tasks: "a/*", level: train_only}', "src must be paper or inferred, not None"),

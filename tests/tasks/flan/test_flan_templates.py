@@ -3,10 +3,11 @@ import os
 
 import pytest
 
+from optiml_jax.data.training_prompts import fill
 from optiml_jax.errors import UserError
 from tasks.flan.facts import read_facts
 from tasks.flan.reader import chosen_templates
-from tasks.flan.templates import Template, fill, find_templates, read_templates, repair, select
+from tasks.flan.templates import Template, find_templates, read_templates, repair, select
 
 KEPT = {  # counts per pattern as reviewed by hand for the project's reference
     10: "wsc wsc273 wic record natural_questions trivia_qa math_dataset squad_v2 fix_punct bool_q "

@@ -12,7 +12,6 @@ import flan_clone
 import gin
 import pytest
 import yaml
-from conftest import task_content
 from promptsource_bench import template, write_rows, write_templates
 
 from optiml_jax.cli.gin_files import read_settings
@@ -110,10 +109,13 @@ def test_inverted_sets_have_their_published_weight(clone, reasoning):
 
 
 def test_definitions_stand_once_before_all_demonstrations(clone, write_bench):
-    content = {"Instances": [{"input": f"n{i}", "output": [f"o{i}"]} for i in range(1000)]}
-    root = write_bench({"task1_x": task_content(**content)})
-    (source,) = find("superni", root).values()
     definition = "Say whether the number is even."
+    content = {
+        "Definition": [definition],
+        "Positive Examples": [{"input": "2", "output": "yes", "explanation": "It ends with 2."}],
+        "Instances": [{"input": f"n{i}", "output": [f"o{i}"]} for i in range(1000)],
+    }
+    (source,) = find("superni", write_bench({"task1_x": content})).values()
     found = prompts(source)
     assert shares(found) == pytest.approx({"zs_opt": 0.5, "fs_opt": 0.5}, abs=0.06)
     for example, prompt, demonstrations in found:

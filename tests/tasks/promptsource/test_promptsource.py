@@ -134,6 +134,12 @@ def test_templates_of_the_list_are_used_though_not_of_the_original_task(bench):
     assert sources["crows_pairs"].settings["prompts"] == (named[0]["id"],)
 
 
+def test_all_templates_are_used_where_the_manifest_says_so(bench, manifest_of):
+    root = bench({"anything": ([INVERTED], {"train": parity_rows(20)})})
+    rows = manifest_of(level="train_only", role=["train"], prompts="all")
+    assert find(root, rows)["anything"].settings["prompts"] == (INVERTED["id"],)
+
+
 def test_every_upstream_data_set_has_one_category_and_the_lists_name_real_ones(real_data):
     root = real_data / "promptsource" / "templates"
     names = [p.parent.relative_to(root).as_posix() for p in root.rglob("templates.yaml")]
