@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from optiml_jax import interrupt
 from optiml_jax.errors import UserError, may_pass, printable, status_of
 from optiml_jax.files import OF_THE_MACHINE
+from optiml_jax.memory import keep_freed_memory
 from optiml_jax.threads import bound_starts
 
 VERBS = {
@@ -36,6 +37,7 @@ VERBS = {
     "study": "run or continue a study (variants x seeds), and report",
     "compile": "compile a run for a machine you do not have, and show whether it fits",
 }
+_RUNS_MODELS = {"train", "evaluate", "generate"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     bound_starts()
+    if _is_the_program(argv) and _RUNS_MODELS.intersection(arguments):
+        keep_freed_memory()
     try:
         with interrupt.watched(last=_is_the_program(argv)):
             return _answer(arguments)

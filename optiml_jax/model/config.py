@@ -55,6 +55,8 @@ class DecoderConfig:
       remat: what the backward pass computes again: nothing ("none"), everything but matrix products
         ("dots"), everything but what attention gives ("attention"), whole blocks ("full"); or whole
         blocks, whose inputs wait in the host's memory ("offload").
+      unroll: blocks per turn of the loop over them: with more, compiling takes longer, and less of
+        what the backward pass needs is copied, which small models on a CPU notice.
       matmul: in which type inputs are multiplied with the blocks' matrices in training: that of the
         computation ("dtype"), or "float8", an experiment (model/float8.py).
       attention: the kernel that computes attention, see `model/kernels`; "auto": the first one that
@@ -81,6 +83,7 @@ class DecoderConfig:
     lora_targets: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     remat: Literal["none", "dots", "attention", "full", "offload"] = "none"
+    unroll: Layers = 1
     matmul: Literal["dtype", "float8"] = "dtype"
     attention: Literal["auto", "reference", "chunked", "splash", "triton"] = "auto"
 
@@ -115,9 +118,10 @@ class DecoderConfig:
         """The model whose matrices have taken in their adapters, and are multiplied in `dtype`.
 
         Float8's one scale for all rows of a batch would make a row's result depend on the others.
+        Its loop over blocks is not unrolled: nothing is kept for a backward pass.
         """
-        fields = dataclasses.fields(self)
-        defaults = {f.name: f.default for f in fields if "lora" in f.name or f.name == "matmul"}
+        of_training = {"matmul", "unroll", "lora_rank", "lora_alpha", "lora_targets"}
+        defaults = {f.name: f.default for f in dataclasses.fields(self) if f.name in of_training}
         return dataclasses.replace(self, **defaults)
 
     # The shape of the cache of keys and values: [num_layers, B, num_kv_heads, positions, head_dim].

@@ -277,7 +277,8 @@ def run_stack(
         return run_block(checkpoint_name(x, _STREAM), nnx.merge(graphdef, params), *rest)
 
     body = _rematerialised(body, config.remat)
-    x, key_values = jax.lax.scan(body, x, (layers, [(c.key, c.value) for c in caches], keys))
+    each = (layers, [(c.key, c.value) for c in caches], keys)
+    x, key_values = jax.lax.scan(body, x, each, unroll=min(config.unroll, config.num_layers))
     return x, None if cache is None else cache.append(*key_values, mask)
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # Properties of the plan that its fingerprint covers.
 _IN_THE_FINGERPRINT = {"plan_configuration", "plan_seed", "plan_settings", "trained_tasks"}
 # Fields of the model that may change when a run is resumed: they trade memory for time.
-_FREE_FIELDS = {"remat", "attention"}
+_FREE_FIELDS = {"remat", "attention", "unroll"}
 # Fields that may also differ from those of the checkpoint that a run starts from.
 FINE_TUNING_FIELDS = _FREE_FIELDS | {"dtype", "dropout", "attention_dropout", "init_std"}
 FINE_TUNING_FIELDS |= {"matmul", "lora_rank", "lora_alpha", "lora_targets"}

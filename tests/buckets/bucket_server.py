@@ -342,6 +342,9 @@ def environment(address):
         "STORAGE_EMULATOR_HOST": address,
         "TENSORSTORE_GCS_HTTP_URL": address,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "anybody",
+        "NO_GCE_CHECK": "true",  # else Google's clients ask a machine that only their cloud has
+        "GCE_METADATA_HOST": address.removeprefix("http://"),
+        "GCE_METADATA_IP": address.removeprefix("http://"),
         "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "anybody",
         "AWS_SECRET_ACCESS_KEY": "secret",

@@ -138,19 +138,19 @@ def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits(config):
 
 
 @pytest.mark.parametrize("config", decoders.TWO.values(), ids=decoders.TWO)
-def test_rematerialisation_changes_no_gradient(config):
+def test_rematerialisation_and_unrolling_change_no_gradient(config):
     packed, _, _ = _packed()
     _, params = _model(config)
 
-    def gradient(remat):
-        graphdef = abstract_model(dataclasses.replace(config, remat=remat))[0]
+    def gradient(**changed):
+        graphdef = abstract_model(dataclasses.replace(config, **changed))[0]
         key = jax.random.key(3)
         loss = jax.grad(lambda p: jnp.sum(jnp.sin(_logits(graphdef, p, *packed, key))))
         return jax.tree.leaves(jax.jit(loss)(params))
 
-    plain = gradient("none")
-    for remat in REMAT_POLICIES[1:]:
-        for a, b in zip(plain, gradient(remat), strict=True):
+    plain = gradient(remat="none")
+    for changed in [*({"remat": remat} for remat in REMAT_POLICIES[1:]), {"unroll": 3}]:
+        for a, b in zip(plain, gradient(**changed), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
