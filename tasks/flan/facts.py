@@ -90,6 +90,12 @@ class TaskFacts:
             **changes,
         )
 
+    def all_rows(self) -> "TaskFacts":
+        """The facts with all rows of the training split; those of other parts stay theirs."""
+        first = re.fullmatch(r"([\w.-]+)\[:\d+\]", self.splits.get("train", ""))
+        train = {"train": first[1]} if first else {}
+        return dataclasses.replace(self, splits={**self.splits, **train})
+
     def fixed(self) -> "TaskFacts":
         """The facts without upstream's slips."""
         return dataclasses.replace(self, fields=self.fields | self.fixed_fields)

@@ -83,6 +83,11 @@ def _operation(spec: Any, where: str) -> tuple[Callable[..., Any], Any]:
             argument = (re.compile(argument[0], re.ASCII), argument[1])
         except (re.error, TypeError, IndexError) as e:
             raise UserError(f"{where}: replace needs [regular expression, text]: {e}") from e
+    if name == "divide":
+        try:
+            argument = re.compile(argument, re.ASCII)
+        except (re.error, TypeError) as e:
+            raise UserError(f"{where}: divide needs a regular expression: {e}") from e
     return _OPERATIONS[name], argument
 
 
@@ -131,6 +136,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "replace": _on_text(_replace),
     "piece": _on_text(lambda text, argument: text.split(argument[0])[argument[1]]),
     "append": _append,
+    "divide": lambda value, pattern, row, slots: pattern.split(value),
     "upto": lambda value, path, row, slots: value[: look_up(row, path)],
     "since": lambda value, path, row, slots: value[look_up(row, path) :],
     "first": _on_list(lambda value, _: value[0]),

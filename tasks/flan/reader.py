@@ -33,7 +33,7 @@ from tasks.flan.templates import (
     repair,
     select,
 )
-from tasks.flan.templates_v2 import ZERO_SHOT, read_templates_v2, usable
+from tasks.flan.templates_v2 import FACTS, ZERO_SHOT, read_templates_v2, usable
 from tasks.splits import Manifest, Row
 
 UPSTREAM = "https://github.com/google-research/FLAN"
@@ -165,6 +165,8 @@ def _rows(
 ) -> tuple[TaskFacts, dict[str, Split]]:
     """The facts for the rows found, and the splits that they name."""
     facts = facts.fixed() if config.fix_typos else facts
+    if config.templates == "v2" and facts.name not in FACTS["rows_of_2021"]:
+        facts = facts.all_rows()
     splits = {}
     if facts.files is not None:
         splits = find_splits(_rows_folder(root) / facts.folder)

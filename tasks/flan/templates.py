@@ -34,7 +34,8 @@ class FlanConfig:
     Attributes:
       seed: of the draws of templates.
       templates: "2021", or "v2": FLAN v2's four kinds of training prompts (with and without
-        options, with and without demonstrations), each with templates of its own.
+        options, with and without demonstrations), each with templates of its own, and its rows:
+        all of a training split where FLAN 2021 has the first 30,000.
       fix_typos: repairs upstream's slips: in templates (FLAN 2021's) a literal `n` where a newline
         was meant, a repeated template, doubled question marks; in the rows those that tasks.yaml
         lists as `fixed_fields`. False keeps upstream's texts.

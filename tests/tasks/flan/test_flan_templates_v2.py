@@ -157,6 +157,17 @@ def written(form, slots, text) -> list[tuple[str, str]]:
     return [pair for pair in made if " ".join(pair) == text]
 
 
+def test_all_rows_are_trained_on(clone):
+    config = CONFIG.replace(
+        "options", "splits: {train: 'train[:50]', validation: 'train[-9:]'}, options"
+    )
+    (clone / "task_config.yaml").write_text(config)
+    assert len(list(find(clone).read("train", Drops()))) == ROWS - 9
+    gin.bind_parameter("FlanConfig.templates", "2021")
+    (clone / "flan/templates.py").write_text(flan_clone.FIRST)
+    assert len(list(find(clone).read("train", Drops()))) == 50
+
+
 def test_inverted_templates_are_used_on_demand(clone):
     plain = {e.target for e in find(clone).read("train", Drops())}
     gin.bind_parameter("FlanConfig.inverted", True)
