@@ -94,10 +94,23 @@ def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource
             raise UserError(f"no folder given for the data of benchmark {benchmark!r}")
         find, folder = reader_of(benchmark, root)
         check_folder(folder)
-        sources += wrapper(find(folder, manifest, benchmark), benchmark)
+        found = _made_of(find(folder, manifest, benchmark), find)
+        sources += wrapper(found, benchmark)
     check_unique_names([s.name for s in sources])
     manifest.warn_of_unmatched_rows(sources)
     return [dataclasses.replace(s, metric=manifest.row(s).metric) for s in sources]
+
+
+def _made_of(sources: list[TaskSource], find: Callable[..., list[TaskSource]]) -> list[TaskSource]:
+    """The tasks of a reader, with the file of its code among theirs if it is the user's own.
+
+    What is stored of them is then stale when the code changes; the project's readers have versions.
+    """
+    module = find.__module__ or ""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None or module.partition(".")[0] == __package__:
+        return sources
+    return [dataclasses.replace(s, files=(*s.files, file)) for s in sources]
 
 
 def reader_of(benchmark: str, place: str) -> tuple[Callable[..., list[TaskSource]], str]:

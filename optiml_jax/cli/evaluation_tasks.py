@@ -131,13 +131,14 @@ def evaluation_task(source: TaskSource, row: Row, settings: Evaluate) -> EvalTas
         shots=tuple(k for k in settings.shots if k in row.shots),
         prompts="crossed" if tested else "pooled",
     )
+    most, reader = None if tested else NUM_DEV, fingerprint(reader_settings(source))
     return EvalTask(
         info=info,
-        examples=functools.partial(read_test_split, source, None if tested else NUM_DEV),
+        examples=functools.partial(read_test_split, source, most),
         demonstrations=source.demonstrations,
         metric_fns=metric_functions(source),
         instruction_level=source.instruction_level,
-        origin=Origin(fingerprint(reader_settings(source)), source.files),
+        origin=Origin(reader, source.files, most, source.instruction_level),
     )
 
 

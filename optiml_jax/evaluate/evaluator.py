@@ -42,6 +42,7 @@ from optiml_jax.sharding import processes
 
 _log = logging.getLogger(__name__)
 _OTHER = "its files or their reader give other examples now"
+_VOID = "; its earlier records are kept, and count again once its examples are theirs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,9 +295,8 @@ class _Evaluation:
             try:
                 if not stored or not task.origin or not task.origin.differs(stored, parts):
                     return ""
-            except Exception as e:  # records are not thrown away for what cannot be read
-                _log.warning("%s: its examples cannot be compared: %s", task.info.task, e)
-                return ""
+            except Exception as e:  # it fails in the same way when it is its turn
+                return f"its examples cannot be read now: {reason_of(e)}"
             _log.warning("%s at %d shots is evaluated again: %s", task.info.task, shots, _OTHER)
             return _OTHER
 
@@ -304,11 +304,16 @@ class _Evaluation:
             examples = subsample(task.examples(), self.config.max_examples, self.config.seed)
             return examples, task.demonstrations() if shots else ()
 
-        return self.folder.status(task.info, shots, changed)[0] == "done"
+        status, _ = self.folder.status(task.info, shots, changed)
+        if status == "failed":
+            return self.folder.recover(task.info, shots, changed)
+        return status == "done"
 
     def fail(self, task: EvalTask, shots: int, error: Exception) -> Failure:
         """Records a failure of the task itself, not of the model."""
         reason = reason_of(error)
+        if self.folder.has_records(task.info.task, shots):
+            reason += _VOID
         _log.warning("%s at %d shots failed: %s", task.info.task, shots, reason)
         _log.debug("the failure above:", exc_info=error)
         if processes.is_first():

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from optiml_jax.data.example import Example
+from optiml_jax.data.example import Example, InstructionLevel
 from optiml_jax.data.made_of import stat_key
 from optiml_jax.files import fingerprint
 
@@ -18,27 +18,35 @@ class Origin:
     Attributes:
       reader: a hash of the settings that they were read with.
       files: the user's files.
+      most: limit on their number; None: none.
+      level: where demonstrations stand, see `prompts.render`.
     """
 
     reader: str
     files: tuple[str, ...]
+    most: int | None = None
+    level: InstructionLevel = "task"
 
     def stamp(self, parts: Parts) -> dict[str, Any]:
         """What tells these examples from others; JSON-able, kept with the records."""
-        return {**self._quick(), "examples": content(parts)}
+        return {**self._quick(), "level": self.level, "examples": content(parts)}
 
     def differs(self, stored: Mapping[str, Any], read: Callable[[], Parts]) -> bool:
-        """Whether the examples are other than those of `stamp`.
+        """Whether the examples are other than those of `stamp`, or demonstrations stand elsewhere.
 
         They are only read where the reader's settings, or place, size or time of a file differ.
+        What an older stamp does not name counts as equal.
         """
+        if stored.get("level", self.level) != self.level:
+            return True
         quick = self._quick()
-        if all(stored.get(name) == value for name, value in quick.items()):
+        if all(stored.get(name, value) == value for name, value in quick.items()):
             return False
         return stored.get("examples") != content(read())
 
     def _quick(self) -> dict[str, Any]:
-        return {"reader": self.reader, "files": fingerprint([*map(stat_key, self.files)])}
+        files = fingerprint([*map(stat_key, self.files)])
+        return {"reader": self.reader, "files": files, "most": self.most}
 
 
 def content(parts: Parts) -> str:

@@ -38,6 +38,7 @@ from optiml_jax.frozen import refuse_changes
 from optiml_jax.paths import path_of
 
 Status = Literal["done", "failed", "missing"]
+Changed = Callable[[Mapping[str, Any]], str]
 # What an evaluation depends on -> the setting that decides on it.
 GIN_NAMES = {
     "delimiter": "EvalConfig.delimiter",
@@ -318,20 +319,30 @@ class RunFolder:
         self._file(task, shots, "failed.json").unlink(missing_ok=True)
 
     def fail(self, task: str, shots: int, reason: str) -> None:
-        """Writes down why a task gave no records; older records of it are removed."""
+        """Writes down why a task gave no records; older ones of it do not count, see `recover`."""
         write_json(self._file(task, shots, "failed.json"), {"task": task, "reason": reason})
-        self._file(task, shots, "jsonl").unlink(missing_ok=True)
 
     def forget(self, task: str, shots: int) -> None:
         """Removes what is known of a task, so that it is evaluated again."""
         for suffix in ("jsonl", "failed.json"):
             self._file(task, shots, suffix).unlink(missing_ok=True)
 
+    def has_records(self, task: str, shots: int) -> bool:
+        """Whether there are records, which count or not (`status`)."""
+        return self._file(task, shots, "jsonl").exists()
+
+    def recover(self, info: TaskInfo, shots: int, changed: Changed) -> bool:
+        """Whether records that a later failure made void are again those of the task.
+
+        They then count, and the failure is forgotten.
+        """
+        found = self._of_records(info, shots, changed)[0] == "done"
+        if found:
+            self._file(info.task, shots, "failed.json").unlink(missing_ok=True)
+        return found
+
     def status(
-        self,
-        info: TaskInfo,
-        shots: int,
-        changed: Callable[[Mapping[str, Any]], str] = lambda summary: "",
+        self, info: TaskInfo, shots: int, changed: Changed = lambda summary: ""
     ) -> tuple[Status, str]:
         """Whether the task is done, failed or missing, and the reason where it is not done.
 
@@ -345,7 +356,11 @@ class RunFolder:
             except (UserError, KeyError):  # damaged: it is evaluated again all the same
                 reason = f"for a reason that {failure} no longer tells"
             return "failed", str(reason)
-        if not self._file(info.task, shots, "jsonl").exists():
+        return self._of_records(info, shots, changed)
+
+    def _of_records(self, info: TaskInfo, shots: int, changed: Changed) -> tuple[Status, str]:
+        """`status`, whatever failed later."""
+        if not self.has_records(info.task, shots):
             return "missing", "not evaluated yet"
         try:
             summary = self.summary(info.task, shots)

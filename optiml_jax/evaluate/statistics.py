@@ -241,6 +241,8 @@ def _uncertainty(
 
 def estimates(tree: Rollup, n: int = NUM_REPLICATES, seed: int = 0) -> dict[Key, Estimate]:
     """Intervals for every category, level and average that has a value."""
+    if not tree.leaves:  # every task failed
+        return {}
     resampling = Resampling(tree, n, seed)
     found = {}
     for key, cell in tree.cells.items():

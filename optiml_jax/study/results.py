@@ -20,7 +20,7 @@ from optiml_jax.report.published import PublishedRow, PublishedTable
 from optiml_jax.report.run_tables import AVERAGE, Evidence, evidence, level_name
 from optiml_jax.study.runs import Plan
 from optiml_jax.study.spec import Study
-from optiml_jax.study.state import run_state
+from optiml_jax.study.state import describe, run_state
 
 SOURCE = "source"
 
@@ -83,7 +83,7 @@ class Results:
     Attributes:
       trees: variant -> evaluation, the mean of its seeds; only variants with an evaluation.
       found: their intervals, and gains over the first.
-      lacking: runs without an evaluation, in words.
+      lacking: runs without an evaluation, in words, and why.
       remark: what else the paper says of the study, with its source; "": nothing.
     """
 
@@ -113,10 +113,12 @@ def results_of(
         of_seeds = []
         for seed, run in plan.of_variant(variant).items():
             state = run_state(run)
-            if state.status == "done":
-                of_seeds.append(rollup(run.evaluation, by=study.by, revise=revise))
-            else:
-                lacking.append(f"{variant}, seed {seed}")
+            done = state.status == "done"
+            tree = rollup(run.evaluation, by=study.by, revise=revise) if done else None
+            if tree is not None and tree.leaves:
+                of_seeds.append(tree)
+            else:  # not evaluated, or every task failed
+                lacking.append(f"{variant}, seed {seed} ({describe(state, run.num_steps)})")
         if of_seeds:
             trees[variant] = mean_of_seeds(of_seeds) if len(of_seeds) > 1 else of_seeds[0]
             seeds[variant] = len(of_seeds)

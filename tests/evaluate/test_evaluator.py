@@ -338,8 +338,8 @@ def test_a_task_whose_examples_changed_is_evaluated_again(tmp_path, caplog, shot
     task = toy.eval_task("b/t", "em", shots=(shots,))
     pool = task.demonstrations()
 
-    def run(reader="r", **changes):
-        origin = Origin(reader, (str(file),))
+    def run(reader="r", most=None, level="task", **changes):
+        origin = Origin(reader, (str(file),), most, level)
         assert not toy.run([dataclasses.replace(task, origin=origin, **changes)], tmp_path / "out")
         ours = [r for r in caplog.records if "is evaluated again" in r.getMessage()]
         caplog.clear()
@@ -351,6 +351,30 @@ def test_a_task_whose_examples_changed_is_evaluated_again(tmp_path, caplog, shot
     assert run(examples=lambda: 1 / 0) == (False, 5)  # nothing is read: the file is the same
     file.write_text("as it is elsewhere")
     assert run() == run(reader="another setting") == (False, 5)
-    assert run(reader="damaged", examples=lambda: 1 / 0) == (False, 5)
     assert run(reader="s", demonstrations=lambda: pool[1:]) == (bool(shots), 5)
     assert run(reader="t", examples=lambda: other) == (True, 4)
+    assert run(reader="t", examples=lambda: other, most=250) == (False, 4)
+    assert run(reader="t", most=250) == (True, 5)
+    assert run(reader="t", most=250, level="instance", instruction_level="instance") == (True, 5)
+
+
+def test_records_of_examples_that_cannot_be_read_now_do_not_count(tmp_path):
+    """A mistake in a task's file after an evaluation is an error, as before one."""
+    task = toy.eval_task("b/t", "em")
+
+    def run(reader, **changes):
+        now = dataclasses.replace(task, origin=Origin(reader, ()), **changes)
+        failed = toy.run([now], tmp_path)
+        return [failure.reason for failure in failed], dict(rollup(tmp_path).failures)
+
+    def misspelt():
+        raise UserError("no usable row")
+
+    assert run("r") == ([], {})
+    (path,) = (tmp_path / "records").glob("*.jsonl")
+    written = path.stat().st_mtime_ns
+    reasons, holes = run("s", examples=misspelt)
+    assert holes == {("b/t", 0): reasons[0]}
+    assert reasons[0].startswith("no usable row; its earlier records are kept, and")
+    assert run("r") == ([], {})  # put right: nothing is evaluated again
+    assert path.stat().st_mtime_ns == written

@@ -108,11 +108,16 @@ def test_a_file_without_its_summary_line_is_named_and_not_trusted(tmp_path):
         folder.read(INFO.task, 0)
 
 
-def test_a_failure_replaces_old_records_and_success_removes_the_failure(tmp_path):
+def test_a_failure_makes_old_records_void_and_success_removes_the_failure(tmp_path):
     folder = RunFolder(tmp_path)
     folder.write(INFO.task, 0, [a_record()], SUMMARY)
     folder.fail(INFO.task, 0, "no such file")
     assert folder.status(INFO, 0) == ("failed", "no such file")
+    assert not folder.recover(INFO, 0, lambda summary: "other examples")
+    assert folder.status(INFO, 0) == ("failed", "no such file")
+    assert folder.recover(INFO, 0, lambda summary: "")
+    assert folder.status(INFO, 0) == ("done", "")
+    folder.fail(INFO.task, 0, "no such file")
     folder.write(INFO.task, 0, [a_record()], SUMMARY)
     assert folder.status(INFO, 0) == ("done", "")
 

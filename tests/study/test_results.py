@@ -14,6 +14,7 @@ from study_bench import LEVELS, finish, planned
 
 from optiml_jax.cli.gin_files import read_settings
 from optiml_jax.cli.study import FIGURES, PUBLISHED
+from optiml_jax.evaluate.records import RunFolder
 from optiml_jax.report.published import load_all
 from optiml_jax.study.choice import choose
 from optiml_jax.study.report import write_report
@@ -107,14 +108,21 @@ def test_no_text_of_a_figure_is_cut_off(study):
         assert all(0 <= float(x) <= width and 0 <= float(y) <= height for x, y in places)
 
 
-def test_runs_that_are_missing_are_named(tmp_path):
+def test_runs_without_a_score_are_named(tmp_path):
     plan = planned(tmp_path, seeds=(1,), **NUMERIC)
     assert write_report(plan) is None  # nothing is evaluated
     finish(plan, SCORES)
     run = plan.runs["20", 1]
     (run.evaluation / "tasks.json").rename(tmp_path / "gone.json")
+    failed = RunFolder(plan.runs["10", 1].evaluation)
+    for info in failed.load()[1]:
+        for shots in info.shots:
+            failed.fail(info.task, shots, "no usable row")
     _, choice = write_report(plan)
-    assert choice.sentence.endswith("Not evaluated, so not compared: 20, seed 1.")
+    assert choice.sentence.endswith(
+        "Not evaluated, so not compared: 10, seed 1 (done, 8 task x shots failed: "
+        "b/fully_held_out_1 at 0 shots: no usable row); 20, seed 1 (evaluate waiting)."
+    )
     assert json.loads((plan.folder / "report/figures.json").read_text())["fits"] == []
 
 

@@ -169,6 +169,9 @@ def test_a_collection_is_a_module_or_a_file_or_an_entry_point(tmp_path, monkeypa
         ("third/t", "/c"),
     ]
     assert {manifest.row(s).level for s in found} == {"fully_held_out"}
+    # A change of the code is a change of its tasks.
+    code = [f"{tmp_path}/my_reader_{i}.py" for i in (1, 2, 1)]
+    assert [s.files for s in found] == [(file,) for file in code]
     with pytest.raises(UserError, match="first/t: its reader must put `category`"):
         category(dataclasses.replace(found[0], settings={}))
 
