@@ -188,9 +188,13 @@ def test_two_processes_stopped_in_a_bucket_then_one_end_as_one(start, alone, tmp
     ],
 )
 def test_a_stall_ends_all_processes_and_is_named(start, tmp_path, where, culprit, named):
-    """The rows, or the program, of process 1 come to a stop."""
-    train = TRAIN | {"stall_seconds": 6}
-    started = start(tmp_path, 2, 1, {"fsdp": 2}, train=train, last={"stall": where})
+    """The rows, or the program, of process 1 come to a stop; the culprit loses patience first.
+
+    On a busy machine both could notice at the same moment.
+    """
+    patience = [TRAIN | {"stall_seconds": 6 if i == culprit else 60} for i in range(2)]
+    last = {"stall": where, "train": patience[1]}
+    started = start(tmp_path, 2, 1, {"fsdp": 2}, train=patience[0], last=last)
     said, status = ends(started)
     assert status[culprit] == interrupt.STALLED, said
     assert re.search(f"error: {named}.*TrainConfig.stall_seconds.*newest checkpoint", said[culprit])
