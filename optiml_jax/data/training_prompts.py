@@ -76,7 +76,7 @@ def training_prompt(
             f"examples: PromptConfig.demonstrations is {config.demonstrations!r}, set it to 'train'"
         )
     chosen = _written_alike(example, pool, number, config) if number else []
-    return in_chat(_render_form(example, chosen), config), chosen
+    return in_chat(_render_form(example, chosen, config), config), chosen
 
 
 def render_for_training(
@@ -116,7 +116,9 @@ def _written_alike(
     return chosen
 
 
-def _render_form(example: Example, demonstrations: Sequence[Example]) -> RenderedPrompt:
+def _render_form(
+    example: Example, demonstrations: Sequence[Example], config: PromptConfig
+) -> RenderedPrompt:
     sources = [_with_delimiter(e) for e in (example, *demonstrations)]
     return RenderedPrompt(
         head=example.instruction,
@@ -129,6 +131,7 @@ def _render_form(example: Example, demonstrations: Sequence[Example]) -> Rendere
         separator=example.form.separator,
         demonstration_ids=tuple(d.example_id for d in demonstrations),
         head_end=example.form.head_end,
+        suffix_start=len(sources[1]) if demonstrations and config.loss == "suffix" else 0,
         head_joint=example.form.head_end,
     )
 

@@ -42,6 +42,12 @@ _SLOTS = {
 }
 Values = tuple[str, dict[str, str], tuple[str, ...], str]  # pattern, slots, options, family
 
+# Patterns that every task of a collection needs; a set of reasoning has its own.
+_PATTERNS = {
+    "promptsource": (_QUESTION, _CHOICE, _SEPARATED),
+    "superni": (NIV2,),
+    "reasoning": (),
+}
 _SETS = (("cot_", "cot_input_inversion_"), ("stream_", "stream_input_inversion_"))
 
 
@@ -85,8 +91,15 @@ class Wrapper:
         if benchmark not in self._wanted:
             return list(sources)
         collection = _collection(benchmark)
+        for name in _PATTERNS[collection]:
+            if self._of_pattern(collection, name, "") is None:
+                raise UserError(
+                    f"FlanConfig.wrapped: flan/v2/templates.py in {self._clone} has no templates "
+                    f"{name!r} for {benchmark}; give a whole clone of FLAN"
+                )
         wrapped = [self._wrapped(source, collection) for source in sources]
-        without = [s.name for s, w in zip(sources, wrapped, strict=True) if w is s]
+        pairs = zip(sources, wrapped, strict=True)
+        without = [s.name for s, w in pairs if w is s and "train" in s.splits]
         if without:
             shown = ", ".join(without[:5]) + (" ..." if len(without) > 5 else "")
             logger.warning(
@@ -115,11 +128,8 @@ class Wrapper:
 
     def _prompts(self, source: TaskSource, collection: str) -> dict[str, PromptsV2]:
         """Pattern -> its prompts, of the patterns that the task needs."""
-        if collection == "superni":
-            names = [(NIV2, "")]
-        elif collection == "promptsource":
-            names = [(name, "") for name in (_QUESTION, _CHOICE, _SEPARATED)]
-        else:
+        names = [(name, "") for name in _PATTERNS[collection]]
+        if collection == "reasoning":
             stem = source.name.split("/", 1)[1]
             names = [(kind + stem, inverse + stem) for kind, inverse in _SETS]
         found = {name: self._of_pattern(collection, name, inverse) for name, inverse in names}

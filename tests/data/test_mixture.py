@@ -32,6 +32,16 @@ def test_proportions_fix_the_share_of_each_benchmark():
     assert sum(rates.values()) == pytest.approx(1)
 
 
+def test_a_task_may_count_several_times_as_if_each_prompt_were_a_task():
+    prompts = {f"one/b {i}": 10_000 for i in range(3)}
+    apart = mixing_rates({"one/a": 100, **prompts}, Mixture(name="m", eps=300))
+    times = {"one/*": 7, "one/b": 3, "one/a": 1}  # the last glob that matches counts
+    mixture = Mixture(name="m", eps=300, multiplicities=times)
+    rates = mixing_rates({"one/a": 100, "one/b": 10_000}, mixture)
+    assert rates["one/a"] == pytest.approx(apart["one/a"])
+    assert rates["one/b"] == pytest.approx(sum(apart[p] for p in prompts))
+
+
 def test_a_zero_proportion_leaves_a_benchmark_out():
     rates = mixing_rates(COUNTS, Mixture(name="m", proportions={"one": 0, "two": 3}))
     assert rates == {"one/a": 0, "one/b": 0, "two/c": 1, "two/d": 0}

@@ -95,7 +95,10 @@ def formed(i: int, shots: tuple[int, ...]) -> Example:
     return example(i, **fields, options_text="", form=form, slots={"n": str(i)})
 
 
-@pytest.mark.parametrize("config", [{}, {"chat": "<u>{prompt}</u>"}], ids=["plain", "a chat"])
+OWN = {"plain": {}, "a chat": {"chat": "<u>{prompt}</u>"}, "suffix loss": {"loss": "suffix"}}
+
+
+@pytest.mark.parametrize("config", OWN.values(), ids=OWN)
 @pytest.mark.parametrize("level", ["task", "instance"])
 @pytest.mark.parametrize(("length", "shots"), [(2000, 2), (70, 2), (20, 2), (2000, 0), (20, 0)])
 def test_a_template_of_its_own_is_shown_as_training_reads_it(config, level, length, shots):

@@ -246,6 +246,14 @@ def test_bad_settings_are_one_line(clone, reasoning):
         find("reasoning", reasoning)
 
 
+def test_templates_that_are_not_there_are_named(clone, write_bench):
+    path = clone / "flan/v2/templates.py"
+    path.write_text(flan_clone.TEMPLATES.replace('"natinst_v2": [("', '"other": [("'))
+    content = {"Definition": ["Do."], "Instances": [{"input": "a", "output": ["b"]}]}
+    with pytest.raises(UserError, match=r"has no templates 'natinst_v2' for superni; give a whole"):
+        find("superni", write_bench({"task1_x": content}))
+
+
 def test_the_recipe_wraps_all_three(clone):
     read_settings(["gin/prompts/flan_palm.gin"], [])
     assert set(gin.query_parameter("FlanConfig.wrapped")) == set(COLLECTIONS)
