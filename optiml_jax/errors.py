@@ -35,7 +35,12 @@ class UserError(Exception):
     The command line prints it as ``error: <message>``, without a traceback, and exits with status
     2, or with 1 if it `may_pass`.
     Names and texts of files may stand in it: control characters are spelled out.
+
+    Attributes:
+      passing: the same command may succeed later, whatever caused this (see `may_pass`).
     """
+
+    passing = False
 
     def __init__(self, message: object):
         super().__init__(printable(str(message)))
@@ -50,7 +55,7 @@ def may_pass(error: BaseException) -> bool:
     """Whether the same command may succeed later although nobody mends anything."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ConnectionError | TimeoutError):
+        if isinstance(cause, ConnectionError | TimeoutError) or getattr(cause, "passing", False):
             return True
         if isinstance(cause, OSError) and cause.errno in _PASSING:
             return True

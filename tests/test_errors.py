@@ -6,6 +6,9 @@ import os
 import pytest
 
 from optiml_jax.cli import main as command_line
+from optiml_jax.data import cache_task
+from optiml_jax.data.example import TaskSource
+from optiml_jax.data.prepare import PrepareError, PrepareSummary
 from optiml_jax.errors import UserError, may_pass, status_of
 from optiml_jax.files import disk_errors
 
@@ -36,6 +39,18 @@ def test_a_verb_ends_with_1_only_where_a_retry_can_help(monkeypatch, capsys, cod
         monkeypatch.setattr(command_line, "_answer", answer)
         assert command_line.main(["plan"]) == status
         assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(("code", "passing"), [(errno.ESTALE, True), (errno.ENOENT, False)])
+def test_a_preparation_is_tried_again_where_that_can_help(monkeypatch, code, passing):
+    def cache(*arguments):
+        raise UserError("rows.parquet cannot be read") from failing(code)
+
+    monkeypatch.setattr(cache_task, "_cache_if_changed", cache)
+    source = TaskSource("b/t", ("train",), (), lambda split, drops: iter(()), list)
+    outcome = cache_task.cache_task(source, None)
+    assert outcome.error == "rows.parquet cannot be read"
+    assert may_pass(PrepareError(PrepareSummary({"b/t": outcome}))) == passing
 
 
 def test_one_failure_that_may_pass_is_enough_to_try_again():

@@ -32,7 +32,7 @@ from optiml_jax.data.sampling import RowSample, keep_random
 from optiml_jax.data.store import COMPLETED_FILE, FORMAT_VERSION, INFO_FILE, num_shards
 from optiml_jax.data.text_vocabulary import TextVocabulary
 from optiml_jax.data.vocabulary import load_vocabulary, padded_size
-from optiml_jax.errors import UserError
+from optiml_jax.errors import UserError, may_pass, reason_of
 from optiml_jax.fetch.provenance import sources_of
 from optiml_jax.files import damage, fingerprint, read_sealed, write_json
 from optiml_jax.frozen import by_name, changes
@@ -79,6 +79,7 @@ class TaskOutcome:
       splits: as in optiml.json; empty when it failed.
       error: why it failed.
       fatal: the cause (a full disk) would make every other task fail, too.
+      may_pass: a retry may succeed although nobody mends anything.
     """
 
     task: str
@@ -86,6 +87,7 @@ class TaskOutcome:
     splits: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     error: str = ""
     fatal: bool = False
+    may_pass: bool = False
 
 
 def cache_task(
@@ -105,12 +107,14 @@ def cache_task(
     except UserError as e:
         cause = e.__cause__
         fatal = isinstance(cause, OSError) and cause.errno in _DISK_ERRORS
-        return TaskOutcome(source.name, "failed", error=str(e), fatal=fatal)
+        return TaskOutcome(
+            source.name, "failed", error=reason_of(e), fatal=fatal, may_pass=may_pass(e)
+        )
     except Stopped:
         raise
     except Exception as e:
         logger.exception("caching task %s", source.name)  # a fault of a reader, not of the data
-        return TaskOutcome(source.name, "failed", error=f"{type(e).__name__}: {e}")
+        return TaskOutcome(source.name, "failed", error=reason_of(e), may_pass=may_pass(e))
 
 
 def reuse_cached(

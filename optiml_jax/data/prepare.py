@@ -97,6 +97,7 @@ class PrepareError(UserError):
             "the others are; put the files right and run the same command again"
         )
         self.summary = summary
+        self.passing = any(outcome.may_pass for outcome in summary.outcomes.values())
 
 
 def prepare(

@@ -30,6 +30,12 @@ _SECONDS = 60  # that `squeue` may take
 Kind = Literal["prepare", "runs", "evaluations", "report"]
 
 
+class QueueError(UserError):
+    """`squeue` gives no answer now."""
+
+    passing = True
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """A submitted job.
@@ -76,7 +82,7 @@ class Queue:
 
     Attributes:
       file: `jobs.json`.
-      problem: why `squeue` could not be asked; "": it was, or no job was submitted.
+      problem: why `squeue` could not be asked; None: it was, or no job was submitted.
     """
 
     def __init__(self, root: str | os.PathLike):
@@ -89,13 +95,13 @@ class Queue:
         self.file = self._root / JOBS
         self._jobs = self._read()
         self._entries: dict[str, Entry] = {}
-        self.problem = ""
+        self.problem: UserError | None = None
         try:
             for cluster in {job.cluster for job in self._jobs}:
                 own = [job.number for job in self._jobs if job.cluster == cluster]
                 self._entries |= _ask(cluster, own)
         except UserError as e:
-            self.problem = str(e)
+            self.problem = e
         else:
             self._jobs = [job for job in self._jobs if self._of_job(job)]
 
@@ -156,7 +162,8 @@ def _ask(cluster: str, numbers: Sequence[str]) -> dict[str, Entry]:
     """What is in the queue: id -> entry; of an array each task that has not ended.
 
     Raises:
-      UserError: `squeue` is missing or fails.
+      UserError: `squeue` is missing.
+      QueueError: it fails.
     """
     command = ["squeue", "--all", "--noheader", "--array", "--format=%i|%T|%r"]
     command += [f"--jobs={','.join(numbers)}", *([f"--clusters={cluster}"] if cluster else [])]
@@ -169,10 +176,10 @@ def _ask(cluster: str, numbers: Sequence[str]) -> dict[str, Entry]:
     except FileNotFoundError as e:
         raise UserError("squeue is not installed here") from e
     except subprocess.TimeoutExpired as e:
-        raise UserError(f"squeue gave no answer in {_SECONDS} s") from e
+        raise QueueError(f"squeue gave no answer in {_SECONDS} s") from e
     if done.returncode and "Invalid job id" not in done.stderr:  # the only one asked for has ended
         said = (done.stderr or done.stdout).strip().splitlines()
-        raise UserError(f"squeue exited with {done.returncode}: {said[0] if said else '-'}")
+        raise QueueError(f"squeue exited with {done.returncode}: {said[0] if said else '-'}")
     found = filter(None, map(_LINE.fullmatch, map(str.strip, done.stdout.splitlines())))
     return {
         line["job"]: Entry(line["job"], line["state"] not in _WAITS, line["reason"])

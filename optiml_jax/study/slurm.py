@@ -58,7 +58,7 @@ def submit(plan: Plan, launch: Launch, arguments: Sequence[str]) -> Submission:
         raise UserError(
             f"{queue.problem}; without it jobs of an earlier command would be submitted twice, so "
             f"nothing was submitted. Try again; or, once they are gone, remove {queue.file}"
-        )
+        ) from queue.problem
     return _Submitter(plan, launch, queue).submit(arguments)
 
 
