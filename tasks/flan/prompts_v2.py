@@ -112,7 +112,23 @@ def prompts_v2(
     if option_lists is not None:
         kinds = [_MIXED.get(kind, kind) for kind in kinds]
     found, other = (
-        tuple(filter(None, (tuple(t for t in group if t.kind == kind) for kind in kinds)))
+        tuple(filter(None, (_of_kind(group, kind) for kind in kinds)))
         for group in (templates, inverted)
     )
     return PromptsV2(found, other, option_lists) if found else None
+
+
+def _of_kind(templates: Sequence[Template], kind: str) -> tuple[Template, ...]:
+    """The templates of a kind; demonstrations have the texts of no others."""
+    chosen = [template for template in templates if template.kind == kind]
+    texts = {(template.source, template.target) for template in chosen}
+    return tuple(
+        dataclasses.replace(
+            template,
+            form=dataclasses.replace(
+                template.form,
+                texts=tuple(t for t in template.form.texts if (t.source, t.target) in texts),
+            ),
+        )
+        for template in chosen
+    )

@@ -67,7 +67,8 @@ FEWSHOT_PATTERNS = {
             inputs="not in the mix {number}",
             targets="{answer}",
             in_template_mix=False),
-        FewShotPattern(inputs="odd one: {answer}", targets="{number}", in_template_mix=False),
+        FewShotPattern(inputs="odd one: {answer}", targets="{number}"),
+        FewShotPattern(inputs="{number} in {base}", targets="{answer}"),
     ],
     "cot_ecqa": [
         FewShotPattern(

@@ -111,6 +111,7 @@ def test_training_prompts_have_the_form_of_their_template(clone):
             shots[kind, len(prompt.demonstrations)] += 1
             assert (LIST in prompt.source()) == (kind == "fs_mix")
             few_shot.append((example, prompt))
+            assert "odd one" not in prompt.source()  # inverted, though in the mix
             assert prompt.target == (f"It is {answer}" if index == "1" else answer)
     assert [prompt.source() for _, prompt in few_shot] == composed(few_shot, examples)
     assert set(kinds) == {"zs_opt", "zs_noopt", "fs_mix", "fs_noopt"}
