@@ -87,10 +87,13 @@ class _Submitter:
 
     def _submit_runs(self, pending: Sequence[tuple[StudyRun, RunState]]) -> None:
         groups: dict[str, list[StudyRun]] = {}
-        later, after, trained = [], [], set()
+        scored, later, after, trained = [], [], [], set()
         for run, state in pending:
+            if state.stage not in ("plan", "train"):
+                scored.append(run)
+                continue
             training = self._queue.training(run.folder)
-            if state.stage in ("plan", "train") and (run.folder in trained or training):
+            if run.folder in trained or training:
                 later.append(run)
                 after += training
                 continue
@@ -100,6 +103,8 @@ class _Submitter:
             waits = [f"afterok:{self._preparation(key)}"] if key else []
             self._array("runs", runs, STAGES, waits)
             after.append(self._arrays[-1])
+        if scored:
+            self._array("evaluations", scored, ("evaluate",), [])
         if later:
             waits = [f"afterany:{job}" for job in dict.fromkeys(after)]
             self._array("evaluations", later, ("evaluate",), waits)

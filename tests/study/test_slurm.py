@@ -186,6 +186,7 @@ def test_an_evaluation_is_queued_again_only_where_that_can_help(cluster):
     assert states(plan) == {"20": why}
     # Mended, it is evaluated by the same command; before, that is tried too.
     assert submit(plan, launch, []).runs == 1
+    assert " evaluate --gin_file" in jobs(cluster)[3]
     (cluster / "no_rows").write_text("1")  # a network, say
     assert run_job(cluster, array) == 0
     assert (cluster / "requeued").read_text() == "requeue 200\n"
