@@ -14,10 +14,12 @@ from optiml_jax.data.hashed_draws import choice, draw
 from optiml_jax.data.training_prompts import fill, slots
 from tasks.flan.option_lists import OptionLists
 from tasks.flan.templates import Template
-from tasks.flan.templates_v2 import FACTS, ZERO_SHOT
+from tasks.flan.templates_v2 import FACTS, INLINE, MIX, ZERO_SHOT
 
 ANSWER = "answer"
-_MIXED = FACTS["mixed"]
+EXAMPLE = ("ex_input", "ex_output", "ex_explanation")  # slots of an example within the text
+
+Kinds = tuple[tuple[tuple[Template, ...], ...], ...]  # groups of kinds of templates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +27,15 @@ class PromptsV2:
     """The training prompts of one pattern.
 
     Attributes:
-      kinds: the templates of each kind; kinds are equally likely.
+      kinds: groups of kinds, each with its templates; groups are equally likely, and within a group
+        its kinds.
       inverted: the same of the inverted set of a chain-of-thought set.
       option_lists: of zero-shot prompts that list options apart from the question; None: there are
         no such prompts.
     """
 
-    kinds: tuple[tuple[Template, ...], ...]
-    inverted: tuple[tuple[Template, ...], ...] = ()
+    kinds: Kinds
+    inverted: Kinds = ()
     option_lists: OptionLists | None = None
 
     @functools.cached_property
@@ -42,12 +45,14 @@ class PromptsV2:
         text = repr((self.kinds, self.inverted, self.option_lists, facts))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
-    def drawn(self, key: str) -> Template:
-        """The template of the example that `key` names."""
+    def drawn(self, key: str, values: Mapping[str, str]) -> Template:
+        """The template of the example that `key` names and whose slots have the `values`."""
         weight = FACTS["inverted_sets"] if self.inverted else 0.0
         inverted = draw(f"{key}\0inverted") / 2**64 * (1 + weight) < weight
-        kind = choice(self.inverted if inverted else self.kinds, f"{key}\0kind")
-        return choice(kind, f"{key}\0template")
+        group = choice(self.inverted if inverted else self.kinds, f"{key}\0group")
+        if not values.keys() >= set(EXAMPLE):
+            group = [kind for kind in group if kind[0].kind != INLINE] or group
+        return choice(choice(group, f"{key}\0kind"), f"{key}\0template")
 
     def shown(
         self,
@@ -78,8 +83,9 @@ class PromptsV2:
                 filled[ANSWER] = answers[options.index(plain[ANSWER])]
         target = fill(template.target, filled).strip()
         form = template.form
-        if template.kind == _MIXED["fs_opt"]:
-            separator = choice(FACTS["mix_separators"], f"{task}\0separator")
+        if template.kind == MIX:
+            name = f"{task}\0{template.pattern}\0{family}"
+            separator = choice(FACTS["mix_separators"], f"{name}\0separator")
             form = dataclasses.replace(form, separator=separator)
         return {
             "prompt_id": template.id,
@@ -108,14 +114,15 @@ def prompts_v2(
       option_lists: given if options are listed apart from the question.
       inverted: templates of the inverted set.
     """
-    kinds = FACTS["kinds"][collection]
-    if option_lists is not None:
-        kinds = [_MIXED.get(kind, kind) for kind in kinds]
-    found, other = (
-        tuple(filter(None, (_of_kind(group, kind) for kind in kinds)))
+    kinds, other = (
+        tuple(
+            tuple(kinds)
+            for names in FACTS["kinds"][collection]
+            if (kinds := [kind for name in names if (kind := _of_kind(group, name))])
+        )
         for group in (templates, inverted)
     )
-    return PromptsV2(found, other, option_lists) if found else None
+    return PromptsV2(kinds, other, option_lists) if kinds else None
 
 
 def _of_kind(templates: Sequence[Template], kind: str) -> tuple[Template, ...]:

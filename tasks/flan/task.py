@@ -176,7 +176,7 @@ class FlanTask:
             slots = slots | {ANSWER: clean(slots[ANSWER])}
             if slots[ANSWER] not in options:
                 drops["warning: target not among options"] += 1
-        template = prompts.drawn(key)
+        template = prompts.drawn(key, slots)
         fields = prompts.shown(template, slots, options, self.name, key)
         kept = keep(fields["input"], fields["references"], drops)
         return None if kept is None else Example(**self._common(), **(fields | kept))

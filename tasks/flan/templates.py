@@ -33,7 +33,7 @@ class FlanConfig:
 
     Attributes:
       seed: of the draws of templates.
-      templates: "2021", or "v2": FLAN v2's four kinds of training prompts (with and without
+      templates: "2021", or "v2": FLAN v2's kinds of training prompts (with and without
         options, with and without demonstrations), each with templates of its own, and its rows:
         all of a training split where FLAN 2021 has the first 30,000.
       fix_typos: repairs upstream's slips: in templates (FLAN 2021's) a literal `n` where a newline
@@ -66,8 +66,7 @@ class Template:
       index: its position there.
       source: text with slots.
       target: text with slots.
-      kind: of FLAN v2's templates: "zs_opt", "zs_noopt", "fs_opt", "fs_mix" or "fs_noopt"
-        (zero-shot or few-shot, with or without options; see v2.yaml); "" of FLAN 2021's.
+      kind: of FLAN v2's templates, e.g. "zs_opt" (v2.yaml explains them); "" of FLAN 2021's.
       form: of its training prompts.
       head: stands before all demonstrations; text with slots.
     """

@@ -1,11 +1,11 @@
 """FLAN v2's templates of training prompts (google-research/FLAN, flan/v2/templates.py): reading.
 
-A pattern has four kinds of prompts: with or without demonstrations, with or without the list of
-options. Zero-shot prompts with options have templates of their own (PATTERNS); those without are
-FLAN 2021's without the list (flan/v2/flan_templates_branched.py), or PATTERNS' where it has none.
-Few-shot templates (FEWSHOT_PATTERNS) name what is before an input, between input and answer, and
-between demonstrations; demonstrations have the template of the prompt, or in a mix ("fs_mix") each
-one of its own. The files are parsed, never executed. What is drawn how is in `prompts_v2.py`.
+Zero-shot prompts with options have templates of their own (PATTERNS); those without are FLAN 2021's
+without the list (flan/v2/flan_templates_branched.py), or PATTERNS' where it has none. Few-shot
+templates (FEWSHOT_PATTERNS) name what is before an input, between input and answer, and between
+demonstrations; demonstrations have the template of the prompt, or in a mix ("fs_mix") each one of
+its own. SuperNI's can also have one example within the text (INLINE_FS_PATTERNS). The files are
+parsed, never executed. What is drawn how is in `prompts_v2.py`.
 """
 
 import ast
@@ -32,17 +32,27 @@ from tasks.flan.templates import (
 )
 
 FACTS = read_yaml(pathlib.Path(__file__).parent / "v2.yaml", "the facts of FLAN v2's mixture")
-ZERO_SHOT = "zs_opt"  # the kind that evaluations show, too
+# Kinds of prompts; see v2.yaml.
+ZERO_SHOT = "zs_opt"  # evaluations show it, too
+MIX = "fs_mix"
+INLINE = "fs_inline"
 NIV2 = "natinst_v2"  # the one pattern whose few-shot prompts begin with the task's definition
 
 _TEMPLATES = "flan/v2/templates.py"
 _FEW_SHOT = "FEWSHOT_PATTERNS"
+_INLINE = "INLINE_FS_PATTERNS"
 _WITHOUT_OPTIONS = "flan/v2/flan_templates_branched.py"
-_LIST = re.compile(r" \(\{options_\}\)|(?:\n\n|\n| \| | )?\{options_\}|\n{1,2}\{options_str\}")
+# What prompts without options lack.
+_LISTS = {
+    "zs_noopt": re.compile(r"\n{0,2}\{options_\}|\n\n\{options_str\}"),
+    "fs_noopt": re.compile(
+        r" \(\{options_\}\)|(?:\n\n|\n| \| | )?\{options_\}|\n{1,2}\{options_str\}"
+    ),
+}
 _DEFAULTS = {"inputs_prefix": "", "targets_prefix": "", "x_y_delimiter": "\n\n"}
 _DEFAULTS |= {"example_separator": "\n\n\n", "final_suffix": ""}
 _DEFAULTS |= {"input_pattern": "{{inputs}}{final_suffix}", "in_template_mix": True}
-_ALONE, _MIX = (tuple(FACTS["shots"][key]) for key in ("same_template", "mix"))
+_SHOTS = {name: tuple(numbers) for name, numbers in FACTS["shots"].items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +88,7 @@ def read_templates_v2(root: pathlib.Path, why: str = "FlanConfig.templates = 'v2
     module = parsed(path)
     zero_shot = literal_patterns(path, assigned(path, module, "PATTERNS"))
     few_shot = literal_lists(path, assigned(path, module, _FEW_SHOT), _FEW_SHOT)
+    inline = literal_patterns(path, assigned(path, module, _INLINE))
     _add_aliases(module, "PATTERNS", zero_shot)
     _add_aliases(module, _FEW_SHOT, few_shot)
     first = read_templates(root / _WITHOUT_OPTIONS)
@@ -88,6 +99,7 @@ def read_templates_v2(root: pathlib.Path, why: str = "FlanConfig.templates = 'v2
             *_zero_shot(name, pairs, ZERO_SHOT),
             *_zero_shot(name, plain, "zs_noopt"),
             *_few_shot(path, name, few_shot.get(name, [])),
+            *_zero_shot(name, inline.get(name, []), INLINE),
         ]
     return TemplatesV2(patterns, read_option_lists(path, module))
 
@@ -133,7 +145,7 @@ def _add_aliases(module: ast.Module, name: str, patterns: dict[str, Any]) -> Non
 
 
 def _shown(source: str, kind: str) -> str:
-    return _LIST.sub("", source) if kind.endswith("noopt") else source
+    return _LISTS[kind].sub("", source) if kind in _LISTS else source
 
 
 def _zero_shot(name: str, pairs: Sequence[tuple[str, str]], kind: str) -> list[Template]:
@@ -152,25 +164,22 @@ def _ended(source: str, delimiter: str = "") -> tuple[str, str]:
 
 def _few_shot(path: pathlib.Path, name: str, nodes: Sequence[ast.expr]) -> list[Template]:
     found = [_keywords(path, node) for node in nodes]
-    first, second = found[:1], found[1:2]
     return [
-        *_alone(name, found, "fs_opt", first),
-        *_mixed(name, found, second),
-        *_alone(name, found, "fs_noopt", first),
+        *_alone(name, found, "fs_opt"),
+        *([] if name == NIV2 else _mixed(name, found)),
+        *_alone(name, found, "fs_noopt"),
     ]
 
 
-def _alone(
-    name: str, found: list[dict[str, Any]], kind: str, first: list[dict[str, Any]]
-) -> list[Template]:
+def _alone(name: str, found: list[dict[str, Any]], kind: str) -> list[Template]:
     """Templates whose demonstrations have the same template."""
-    head, head_end, suffix = _around(first) if name == NIV2 else ("", "", "")
     templates = []
     for index, texts in enumerate(found):
         text = _text(texts, kind)
+        head, head_end, suffix = _around(texts) if name == NIV2 else ("", "", "")
         form = PromptForm(
             delimiter=text.delimiter + suffix,
-            shots=_ALONE,
+            shots=_SHOTS["definition" if name == NIV2 else "same_template"],
             texts=(text,),
             separator=texts["example_separator"],
             head_end=head_end,
@@ -179,21 +188,21 @@ def _alone(
     return templates
 
 
-def _mixed(name: str, found: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[Template]:
+def _mixed(name: str, found: list[dict[str, Any]]) -> list[Template]:
     """Templates whose demonstrations have any template of the mix; the separator is the task's."""
-    kind = FACTS["mixed"]["fs_opt"]
-    members = {i: _text(texts, kind) for i, texts in enumerate(found) if texts["in_template_mix"]}
-    head, head_end, suffix = _around(second)
+    members = {i: _text(texts, MIX) for i, texts in enumerate(found) if texts["in_template_mix"]}
+    # Upstream: "We always use the 2nd template's final_suffix and input_pattern."
+    head, head_end, suffix = _around(found[1]) if len(found) > 1 else ("", "", "")
     return [
         Template(
             name,
             index,
             text.source,
             text.target,
-            kind,
+            MIX,
             PromptForm(
                 delimiter=text.delimiter + suffix,
-                shots=_MIX,
+                shots=_SHOTS["mix"],
                 texts=tuple(members.values()),
                 head_end=head_end,
             ),
@@ -211,15 +220,13 @@ def _text(texts: dict[str, Any], kind: str) -> PromptText:
     return PromptText(source, texts["targets"], delimiter)
 
 
-def _around(found: list[dict[str, Any]]) -> tuple[str, str, str]:
+def _around(texts: dict[str, Any]) -> tuple[str, str, str]:
     """What stands before all demonstrations, the white space after it, and what ends the prompt.
 
     Upstream writes it as a format of formats: `{{Definition}}\\n\\n{{inputs}}{final_suffix}`.
     """
-    if not found:
-        return "", "", ""
-    before, _, after = found[0]["input_pattern"].partition("{{inputs}}")
-    suffix = after.replace("{final_suffix}", found[0]["final_suffix"])
+    before, _, after = texts["input_pattern"].partition("{{inputs}}")
+    suffix = after.replace("{final_suffix}", texts["final_suffix"])
     return *_ended(before.replace("{{", "{").replace("}}", "}")), suffix
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from optiml_jax.data.example import Drops, Example, TaskSource
 from optiml_jax.data.sampling import RowSample
 from optiml_jax.errors import UserError
-from tasks.flan.prompts_v2 import PromptsV2, prompts_v2
+from tasks.flan.prompts_v2 import EXAMPLE, PromptsV2, prompts_v2
 from tasks.flan.templates import FlanConfig, Template, assigned, expect, parsed
 from tasks.flan.templates_v2 import FACTS, NIV2, read_templates_v2, usable
 
@@ -37,7 +37,7 @@ _TARGETS = {
 }
 _SLOTS = {
     "promptsource": {"question", "answer", "options_"},
-    "superni": {"Definition", "input", "output"},
+    "superni": {"Definition", "input", "output", *EXAMPLE},
     "reasoning": {"question", "chain_of_thought", "answer"},
 }
 Values = tuple[str, dict[str, str], tuple[str, ...], str]  # pattern, slots, options, family
@@ -186,7 +186,7 @@ class WrappedTask:
         pattern, texts, options, family = self.values(example, self, drops)
         prompts = self.prompts[pattern]
         key = f"{self.seed}\0{example.task}\0{example.prompt_id}\0{example.example_id}"
-        template = prompts.drawn(key)
+        template = prompts.drawn(key, texts)
         fields = prompts.shown(template, texts, options, example.task, key, family)
         fields["prompt_id"] = f"{example.prompt_id}/{template.id}"
         return dataclasses.replace(example, **fields)
@@ -198,6 +198,9 @@ def _superni(example: Example, task: WrappedTask, drops: Drops) -> Values:
         "input": example.input,
         "output": example.target,
     }
+    explained = example.meta["explained"]
+    if explained and explained[0] != example.input:
+        texts |= dict(zip(EXAMPLE, explained, strict=True))
     return NIV2, texts, (), ""
 
 

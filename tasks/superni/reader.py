@@ -177,6 +177,15 @@ class TaskFile:
         None has the input of a test or validation instance.
         """
         content = _load(self.path)
+        template = self._template(content)
+        positive = [
+            dataclasses.replace(template, example_id=f"positive-{index}", **fields)
+            for index, _, fields in self._positive(content)
+        ]
+        return positive + list(self.read("train", Drops()))
+
+    def _positive(self, content: Mapping[str, Any]) -> Iterator[tuple[int, Any, dict[str, Any]]]:
+        """Position, content and fields of the positive examples that may be shown."""
         total = len(content["Instances"])
         held_out = {
             fields["input"]
@@ -184,14 +193,17 @@ class TaskFile:
             if self._split_of(index, total) != "train"
             and (fields := _parse_instance(raw, Drops())) is not None
         }
-        template = self._template(content)
-        positive = []
         for index, raw in enumerate(content.get("Positive Examples") or []):
             fields = self._parsed(raw, Drops())
             if fields is not None and fields["input"] not in held_out:
-                example_id = f"positive-{index}"
-                positive.append(dataclasses.replace(template, example_id=example_id, **fields))
-        return positive + list(self.read("train", Drops()))
+                yield index, raw, fields
+
+    def _explained(self, content: Mapping[str, Any]) -> tuple[str, str, str] | None:
+        """Input, output and explanation of the first positive example, if there is one."""
+        for _, raw, fields in self._positive(content):
+            explanation = _clean(text_of(raw.get("explanation")) or "")
+            return fields["input"], fields["target"], explanation
+        return None
 
     def _parsed(self, raw: Any, counts: Drops) -> dict[str, Any] | None:
         """The fields of an instance, with its own options where the task has them."""
@@ -234,6 +246,7 @@ class TaskFile:
                 "domains": _strings(content.get("Domains")),
                 "input_language": _strings(content.get("Input_language")),
                 "output_language": _strings(content.get("Output_language")),
+                "explained": self._explained(content),
             },
         )
 

@@ -122,6 +122,13 @@ FEWSHOT_PATTERNS = {
 }
 FEWSHOT_PATTERNS_NO_OPTIONS = copy.deepcopy(FEWSHOT_PATTERNS)
 
+INLINE_FS_PATTERNS = {
+    "natinst_v2": [
+        ("{Definition}\\nFor {ex_input} say {ex_output}: {ex_explanation}\\nFor {input} say",
+         "{output}"),
+    ],
+}
+
 OPT_START_STRING_CANDIDATES = ["", "WHICH:", "One of these."]
 ROMANS = ["I", "II", "III", "IV"]
 OPT_ITEM_NAME_CANDIDATES = [
@@ -133,7 +140,7 @@ OPT_ITEM_NAME_CANDIDATES = [
 OPT_ITEM_END_STR_CANDIDATES = [["" for _ in range(26)], [";" for _ in range(26)]]
 """
 FIRST = """
-PATTERNS = {"parity": [("Is {number} odd or even?\\n{options_}", "{answer}")]}
+PATTERNS = {"parity": [("Is {number} odd or even? {options_}\\nSay", "{answer}")]}
 """
 METADATA = """
 T0_TRAIN_TASK_METADATA = {

@@ -65,9 +65,11 @@ def test_templates_are_those_that_python_reads(clone):
         ]
         assert kinds["fs_opt"] == said
         mixed = [text for text, f in zip(said, upstream, strict=True) if f.in_template_mix]
-        assert kinds["fs_mix"] == mixed
+        assert kinds["fs_mix"] == (mixed if name != "natinst_v2" else [])
+        assert kinds["fs_inline"] == python["INLINE_FS_PATTERNS"].get(name, [])
     (plain,) = [t for t in read.patterns["parity"] if t.kind == "zs_noopt"]
-    assert (plain.source, plain.target) == ("Is {number} odd or even?", "{answer}")
+    # As upstream's str.replace leaves it, with the space before the list.
+    assert (plain.source, plain.target) == ("Is {number} odd or even? \nSay", "{answer}")
     first, second, *_ = [t for t in read.patterns["parity"] if t.kind == "fs_noopt"]
     assert (first.source, second.source) == ("Q: {number}", "number {number}")
 
@@ -105,19 +107,22 @@ def test_training_prompts_have_the_form_of_their_template(clone):
                 assert example.options[place] == example.target
                 assert f"{example.target} {answer}" in " ".join(prompt.query.split())
         elif kind == "zs_noopt":
-            assert prompt.source() == f"Is {example.slots['number']} odd or even?"
+            assert prompt.source() == f"Is {example.slots['number']} odd or even? \nSay"
             assert prompt.target == answer
         else:
             shots[kind, len(prompt.demonstrations)] += 1
-            assert (LIST in prompt.source()) == (kind == "fs_mix")
+            listed = kind == "fs_opt" and index in "01"  # the third template has no list
+            assert (LIST in prompt.source()) == (kind == "fs_mix" or listed)
             few_shot.append((example, prompt))
             assert "odd one" not in prompt.source()  # inverted, though in the mix
             assert prompt.target == (f"It is {answer}" if index == "1" else answer)
     assert [prompt.source() for _, prompt in few_shot] == composed(few_shot, examples)
-    assert set(kinds) == {"zs_opt", "zs_noopt", "fs_mix", "fs_noopt"}
-    assert all(abs(n / ROWS - 0.25) < 0.05 for n in kinds.values())
+    expected = dict.fromkeys(("zs_opt", "zs_noopt", "fs_noopt"), 0.25)
+    expected |= dict.fromkeys(("fs_opt", "fs_mix"), 0.125)
+    assert {k: n / ROWS for k, n in kinds.items()} == pytest.approx(expected, abs=0.05)
     assert marked > 0.5 * kinds["zs_opt"]
-    assert set(shots) == {("fs_mix", 5), ("fs_noopt", 2), ("fs_noopt", 3)}
+    twice = {(kind, n) for kind in ("fs_opt", "fs_noopt") for n in (2, 3)}
+    assert set(shots) == {("fs_mix", 5)} | twice
 
 
 def composed(few_shot, examples) -> list[str]:
