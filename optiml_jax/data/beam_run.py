@@ -17,7 +17,7 @@ from optiml_jax.paths import remove_folder
 
 # What Beam's DirectRunner comes to in the end. Asked for by that name, it first downloads a program
 # from GitHub without a limit of time, and would run it.
-_DIRECT = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiRunner"
+DIRECT_RUNNER = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiRunner"
 _OUTCOMES = ".outcomes.partial"  # cleared like every temporary if the run is killed
 
 
@@ -43,7 +43,7 @@ def run(
         return
     outcomes = folder / _OUTCOMES
     try:
-        name = _DIRECT if runner == "DirectRunner" else runner
+        name = DIRECT_RUNNER if runner == "DirectRunner" else runner
         options = PipelineOptions([f"--runner={name}", *runner_options])
         with beam.Pipeline(options=options) as pipeline:
             _ = (

@@ -24,6 +24,7 @@ import seqio
 from absl import flags
 from seqio.scripts import cache_tasks_main
 
+from optiml_jax.data.beam_run import DIRECT_RUNNER
 from optiml_jax.data.example import TaskSource
 from optiml_jax.data.prepare import prepare
 from optiml_jax.data.prompts import PromptConfig
@@ -51,7 +52,7 @@ def time_seqio(sources: list[TaskSource], spec: str, cache_dir: pathlib.Path) ->
     seqio.add_global_cache_dirs([str(cache_dir)])
     start = time.perf_counter()
     for i in range(0, len(names), TASKS_PER_PIPELINE):
-        with beam.Pipeline(runner="DirectRunner") as pipeline:
+        with beam.Pipeline(runner=DIRECT_RUNNER) as pipeline:
             cache_tasks_main.run_pipeline(
                 pipeline, names[i : i + TASKS_PER_PIPELINE], str(cache_dir)
             )
