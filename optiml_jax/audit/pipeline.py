@@ -11,7 +11,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import tqdm
 
@@ -61,6 +61,15 @@ class AuditSummary:
 class AuditError(UserError):
     """Some training tasks could not be scanned; the others are."""
 
+    def __init__(self, outcomes: Collection[ScanOutcome]):
+        failed = [o for o in outcomes if o.status == "failed"]
+        reasons = "; ".join(f"{o.task}: {o.error}" for o in failed)
+        super().__init__(
+            f"{len(failed)} of {len(outcomes)} training tasks could not be scanned ({reasons}); "
+            "put the files right and run the same command again"
+        )
+        self.passing = any(o.may_pass for o in failed)
+
 
 def audit(
     training: Sequence[TaskSource],
@@ -100,12 +109,8 @@ def audit(
             for outcome in engine:
                 outcomes[outcome.task] = outcome
                 progress.advance(outcome.task, outcome.examples, outcome.error)
-        failures = [f"{o.task}: {o.error}" for o in outcomes.values() if o.status == "failed"]
-        if failures:
-            raise AuditError(
-                f"{len(failures)} of {len(training)} training tasks could not be scanned "
-                f"({'; '.join(failures)}); put the files right and run the same command again"
-            )
+        if any(outcome.status == "failed" for outcome in outcomes.values()):
+            raise AuditError(outcomes.values())
         paths = {s.name: scan_file(folder, s.name) for s in training}
         write_tables(folder / pairs.DESCRIPTION, pairs.collect(paths, index), {})
     return AuditSummary(outcomes, index.meta["examples"])

@@ -20,7 +20,7 @@ from optiml_jax.audit.tables import read_about, read_table, write_tables
 from optiml_jax.audit.texts import Batch, batches, content_text
 from optiml_jax.data.example import Drops, Example, TaskSource, seqio_name
 from optiml_jax.data.pool import Stopped
-from optiml_jax.errors import UserError
+from optiml_jax.errors import UserError, may_pass, reason_of
 from optiml_jax.files import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -48,12 +48,14 @@ class ScanOutcome:
       status: "scanned", "unchanged" (was there already) or "failed".
       examples: training examples read.
       error: why it failed.
+      may_pass: a retry may succeed although nobody mends anything.
     """
 
     task: str
     status: str
     examples: int = 0
     error: str = ""
+    may_pass: bool = False
 
 
 class Scan:
@@ -241,12 +243,12 @@ def scan_task(
         write_tables(path, {path.stem: table}, about)
         return ScanOutcome(source.name, "scanned", scan.examples)
     except UserError as e:
-        return ScanOutcome(source.name, "failed", error=str(e))
+        return ScanOutcome(source.name, "failed", error=reason_of(e), may_pass=may_pass(e))
     except Stopped:
         raise
     except Exception as e:
         logger.exception("auditing task %s", source.name)  # a fault of a reader, not of the data
-        return ScanOutcome(source.name, "failed", error=f"{type(e).__name__}: {e}")
+        return ScanOutcome(source.name, "failed", error=reason_of(e), may_pass=may_pass(e))
 
 
 def _train_examples(source: TaskSource, drops: Drops) -> Iterator[Example]:

@@ -80,7 +80,7 @@ class Step:
     remotes: Mapping[str, Remote] = dataclasses.field(default_factory=dict)
     revision: str = ""
     damage: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    failure: str = ""
+    failure: FetchError | None = None
 
     @property
     def refusal(self) -> str:
@@ -128,7 +128,7 @@ class Fetcher:
                 "free some space, or fetch fewer collections"
             )
 
-    def run(self, steps: Sequence[Step]) -> dict[str, str]:
+    def run(self, steps: Sequence[Step]) -> dict[str, FetchError]:
         """Fetches what is missing; source id -> why it failed."""
         pending = [s for s in steps if s.state in ("new", "damaged") and not s.failure]
         failures = {s.source.id: s.failure for s in steps if s.failure}
@@ -149,7 +149,7 @@ class Fetcher:
                         done.result()
                         _log.info("%s is in %s", step.source.id, step.folder)
                     except FetchError as e:
-                        failures[step.source.id] = str(e)
+                        failures[step.source.id] = e
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -179,7 +179,7 @@ class Fetcher:
         try:
             return self._ask_server(step)
         except FetchError as e:
-            return dataclasses.replace(step, failure=str(e))
+            return dataclasses.replace(step, failure=e)
 
     def _ask_server(self, step: Step) -> Step:
         source, address = step.source, self._settings.address

@@ -2,11 +2,19 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 
 from optiml_jax.fetch.http import FetchError
 from optiml_jax.fetch.sources import Source
+
+# What git says of a network or server that may be there again later.
+_PASSES = re.compile(
+    "resolve host|timed out|failed to connect|connection (reset|refused|closed)|early eof|hung up|"
+    "returned error: (5|429)",
+    re.IGNORECASE,
+)
 
 
 def checkout(source: Source, address: str, staging: pathlib.Path) -> tuple[pathlib.Path, str]:
@@ -48,6 +56,7 @@ def checkout(source: Source, address: str, staging: pathlib.Path) -> tuple[pathl
 def _git(repository: pathlib.Path, *arguments: str, said: str = "") -> str:
     command = ["git", f"--git-dir={repository}", *arguments]
     environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
+    environment |= {"LC_ALL": "C"}  # its words are read below
     try:
         done = subprocess.run(
             command, input=said, capture_output=True, text=True, check=False, env=environment
@@ -55,5 +64,6 @@ def _git(repository: pathlib.Path, *arguments: str, said: str = "") -> str:
     except FileNotFoundError as e:
         raise FetchError("the program git is not installed") from e
     if done.returncode:
-        raise FetchError(f"git says: {' '.join(done.stderr.split())[-300:]}")
+        said = " ".join(done.stderr.split())
+        raise FetchError(f"git says: {said[-300:]}", bool(_PASSES.search(said)))
     return done.stdout

@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 
 import requests
 
-from optiml_jax.errors import UserError
+from optiml_jax.errors import UserError, may_pass
 from optiml_jax.fetch.provenance import git_blob_sha1, sha256_of
 from optiml_jax.files import disk_errors
 
@@ -21,10 +21,37 @@ _log = logging.getLogger(__name__)
 _CHUNK = 1 << 14  # what a broken connection loses at most
 _TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
 _GIVE_UP = (400, 401, 403, 404, 410)  # trying again does not help
+_BUSY = (408, 425, 429)  # it may help later, as after any error of the server (500 and above)
+_OF_THE_NETWORK = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+)
 
 
 class FetchError(UserError):
-    """A source could not be fetched; the others can."""
+    """A source could not be fetched; the others can.
+
+    Args:
+      passing: the same command may fetch it later.
+    """
+
+    def __init__(self, message: str, passing: bool = False):
+        super().__init__(message)
+        self.passing = passing
+
+
+def passes(error: BaseException) -> bool:
+    """Whether a request that ended with `error` may succeed later although nobody mends anything.
+
+    A certificate that is not accepted does not pass.
+    """
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code in _BUSY or response.status_code >= 500
+    if isinstance(error, requests.exceptions.SSLError):
+        return False
+    return isinstance(error, _OF_THE_NETWORK) or may_pass(error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +108,17 @@ class Downloader:
                 if isinstance(e, _DamagedError):
                     partial.unlink(missing_ok=True)
                 if attempt == self.retries or status in _GIVE_UP:
-                    raise FetchError(f"{remote.url} cannot be fetched: {_reason(e)}") from e
+                    why = f"{remote.url} cannot be fetched: {_reason(e)}"
+                    raise FetchError(why, passes(e)) from e
                 wait = self.backoff * 2**attempt * (1 + random.random() / 4)
                 _log.info("%s: %s; again in %.0f s", remote.url, _reason(e), wait)
                 time.sleep(wait)
 
     def _once(self, remote: Remote, partial: pathlib.Path) -> None:
         if remote.url.startswith("file:"):
-            shutil.copyfile(local_path(remote.url), partial)
+            if not (file := local_path(remote.url)).is_file():
+                raise FetchError(f"{remote.url} cannot be fetched: no such file")
+            shutil.copyfile(file, partial)
             self.progress(partial.stat().st_size)
             return
         have = partial.stat().st_size if partial.exists() else 0

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import httpx2  # which huggingface_hub asks the Hub with
 import huggingface_hub
-from huggingface_hub.utils import HfHubHTTPError
 
-from optiml_jax.fetch.http import FetchError, Remote
+from optiml_jax.fetch.http import FetchError, Remote, passes
 from optiml_jax.fetch.sources import PARQUET, Source
 
 _CONVERTED = re.compile(r"(?P<config>[^/]+)/(?:partial-)?(?P<split>[^/]+)/(?P<number>\d+)\.parquet")
@@ -25,15 +25,17 @@ def list_files(source: Source, endpoint: str) -> tuple[dict[str, Remote], str, s
       Path below the source's folder -> file; the commit; the licence that the Hub names.
 
     Raises:
-      FetchError: no such data set, no access, or no file that is wanted.
+      FetchError: no such data set, no access, no answer, or no file that is wanted.
     """
     api = huggingface_hub.HfApi(endpoint=endpoint)
     try:
         info = api.repo_info(
             source.address, revision=source.revision, repo_type="dataset", files_metadata=True
         )
-    except (HfHubHTTPError, OSError) as e:
+    except (httpx2.HTTPError, OSError) as e:
         reason = " ".join(str(e).split())[:300]
+        if isinstance(e, httpx2.TransportError) or passes(e):
+            raise FetchError(f"{endpoint} gives no answer now: {reason}", passing=True) from e
         raise FetchError(
             f"data set {source.address} at {source.revision} is not on the Hub, or not for you: "
             f"{reason}"

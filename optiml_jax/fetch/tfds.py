@@ -2,7 +2,7 @@
 
 import pathlib
 
-from optiml_jax.fetch.http import FetchError
+from optiml_jax.fetch.http import FetchError, passes
 from optiml_jax.fetch.sources import Source
 
 
@@ -22,7 +22,7 @@ def prepare(source: Source, folder: pathlib.Path) -> tuple[list[str], str]:
         builder.download_and_prepare()
     except Exception as e:  # builders raise whatever the code of their data set raises
         reason = " ".join(str(e).split())[:300]
-        raise FetchError(f"TFDS cannot prepare {source.address}: {reason}") from e
+        raise FetchError(f"TFDS cannot prepare {source.address}: {reason}", passes(e)) from e
     place = pathlib.Path(builder.data_dir)
     files = [str(p.relative_to(folder)) for p in place.rglob("*") if p.is_file()]
     return files, str(builder.version)

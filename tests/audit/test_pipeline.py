@@ -1,5 +1,7 @@
 """The whole audit: pool, Beam and restarts give the same bytes; what is counted and refused."""
 
+import dataclasses
+import errno
 import hashlib
 import os
 import pathlib
@@ -17,7 +19,7 @@ from optiml_jax.audit import pairs
 from optiml_jax.audit.flags import read_flags
 from optiml_jax.audit.pipeline import AuditError, audit
 from optiml_jax.audit.words import AuditWords
-from optiml_jax.errors import UserError
+from optiml_jax.errors import UserError, may_pass
 from optiml_jax.files import write_sealed
 from optiml_jax.one_writer import one_writer
 
@@ -152,8 +154,23 @@ def test_a_second_audit_in_the_folder_is_refused(bench, tmp_path):
 def test_a_task_that_cannot_be_read_is_named_and_the_others_are_scanned(tmp_path):
     training, evaluated = make_bench(tmp_path / "files")
     os.remove(tmp_path / "files" / "t3.tsv")
-    with pytest.raises(AuditError, match=r"1 of 6 training tasks .*b/t3: cannot read .*t3.tsv"):
+    said = r"1 of 6 training tasks .*b/t3: cannot read .*t3.tsv"
+    with pytest.raises(AuditError, match=said) as raised:
         audit(training, evaluated, tmp_path / "audit", AuditWords(), num_workers=1)
+    assert not may_pass(raised.value)
+
+
+def test_a_file_system_that_is_away_may_be_there_later(tmp_path):
+    training, evaluated = make_bench(tmp_path / "files")
+
+    def read(split, drops):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        yield
+
+    training[0] = dataclasses.replace(training[0], read=read)
+    with pytest.raises(AuditError, match=r"1 of 6 training tasks .*Stale") as raised:
+        audit(training, evaluated, tmp_path / "audit", AuditWords(), num_workers=1)
+    assert may_pass(raised.value)
     assert len(list((tmp_path / "audit" / "scans").glob("*.json"))) == 5
 
 

@@ -60,6 +60,13 @@ def test_consent_then_data_then_nothing_to_do(fetch, tmp_path, capsys):
     assert fetch("--gin.Fetch.collections=own/f*") == 0
 
 
+@pytest.mark.parametrize(("place", "status"), [("file:///nowhere/", 2), ("http://127.0.0.1:9/", 1)])
+def test_the_exit_status_says_whether_a_retry_can_help(fetch, capsys, place, status):
+    mirror = f"--gin.Fetch.mirrors={ {'https://x.example/': place} }"
+    assert fetch("--gin.Fetch.collections=own/free", mirror, "--gin.Fetch.retries=0") == status
+    assert "failed: own/free: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [

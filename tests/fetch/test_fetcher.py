@@ -20,9 +20,10 @@ import pytest
 import yaml
 from local_server import SHA, serving
 
-from optiml_jax.errors import UserError
+from optiml_jax.errors import UserError, may_pass
 from optiml_jax.fetch import provenance
 from optiml_jax.fetch.fetcher import HUB, Fetcher, FetchSettings
+from optiml_jax.fetch.http import FetchError
 from optiml_jax.fetch.sources import read_sources, restricted
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -152,7 +153,7 @@ def expected(server) -> dict[str, bytes]:
     }
 
 
-def fetch(settings, sources) -> dict[str, str]:
+def fetch(settings, sources) -> dict[str, FetchError]:
     fetcher = Fetcher(settings)
     steps = fetcher.plan(sources)
     fetcher.check(steps)
@@ -213,10 +214,21 @@ def test_what_differs_from_its_checksum_or_is_gone_fails_and_the_rest_comes(setu
     del server.files["/plain.jsonl"]
     failures = fetch(settings, sources)
     assert sorted(failures) == ["bench/packed", "bench/plain"]
-    assert "its SHA-256 is" in failures["bench/packed"]
-    assert "404" in failures["bench/plain"]
+    assert "its SHA-256 is" in str(failures["bench/packed"])
+    assert "404" in str(failures["bench/plain"])
+    assert not any(map(may_pass, failures.values()))
     assert not (settings.root / "bench/packed").exists()
     assert (settings.root / "bench/two/one/test.parquet").exists()
+
+
+def test_a_hub_that_does_not_answer_may_answer_later(setup, tmp_path):
+    _, sources = setup
+    nobody = FetchSettings(tmp_path, mirrors={HUB: "http://127.0.0.1:9"}, retries=0)
+    failures = fetch(nobody, [s for s in sources if s.kind == "hub"])
+    assert failures
+    for failure in failures.values():
+        assert str(failure).startswith("http://127.0.0.1:9 gives no answer now: ")
+        assert may_pass(failure)
 
 
 def test_a_file_that_changed_between_two_tries_starts_anew(setup, server):
@@ -224,7 +236,9 @@ def test_a_file_that_changed_between_two_tries_starts_anew(setup, server):
     plain = [s for s in sources if s.name == "plain"]
     server.break_after["/plain.jsonl"] = 100_000
     never = FetchSettings(settings.root, mirrors=settings.mirrors, retries=0)
-    assert "Connection broken" in fetch(never, plain)["bench/plain"]
+    broken = fetch(never, plain)["bench/plain"]
+    assert "Connection broken" in str(broken)
+    assert may_pass(broken)
     server.files["/plain.jsonl"] = content("another", 150_000)
     assert fetch(never, plain) == {}
     assert fetched(settings.root)["bench/plain/plain.jsonl"] == content("another", 150_000)

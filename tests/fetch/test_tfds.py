@@ -31,7 +31,7 @@ def test_a_builder_is_prepared_and_read(tmp_path):
     missing = Source("t5", "no_such_builder", "tfds", "t5", "no_such_builder")
     fetcher = Fetcher(FetchSettings(tmp_path))
     failures = fetcher.run(fetcher.plan([source, missing]))
-    assert "TFDS cannot prepare no_such_builder" in failures.pop("t5/no_such_builder")
+    assert "TFDS cannot prepare no_such_builder" in str(failures.pop("t5/no_such_builder"))
     assert not failures
     rows = find_splits(tmp_path / "t5/tiny_fetched")["train"].read()
     assert sorted(row["text"] for row in rows) == ["row 0", "row 1"]
