@@ -177,8 +177,8 @@ def _links(plan: Plan, files: Sequence[pathlib.Path]) -> pathlib.Path:
     """A folder of links 0.gin, 1.gin, ... to the runs' files, by array index."""
     root = plan.folder / "array"
     root.mkdir(parents=True, exist_ok=True)
-    number = len([path for path in root.iterdir() if path.name.isdigit()])
-    place = root / str(number)  # an array that is still queued keeps its links
+    numbers = [int(path.name) for path in root.iterdir() if path.name.isdigit()]
+    place = root / str(max(numbers, default=-1) + 1)  # a queued array keeps its links
     place.mkdir()
     for i, file in enumerate(files):
         (place / f"{i}.gin").symlink_to(file.absolute())
