@@ -7,6 +7,7 @@ import sys
 
 # Of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_OF_THE_USER = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
 def keep_freed_memory() -> bool:
@@ -21,8 +22,7 @@ def keep_freed_memory() -> bool:
     environment says how malloc shall work (MALLOC_..., GLIBC_TUNABLES, LD_PRELOAD). Call it before
     threads start.
     """
-    environment = " ".join(os.environ)
-    if any(name in environment for name in ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")):
+    if any(name.startswith(_OF_THE_USER) for name in os.environ):
         return False
     if sys.platform != "linux" or not _only_a_cpu():
         return False

@@ -31,7 +31,7 @@ def alone(verb: str, arguments: list[str]) -> None:
     Not in this one: in the last digit, scores have differed in a process that had run other tests.
     """
     command = [sys.executable, "-m", f"optiml_jax.cli.{verb}", *arguments]
-    subprocess.run(command, env=environment(2), check=True, timeout=900)
+    subprocess.run(command, env=environment(2), check=True, timeout=600)
 
 
 def together(verb: str, arguments: list[str]) -> list[str]:
@@ -53,7 +53,7 @@ def together(verb: str, arguments: list[str]) -> list[str]:
                 text=True,
             )
         )
-    outputs = [p.communicate(timeout=900)[0] for p in processes]
+    outputs = [p.communicate(timeout=600)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
     return outputs
 

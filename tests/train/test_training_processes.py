@@ -71,7 +71,7 @@ def start(plan_dir, compiled_once):
 
 def ends(started):
     """What each of the processes said, and its status."""
-    said = [p.communicate(timeout=900)[1] for p in started]
+    said = [p.communicate(timeout=600)[1] for p in started]
     return said, [p.returncode for p in started]
 
 
