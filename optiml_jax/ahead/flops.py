@@ -1,12 +1,13 @@
 """Floating-point operations of matrix products in a traced program, scans counted by length.
 
-A loop whose trip count depends on the data can declare its maximum
-(`optiml_jax.model.kernels.tiles.loop`); without one it counts once.
+A loop whose trip count depends on the data can declare its maximum, and a kernel of Pallas which
+share of its grid it runs (`optiml_jax.model.kernels.contract.declaring`); without that the one
+counts once, the other whole.
 """
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jax.extend import core
@@ -16,10 +17,10 @@ from jax.interpreters import partial_eval
 def matmul_flops(jaxpr: core.ClosedJaxpr) -> float:
     """FLOPs of all matrix products whose results are used (2 per multiply and add)."""
     used, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
-    return _count(used, 1)
+    return _count(used, 1, {"turns": 1, "share": 1})
 
 
-def _count(jaxpr: Any, times: float, turns: float = 1) -> float:
+def _count(jaxpr: Any, times: float, declared: Mapping[str, float]) -> float:
     total = 0
     for equation in jaxpr.eqns:
         name, inside = equation.primitive.name, times
@@ -31,14 +32,14 @@ def _count(jaxpr: Any, times: float, turns: float = 1) -> float:
         elif name == "scan":
             inside *= equation.params["length"]
         elif name == "while":
-            inside *= turns
+            inside *= declared["turns"]
         elif name == "pallas_call":
-            inside *= math.prod(equation.params["grid_mapping"].grid)
+            inside *= math.prod(equation.params["grid_mapping"].grid) * declared["share"]
         elif name == "shard_map":
             inside *= equation.params["mesh"].size
-        said = re.fullmatch(r"turns_([\d.]+)", str(equation.params.get("name", "")))
-        inner_turns = float(said[1]) if said else turns
-        total += sum(_count(inner, inside, inner_turns) for inner in _inner(equation))
+        said = re.fullmatch(r"(turns|share)_([\d.]+)", str(equation.params.get("name", "")))
+        known = {**declared, said[1]: float(said[2])} if said else declared
+        total += sum(_count(inner, inside, known) for inner in _inner(equation))
     return total
 
 

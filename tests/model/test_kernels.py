@@ -12,7 +12,7 @@ import pytest
 
 from optiml_jax.ahead.flops import matmul_flops
 from optiml_jax.model.attention import SHARED_SEGMENT, DocumentMask
-from optiml_jax.model.kernels import choice, chunked, triton
+from optiml_jax.model.kernels import choice, chunked, splash, triton
 from optiml_jax.model.kernels.chunked import Chunked
 from optiml_jax.model.kernels.contract import Case, Keys
 from optiml_jax.model.kernels.reference import Reference
@@ -151,6 +151,32 @@ def test_flops_count_the_turns_of_tiles():
     for kernel, block in ((Chunked(), chunked.BLOCK), (Triton(interpret=True), triton.BLOCK)):
         blocks = LENGTH // block
         assert counted(kernel) == counted(Reference()) * (blocks + 1) / (2 * blocks)
+
+
+@pytest.mark.parametrize(("length", "window"), [(1024, None), (1280, 300), (2048, 1), (2048, 1500)])
+def test_flops_count_the_blocks_that_splash_runs(length, window):
+    """The share of its grid is that of the table of blocks which the library makes of the mask."""
+    kernel = splash._kernel(1, length, window, True)
+    for table in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info):
+        ran = float((table.block_mask != 0).mean())
+        assert splash.share(length, window) == pytest.approx(ran)
+
+    rows, columns = kernel.fwd_mask_info.block_mask.shape[-2:]  # of blocks
+    query = jax.ShapeDtypeStruct((2, 3, length, 128), jnp.float32)
+    ids = jax.ShapeDtypeStruct((2, length), jnp.int32)
+
+    def loss(query, ids):
+        mask = DocumentMask(ids)
+        parts = [Keys(query, query, mask, own=True)]
+        return jnp.sum(Splash(interpret=True).attend(query, mask, parts, window, 0.0, None))
+
+    def counted(function):
+        return matmul_flops(jax.jit(function).trace(query, ids).jaxpr)
+
+    run = 2 * 2 * 3 * length**2 * 128 * ran * columns / rows  # a product of the blocks that it runs
+    assert counted(loss) == pytest.approx(2 * run)
+    # Backward: 3 products for the queries, 4 for the keys, and each output by its own gradient.
+    assert counted(jax.grad(loss)) == pytest.approx(9 * run + 2 * 2 * 3 * length * 128)
 
 
 @pytest.mark.parametrize(

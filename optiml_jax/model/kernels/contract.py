@@ -1,6 +1,7 @@
 """What a kernel of attention is given, and what it answers."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -71,6 +72,22 @@ def cut_alike(query: jax.Array, part: Keys) -> tuple[jax.Array, jax.Array]:
     if len(key) > 1 and axes.parts(len(query), "batch") != axes.parts(len(key), "batch"):
         key, value = (jnp.repeat(x, rows, axis=0) for x in (key, value))
     return key, value
+
+
+def declaring(fact: str, value: float, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as a program whose name says what `optiml_jax.ahead.flops` cannot see in it.
+
+    Args:
+      fact: "turns", how often loops inside whose length depends on the data turn where nothing is
+        skipped; or "share", of the grids of Pallas inside what is not skipped.
+      value: the number.
+    """
+
+    def program(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    program.__name__ = f"{fact}_{value:g}"
+    return jax.jit(program, inline=False)
 
 
 class Kernel(Protocol):

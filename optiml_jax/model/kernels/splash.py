@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from optiml_jax.model import axes
 from optiml_jax.model.attention import DocumentMask
-from optiml_jax.model.kernels.contract import SAVED, Case, Keys, cut_alike
+from optiml_jax.model.kernels.contract import SAVED, Case, Keys, cut_alike, declaring
 
 _LANES = 128  # of a TPU's registers: lengths and widths are multiples of it
 _BLOCK = 512
@@ -56,11 +56,12 @@ class Splash:
         key, value = cut_alike(query, parts[-1])
 
         def pieces(query, key, value, segment_ids):
-            kernel = _kernel(query.shape[1], query.shape[2], window, self.interpret)
+            heads, length, width = query.shape[1:]
+            kernel = jax.vmap(_kernel(heads, length, window, self.interpret))
             ids = SegmentIds(segment_ids, segment_ids)
-            width = query.shape[3]
             query, key, value = (_wide(x) for x in (query, key, value))
-            return (jax.vmap(kernel)(query, key, value, ids)[..., :width],)
+            kernel = declaring("share", share(length, window), kernel)
+            return (kernel(query, key, value, ids)[..., :width],)
 
         rows, heads = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
         arguments = (query, key, value, mask.segment_ids)
@@ -76,15 +77,26 @@ def _kernel(heads: int, length: int, window: int | None, interpret: bool):
         mask = splash.CausalMask((length, length))
     else:
         mask = splash.LocalMask((length, length), (window - 1, 0), offset=0)
-    block = next(b for b in (_BLOCK, 256, _LANES) if length % b == 0)
     return splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),
-        block_sizes=splash.BlockSizes(*(block,) * 8),
+        block_sizes=splash.BlockSizes(*(_block(length),) * 8),
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=SAVED,
         interpret=interpret,
     )
+
+
+def share(length: int, window: int | None) -> float:
+    """What the kernel runs of its grid: blocks of queries by the most blocks of keys of one."""
+    block = _block(length)
+    first = [max(0, i * block - (window or length) + 1) // block for i in range(length // block)]
+    runs = [i + 1 - j for i, j in enumerate(first)]
+    return sum(runs) / (len(runs) * max(runs))
+
+
+def _block(length: int) -> int:
+    return next(b for b in (_BLOCK, 256, _LANES) if length % b == 0)
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from optiml_jax.model.attention import SHARED_SEGMENT, DocumentMask
+from optiml_jax.model.kernels.contract import declaring
 
 _FAR = 2**30
 
@@ -87,8 +88,7 @@ def loop(
     def turning(first: jax.Array, end: jax.Array, init: Any) -> Any:
         return jax.lax.fori_loop(first, end, body, init)
 
-    turning.__name__ = f"turns_{turns:g}"
-    return jax.jit(turning, inline=False)(first, end, init)
+    return declaring("turns", turns, turning)(first, end, init)
 
 
 def _segments(mask: DocumentMask, block: int) -> tuple[jax.Array, jax.Array]:

@@ -18,7 +18,7 @@ from jax.experimental.pallas import triton as pltriton
 from optiml_jax.model import axes
 from optiml_jax.model.attention import MASKED_SCORE, SHARED_SEGMENT, DocumentMask
 from optiml_jax.model.kernels import tiles
-from optiml_jax.model.kernels.contract import SAVED, Case, Keys, cut_alike
+from optiml_jax.model.kernels.contract import SAVED, Case, Keys, cut_alike, declaring
 
 BLOCK = 64
 
@@ -177,9 +177,7 @@ class _Call:
                 name=kernel.__name__.strip("_"),
             )(*arguments)
 
-        # For `optiml_jax.ahead.flops`: the grid's programs, and the turns of each.
-        call.__name__ = f"turns_{self._turns:g}"
-        return jax.jit(call, inline=False)(*arguments)
+        return declaring("turns", self._turns, call)(*arguments)
 
 
 def _forward_kernel(
