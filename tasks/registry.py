@@ -23,6 +23,7 @@ from optiml_jax.evaluate.metrics import METRICS
 from tasks.crossfit import reader as crossfit
 from tasks.exmix import reader as exmix
 from tasks.files.promises import check_folder
+from tasks.flan import dialog_reader as flan_dialog
 from tasks.flan import reader as flan
 from tasks.flan.wrapped import Wrapper
 from tasks.own import reader as own
@@ -53,6 +54,8 @@ COLLECTIONS = {
     "t5": t5,
     "unifiedskg": unifiedskg,
 }
+# Of other recipes than OPT-IML's; the demo bench does not have them.
+OTHER_COLLECTIONS = {"flan_dialog": flan_dialog}
 # Evaluation suites: no mixture trains on them.
 SUITES = {
     "bbh": bbh,
@@ -72,7 +75,8 @@ SUITES = {
     "word_problems_sc": word_problems,
 }
 # The demo bench (tasks/demo) has every collection once more, with content of its own.
-BENCHMARKS = COLLECTIONS | SUITES | {f"demo_{name}": reader for name, reader in COLLECTIONS.items()}
+BENCHMARKS = COLLECTIONS | OTHER_COLLECTIONS | SUITES
+BENCHMARKS |= {f"demo_{name}": reader for name, reader in COLLECTIONS.items()}
 
 
 def find_sources(data: Mapping[str, str], manifest: Manifest) -> list[TaskSource]:

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -24,11 +25,13 @@ from tasks.files.values import loads, without_nan
 Row = dict[str, Any]
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _BATCH = 1000
+# A shard's number may come after the format: x.jsonl-0-of-9.gz is x-0-of-9.jsonl.gz.
+_LATE_NUMBER = re.compile(r"(\.\w+)(-\d+-of-\d+)(?=\.|$)")
 
 
 def format_of(file: str | os.PathLike) -> str:
     """The suffix that says how the file is read, e.g. ".jsonl" of x.jsonl.gz; "" for others."""
-    suffixes = pathlib.Path(file).suffixes
+    suffixes = pathlib.Path(_name(file)).suffixes
     compressed = bool(suffixes) and suffixes[-1] in COMPRESSIONS
     suffix = "".join(suffixes[-2:-1]) if compressed else "".join(suffixes[-1:])
     if suffix not in _READERS or (compressed and suffix in (".parquet", ".arrow")):
@@ -38,10 +41,14 @@ def format_of(file: str | os.PathLike) -> str:
 
 def stem_of(file: str | os.PathLike) -> str:
     """The file's name without the suffixes of its format and compression."""
-    name = pathlib.Path(file).name
+    name = _name(file)
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
     return name.removesuffix(format_of(file))
+
+
+def _name(file: str | os.PathLike) -> str:
+    return _LATE_NUMBER.sub(r"\2\1", pathlib.Path(file).name)
 
 
 def read_rows(file: str) -> Iterator[Row]:
@@ -213,7 +220,7 @@ def _read_table(file: str) -> Iterator[Row]:
 
 def _warn_if_cut(file: str) -> None:
     """As `warn_if_cut`; where a compressed file is cut, decompression ends."""
-    if file.endswith(format_of(file)):
+    if pathlib.Path(file).suffix not in COMPRESSIONS:
         warn_if_cut(file)
 
 

@@ -12,19 +12,21 @@ from typing import Any
 
 from optiml_jax.errors import UserError
 from optiml_jax.yaml_files import read_yaml
+from tasks.flan.dialogs import ANSWER, DIALOG, Turns, plain_dialog
 from tasks.flan.fields import Row, UnusableError, Value, look_up
 from tasks.flan.templates import OPTION_SLOTS
 
 FACTS_FILE = pathlib.Path(__file__).parent / "tasks.yaml"
+DIALOG_FACTS_FILE = pathlib.Path(__file__).parent / "dialog_tasks.yaml"
 CONFIG_NAME = "task_config.yaml"
 PARTS = ("train", "validation", "test")
 
 _KEYS = (
     *("cluster", "pattern", "tfds", "splits", "fields", "options", "choices", "label", "targets"),
-    *("filters", "fixed_fields", "metric", "files"),
+    *("filters", "fixed_fields", "metric", "files", "dialog", "turns"),
 )
-_FILE_KEYS = ("folder", "splits", "fields", "choices", "label")
-_FILTERS = ("without", "num_options", "changed")
+_FILE_KEYS = ("folder", "splits", "fields", "choices", "label", "filters", "dialog", "published")
+_FILTERS = ("without", "num_options", "changed", "above")
 _SLICE = re.compile(r"([\w.-]+)(?:\[(-?\d*):(-?\d*)\])?")
 
 
@@ -35,6 +37,8 @@ class TaskFacts:
     Attributes:
       splits: part -> rows, e.g. "train[:-200]".
       files: what differs in files, or None if rows in files cannot be used.
+      dialog: of dialogues the value of a row's turns.
+      turns: of dialogues which of them can be the one to predict.
     """
 
     name: str
@@ -51,6 +55,9 @@ class TaskFacts:
     fixed_fields: dict[str, Any]
     metric: str
     files: dict[str, Any] | None
+    # Not in the text that a cache remembers of tasks without them.
+    dialog: Any = dataclasses.field(default=None, repr=False)
+    turns: Turns | None = dataclasses.field(default=None, repr=False)
 
     @property
     def has_options(self) -> bool:
@@ -65,7 +72,8 @@ class TaskFacts:
     def slots(self) -> set[str]:
         """The slots that can be filled."""
         slots = set(self.fields) - {"answers"}
-        slots |= {"answer"} if self.answer_is_option else set()
+        slots |= {ANSWER} if self.answer_is_option else set()
+        slots |= {DIALOG, ANSWER} if self.turns else set()
         return slots | set(OPTION_SLOTS) if self.has_options else slots
 
     @property
@@ -80,7 +88,8 @@ class TaskFacts:
 
     def for_files(self) -> "TaskFacts":
         """The facts for rows in files."""
-        changes = {k: v for k, v in (self.files or {}).items() if k in ("choices", "label")}
+        whole = ("choices", "label", "filters", "dialog")
+        changes = {k: v for k, v in (self.files or {}).items() if k in whole}
         names = (self.files or {}).get("splits") or {}
         fields = self.fields | ((self.files or {}).get("fields") or {})
         return dataclasses.replace(
@@ -109,11 +118,15 @@ class Record:
       slots: texts by name.
       options: the candidates, or None.
       answers: further accepted answers.
+      dialog: all turns of a dialogue.
+      shown: those before the one to predict.
     """
 
     slots: dict[str, str]
     options: tuple[str, ...] | None
     answers: tuple[str, ...]
+    dialog: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
 
 
 class Extractor:
@@ -130,9 +143,10 @@ class Extractor:
         }
         self._choices = Value(facts.choices, f"{where}, choices") if facts.choices else None
         self._label = Value(facts.label, f"{where}, label")
+        self._dialog = Value(facts.dialog, f"{where}, dialog") if facts.turns else None
 
-    def __call__(self, row: Row) -> Record:
-        """The record of a row.
+    def __call__(self, row: Row, key: str = "") -> Record:
+        """The record of a row; `key` names it, for the draw of a turn.
 
         Raises:
           UnusableError: the row lacks something, or a filter leaves it out.
@@ -149,9 +163,23 @@ class Extractor:
         slots = {slot: str(value) for slot, value in slots.items()}
         options = self._options(row, slots)
         if self._facts.answer_is_option:
-            slots["answer"] = self._right_option(row, slots, options)
+            slots[ANSWER] = self._right_option(row, slots, options)
+        dialog, shown = self._turns(row, slots, key)
+        if shown:
+            slots |= {DIALOG: plain_dialog(shown), ANSWER: dialog[len(shown)]}
         self._check_slots(slots, options)
-        return Record(slots, options, _as_texts(answers))
+        return Record(slots, options, _as_texts(answers), dialog, shown)
+
+    def _turns(
+        self, row: Row, slots: Mapping[str, str], key: str
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The turns of a row's dialogue, and those before the one to predict."""
+        if self._dialog is None:
+            return (), ()
+        dialog = self._dialog(row, slots)
+        if not isinstance(dialog, list) or not all(isinstance(turn, str) for turn in dialog):
+            raise UnusableError("a dialogue is no list of texts")
+        return tuple(dialog), tuple(dialog[: self._facts.turns.drawn(dialog, key)])
 
     def _options(self, row: Row, slots: Mapping[str, str]) -> tuple[str, ...] | None:
         if self._choices is None:
@@ -171,6 +199,11 @@ class Extractor:
         for column, texts in self._facts.filters.get("without", {}).items():
             if any(text in look_up(row, column) for text in texts):
                 raise UnusableError(f"{column} holds {' or '.join(texts)}")
+        for column, least in self._facts.filters.get("above", {}).items():
+            if not isinstance(number := look_up(row, column), int):
+                raise UnusableError(f"{column} is no number")
+            if number <= least:
+                raise UnusableError(f"{column} is not above {least}")
 
     def _check_slots(self, slots: Mapping[str, str], options: tuple[str, ...] | None) -> None:
         wanted = self._facts.filters.get("num_options")
@@ -197,6 +230,12 @@ def read_facts(root: pathlib.Path) -> tuple[dict[str, TaskFacts], list[dict[str,
         content = _load(own)
         tasks |= _tasks(content, ours["splits"] | (content.get("splits") or {}), own)
     return tasks, ours["typos"]
+
+
+def read_dialog_facts() -> dict[str, TaskFacts]:
+    """FLAN v2's sets of dialogues by name."""
+    ours = _load(DIALOG_FACTS_FILE)
+    return _tasks(ours, {}, DIALOG_FACTS_FILE)
 
 
 def _load(path: pathlib.Path) -> dict[str, Any]:
@@ -232,6 +271,9 @@ def _task(name: Any, facts: Any, named_splits: Mapping[str, Any], where: str) ->
     _expect_keys(filters, _FILTERS, f"{where}, filters")
     _expect(isinstance(files, dict) or files is False, where, "files must be a mapping or false")
     _expect_keys(files or {}, _FILE_KEYS, f"{where}, files")
+    turns = facts.get("turns")
+    _expect((turns is None) == ("dialog" not in facts), where, "dialog and turns go together")
+    _expect(turns is None or _is_turns(turns), where, "turns must be {step: n, most: n}, from 1")
     for key in ("fields", "fixed_fields"):
         _expect(isinstance(facts.get(key, {}), dict), where, f"{key} must be a mapping")
     task = TaskFacts(
@@ -249,12 +291,19 @@ def _task(name: Any, facts: Any, named_splits: Mapping[str, Any], where: str) ->
         fixed_fields=facts.get("fixed_fields", {}),
         metric=facts.get("metric", "accuracy" if options else "rouge"),
         files=None if files is False else files,
+        dialog=facts.get("dialog"),
+        turns=Turns(**turns) if turns else None,
     )
     for variant in (task, task.for_files(), task.fixed()):
         Extractor(variant, where)
         unknown = {*variant.targets, *filters.get("changed", ())} - variant.slots
         _expect(not unknown, where, f"there is no field {', '.join(sorted(unknown))}")
     return task
+
+
+def _is_turns(value: Any) -> bool:
+    known = isinstance(value, Mapping) and value.keys() == {"step", "most"}
+    return known and all(type(n) is int and n > 0 for n in value.values())
 
 
 def rows_range(rows: str, count: int) -> range:

@@ -141,6 +141,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "since": lambda value, path, row, slots: value[look_up(row, path) :],
     "first": _on_list(lambda value, _: value[0]),
     "take": _on_list(lambda value, count: value[:count]),
+    "skip": _on_list(lambda value, count: value[count:]),
     "join": _on_list(lambda value, separator: separator.join(value)),
     "numbered": _on_list(lambda value, _: "\n".join(f"{n}. {t}" for n, t in enumerate(value, 1))),
     "also": lambda value, path, row, slots: [*value, look_up(row, path)],

@@ -1,9 +1,9 @@
 """How FLAN v2 lists options: its headings, item marks and ends (flan/v2/templates.py).
 
 The marks stand there as comprehensions, `["\\n(" + chr(x) + ") " for x in range(ord("a"), ...)]`.
-They are not executed: an expression of texts, numbers, `+`, chr, ord, str, range, .lower(),
-.upper() and names of lists in the same file has one meaning, which is worked out here; anything
-else is refused.
+They are not executed: an expression of texts, numbers, `+`, `%`, `a if x == b else c`, chr, ord,
+str, range, .lower(), .upper() and names of lists in the same file has one meaning, which is worked
+out here; anything else is refused. Turns of a dialogue are listed in the same way (`dialogs.py`).
 """
 
 import ast
@@ -14,7 +14,7 @@ from typing import Any
 from optiml_jax.data.hashed_draws import choice
 from tasks.flan.templates import assigned, expect
 
-MAX_ITEMS = 100  # of a list of marks; upstream's have 26
+MAX_ITEMS = 1000  # of a list of marks; upstream's have 26 for options, 1000 for turns
 
 _STARTS, _MARKS, _ENDS = (
     "OPT_START_STRING_CANDIDATES",
@@ -62,15 +62,32 @@ def read_option_lists(path: pathlib.Path, module: ast.Module) -> OptionLists:
     Raises:
       UserError: it lacks a list, or one has code of another kind; the message names the line.
     """
+    return OptionLists(*read_lists(path, module, (_STARTS, _MARKS, _ENDS), "options"))
+
+
+def read_lists(
+    path: pathlib.Path, module: ast.Module, names: tuple[str, str, str], what: str
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
+    """Headings, marks and ends of the lists that a module assigns to three names.
+
+    Args:
+      path: the module's file.
+      module: its syntax tree.
+      names: of the headings, marks and ends.
+      what: is listed, for messages.
+
+    Raises:
+      UserError: it lacks a list, or one has code of another kind; the message names the line.
+    """
     lists = []
-    for name in (_STARTS, _MARKS, _ENDS):
+    for name in names:
         node = assigned(path, module, name)
-        value = _Expression(path, module).value(node, {})
-        depth = 1 if name == _STARTS else 2
+        value = _Expression(path, module, what).value(node, {})
+        depth = 1 if name == names[0] else 2
         expect(path, node, _is_texts(value, depth), f"{name} must be lists of texts")
         lists.append(value)
     starts, marks, ends = lists
-    return OptionLists(tuple(starts), tuple(map(tuple, marks)), tuple(map(tuple, ends)))
+    return tuple(starts), tuple(map(tuple, marks)), tuple(map(tuple, ends))
 
 
 def _is_texts(value: Any, depth: int) -> bool:
@@ -82,8 +99,8 @@ def _is_texts(value: Any, depth: int) -> bool:
 class _Expression:
     """Works out expressions of a file; see above."""
 
-    def __init__(self, path: pathlib.Path, module: ast.Module):
-        self._path, self._module = path, module
+    def __init__(self, path: pathlib.Path, module: ast.Module, what: str):
+        self._path, self._module, self._what = path, module, what
         self._open: list[str] = []  # names that are being worked out
 
     def value(self, node: ast.AST | None, names: dict[str, Any]) -> Any:
@@ -102,6 +119,13 @@ class _Expression:
                 same = type(left) is type(right) and isinstance(left, str | int)
                 self._expect(node, same)
                 return left + right
+            case ast.BinOp(op=ast.Mod()):
+                left, right = self.value(node.left, names), self.value(node.right, names)
+                self._expect(node, isinstance(left, int) and isinstance(right, int) and right > 0)
+                return left % right
+            case ast.IfExp(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right])):
+                same = self.value(left, names) == self.value(right, names)
+                return self.value(node.body if same else node.orelse, names)
             case ast.Name(id=name) if name in names:
                 return names[name]
             case ast.Name(id=name) if name.isupper():
@@ -131,4 +155,5 @@ class _Expression:
         self._expect(node, False)
 
     def _expect(self, node: ast.AST | None, good: bool) -> None:
-        expect(self._path, node, good, "lists of options must be texts or simple comprehensions")
+        what = f"lists of {self._what} must be texts or simple comprehensions"
+        expect(self._path, node, good, what)

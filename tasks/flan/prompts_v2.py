@@ -12,11 +12,11 @@ from typing import Any
 
 from optiml_jax.data.hashed_draws import choice, draw
 from optiml_jax.data.training_prompts import fill, slots
+from tasks.flan.dialogs import ANSWER, DIALOG, DialogForms
 from tasks.flan.option_lists import OptionLists
 from tasks.flan.templates import Template
 from tasks.flan.templates_v2 import FACTS, INLINE, MIX, ZERO_SHOT
 
-ANSWER = "answer"
 EXAMPLE = ("ex_input", "ex_output", "ex_explanation")  # slots of an example within the text
 
 Kinds = tuple[tuple[tuple[Template, ...], ...], ...]  # groups of kinds of templates
@@ -29,20 +29,23 @@ class PromptsV2:
     Attributes:
       kinds: groups of kinds, each with its templates; groups are equally likely, and within a group
         its kinds.
-      inverted: the same of the inverted set of a chain-of-thought set.
+      inverted: the same of the inverted set of a chain-of-thought or dialogue set.
       option_lists: of zero-shot prompts that list options apart from the question; None: there are
         no such prompts.
+      dialog_forms: of zero-shot prompts that list the turns of a dialogue.
     """
 
     kinds: Kinds
     inverted: Kinds = ()
     option_lists: OptionLists | None = None
+    dialog_forms: DialogForms | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of everything that decides what examples become."""
         facts = {key: FACTS[key] for key in ("inverted_sets", "mix_separators", "p3_names")}
         text = repr((self.kinds, self.inverted, self.option_lists, facts))
+        text += repr(self.dialog_forms) if self.dialog_forms else ""
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def drawn(self, key: str, values: Mapping[str, str]) -> Template:
@@ -62,6 +65,7 @@ class PromptsV2:
         task: str,
         key: str,
         family: str = "",
+        turns: Sequence[str] = (),
     ) -> dict[str, Any]:
         """The fields of an Example that its template makes.
 
@@ -72,6 +76,7 @@ class PromptsV2:
           task: names the separator of a mix.
           key: names the example.
           family: see `PromptForm`.
+          turns: of a dialogue before the one to predict; `values` has them as text.
         """
         listed = "OPTIONS:\n- " + "\n- ".join(options) if options else ""
         plain = {**values, "options_": listed, "options_str": listed}
@@ -81,6 +86,8 @@ class PromptsV2:
             filled = plain | {"options_": block}
             if plain.get(ANSWER) in options:
                 filled[ANSWER] = answers[options.index(plain[ANSWER])]
+        if template.kind == ZERO_SHOT and turns:
+            filled = filled | {DIALOG: self.dialog_forms.drawn(turns, key)}
         target = fill(template.target, filled).strip()
         form = template.form
         if template.kind == MIX:
@@ -105,6 +112,7 @@ def prompts_v2(
     templates: Sequence[Template],
     option_lists: OptionLists | None,
     inverted: Sequence[Template] = (),
+    dialog_forms: DialogForms | None = None,
 ) -> PromptsV2 | None:
     """The prompts of a pattern in the kinds that FLAN v2 gives a collection; None: it has none.
 
@@ -113,6 +121,7 @@ def prompts_v2(
       templates: those of the pattern that are used.
       option_lists: given if options are listed apart from the question.
       inverted: templates of the inverted set.
+      dialog_forms: given if the prompts list the turns of dialogues.
     """
     kinds, other = (
         tuple(
@@ -122,7 +131,7 @@ def prompts_v2(
         )
         for group in (templates, inverted)
     )
-    return PromptsV2(kinds, other, option_lists) if kinds else None
+    return PromptsV2(kinds, other, option_lists, dialog_forms) if kinds else None
 
 
 def _of_kind(templates: Sequence[Template], kind: str) -> tuple[Template, ...]:

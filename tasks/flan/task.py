@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optiml_jax.data.example import Drops, Example, TaskSource
-from optiml_jax.data.identity import row_identity
+from optiml_jax.data.identity import row_identity, source_identity
 from optiml_jax.data.sampling import RowSample
 from optiml_jax.data.training_prompts import fill
 from tasks.files.rows import Split
@@ -72,6 +72,8 @@ class FlanTask:
         }
         if self.prompts is not None:
             settings["v2"] = self.prompts.fingerprint
+        if self.facts.turns is not None:
+            settings["dialog"] = repr((self.facts.dialog, self.facts.turns))
         return TaskSource(
             name=self.name,
             splits=self.parts,
@@ -111,16 +113,18 @@ class FlanTask:
         for split, row, positions in self._draws(part, sample, once=prompts is not None):
             if not positions or row is None:
                 continue
+            identifier = _row_id(split, row)
             try:
-                record = extract(row)
+                record = extract(row, f"{self.seed}\0{self.name}\0{identifier}")
             except UnusableError as e:
                 drops[str(e)] += 1
                 continue
-            same = {"split": part, "example_id": _row_id(split, row)}
-            same["source_id"] = row_identity(row)
+            same = {"split": part, "example_id": identifier}
+            about = source_identity(record.dialog) if record.dialog else row_identity(row)
+            same["source_id"] = about
             for position in positions:
                 if prompts is not None:
-                    example = self._in_v2(prompts, record, same["example_id"], keep, drops)
+                    example = self._in_v2(prompts, record, identifier, keep, drops)
                 else:
                     example = self._example(self.templates[position], record, keep, drops)
                 if example is not None:
@@ -177,7 +181,7 @@ class FlanTask:
             if slots[ANSWER] not in options:
                 drops["warning: target not among options"] += 1
         template = prompts.drawn(key, slots)
-        fields = prompts.shown(template, slots, options, self.name, key)
+        fields = prompts.shown(template, slots, options, self.name, key, turns=record.shown)
         kept = keep(fields["input"], fields["references"], drops)
         return None if kept is None else Example(**self._common(), **(fields | kept))
 

@@ -19,6 +19,7 @@ from optiml_jax.data.example import PromptForm, PromptText
 from optiml_jax.data.training_prompts import slots
 from optiml_jax.errors import UserError
 from optiml_jax.yaml_files import read_yaml
+from tasks.flan.dialogs import DialogForms, read_dialog_forms
 from tasks.flan.option_lists import OptionLists, read_option_lists
 from tasks.flan.templates import (
     Template,
@@ -78,14 +79,33 @@ def read_templates_v2(root: pathlib.Path, why: str = "FlanConfig.templates = 'v2
     Raises:
       UserError: a file is missing, damaged, or holds code in the place of texts.
     """
+    _check_files(root, why)
+    path = root / _TEMPLATES
+    return _read(root, path, parsed(path))
+
+
+def read_dialog_texts(root: pathlib.Path) -> tuple[TemplatesV2, DialogForms]:
+    """The templates of a clone, and the forms in which they list the turns of a dialogue.
+
+    Raises:
+      UserError: see `read_templates_v2`.
+    """
+    _check_files(root, "FlanConfig.templates = 'v2'")
+    path = root / _TEMPLATES
+    module = parsed(path)
+    return _read(root, path, module), read_dialog_forms(path, module)
+
+
+def _check_files(root: pathlib.Path, why: str) -> None:
     for name in (_TEMPLATES, _WITHOUT_OPTIONS):
         if not (root / name).is_file():
             raise UserError(
                 f"{why} needs {name} in {root}; give a clone of FLAN "
                 "(https://github.com/google-research/FLAN), or leave the setting out"
             )
-    path = root / _TEMPLATES
-    module = parsed(path)
+
+
+def _read(root: pathlib.Path, path: pathlib.Path, module: ast.Module) -> TemplatesV2:
     zero_shot = literal_patterns(path, assigned(path, module, "PATTERNS"))
     few_shot = literal_lists(path, assigned(path, module, _FEW_SHOT), _FEW_SHOT)
     inline = literal_patterns(path, assigned(path, module, _INLINE))
