@@ -93,12 +93,15 @@ def read_sources(file: pathlib.Path) -> dict[str, list[Source]]:
 
 def _sets(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The rows of the data sets that differ in nothing but their names."""
-    hub, tfds = entry.get("hub_sets", {}), entry.get("tfds_sets", {})
+    hub, tfds, http = (entry.get(f"{kind}_sets", {}) for kind in ("hub", "tfds", "http"))
     for name, configs in hub.get("sets", {}).items():
         row = {"name": name, "kind": "hub", "address": name, "configs": configs}
         yield row | {"to": hub["to"].replace("{name}", name)}
     for name in tfds.get("sets", []):
         yield {"name": name, "kind": "tfds", "address": name, "to": tfds["to"]}
+    for name in http.get("sets", []):
+        row = {"name": name, "kind": "http", "to": http["to"], "licence": http["licence"]}
+        yield row | {"address": http["address"].replace("{name}", name)}
 
 
 def _source(file: pathlib.Path, collection: str, root: str, row: Mapping[str, Any]) -> Source:

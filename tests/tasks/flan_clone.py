@@ -32,10 +32,17 @@ PATTERNS = {
         ("{question}\\n{options_}", "{answer}"),
         ("{options_}\\n\\n{question}\\nSay:", "{answer}"),
     ],
+    "talk": [("{dialog_}\\n", "{answer}"), ("Go on: {dialog_}", "{answer}")],
+    "talk_input_inversion": [("What led to {answer}?", "{dialog_}")],
     "natinst_v2": [("{Definition}\\n\\n{input}", "{output}"),
                    ("Do this: {Definition}\\nQ: {input}\\nA: ", "{output}")],
 }
 PATTERNS["t0_multiple_choice"] = PATTERNS["t0_question_answer"]
+PATTERNS["qrecc"] = PATTERNS["talk"]
+PATTERNS["wiki_dialog"] = PATTERNS["talk"]
+PATTERNS["task_master"] = PATTERNS["talk"]
+PATTERNS["wiki_dialog_input_inversion"] = PATTERNS[
+    "talk_input_inversion"]
 PATTERNS["cot_input_inversion_ecqa"] = PATTERNS["all_inverted"]
 
 
@@ -102,6 +109,18 @@ FEWSHOT_PATTERNS = {
         FewShotPattern(
             inputs="{options_}\\n{question}", targets="{answer}", x_y_delimiter="\\n-\\n"),
     ],
+    "talk": [
+        FewShotPattern(
+            inputs="{dialog_} ",
+            targets="{answer}",
+            inputs_prefix="Heard: ",
+            x_y_delimiter="\\n",
+            example_separator="\\n\\n"),
+        FewShotPattern(inputs="Next? {dialog_}", targets="Then: {answer}", targets_prefix="! "),
+    ],
+    "talk_input_inversion": [
+        FewShotPattern(inputs="Before {answer}", targets="{dialog_}", targets_prefix="Was: "),
+    ],
     "natinst_v2": [
         FewShotPattern(
             input_pattern="{{Definition}}\\n\\n{{inputs}}{final_suffix}",
@@ -120,6 +139,10 @@ FEWSHOT_PATTERNS = {
             in_template_mix=False),
     ],
 }
+FEWSHOT_PATTERNS["qrecc"] = FEWSHOT_PATTERNS["talk"]
+FEWSHOT_PATTERNS["wiki_dialog"] = FEWSHOT_PATTERNS["talk"]
+FEWSHOT_PATTERNS["task_master"] = FEWSHOT_PATTERNS["talk"]
+FEWSHOT_PATTERNS["wiki_dialog_input_inversion"] = FEWSHOT_PATTERNS["talk_input_inversion"]
 FEWSHOT_PATTERNS_NO_OPTIONS = copy.deepcopy(FEWSHOT_PATTERNS)
 
 INLINE_FS_PATTERNS = {
@@ -138,6 +161,16 @@ OPT_ITEM_NAME_CANDIDATES = [
     [" " + str(x) + ". " for x in range(1, 27)],
 ]
 OPT_ITEM_END_STR_CANDIDATES = [["" for _ in range(26)], [";" for _ in range(26)]]
+
+DIALOG_START_STRING_CANDIDATES = ["", "TALK:" "Talk:"]
+DIALOG_ITEM_NAME_CANDIDATES = [
+    ["\\n ~ " for _ in range(1000)],
+    [
+        "\\nOne) " if x % 2 == 0 else "\\nTwo) "
+        for x in range(1000)
+    ],
+]
+DIALOG_ITEM_END_STR_CANDIDATES = [["" for _ in range(1000)], [";" for _ in range(1000)]]
 """
 FIRST = """
 PATTERNS = {"parity": [("Is {number} odd or even? {options_}\\nSay", "{answer}")]}

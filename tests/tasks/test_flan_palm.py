@@ -5,6 +5,7 @@ SeqIO's own `mixing_rate_num_examples` is what FLAN v2 mixes with.
 
 import collections
 import csv
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,16 +17,19 @@ import seqio
 from optiml_jax.cli.gin_files import read_settings
 from optiml_jax.cli.settings import configured
 from optiml_jax.data.mixture import Mixture, matching_tasks, mixing_rates
-from tasks.flan.facts import read_facts
+from tasks.flan.facts import read_dialog_facts, read_facts
 from tasks.flan.wrapped import p3_name
 from tasks.promptsource.templates import read_templates
 from tasks.splits import Manifest
 
 REAL_DATA = pathlib.Path(os.environ.get("OPTIML_REAL_DATA", "../shared/data"))
-# google-research/FLAN, flan/v2/run_example.py; the 3 % of dialogues are not Flan-PaLM's.
-PUBLISHED = {"flan": 40, "promptsource": 32, "superni": 20, "reasoning": 5}
+# google-research/FLAN, flan/v2/run_example.py.
+PUBLISHED = {"flan": 40, "promptsource": 32, "superni": 20, "reasoning": 5, "flan_dialog": 3}
 # flan/v2/mixtures.py, DEFAULT_MIXTURE_MAX_EXAMPLES.
 CAPS = {"flan": 30_000, "promptsource": 20_000, "superni": 5_000, "reasoning": 100_000}
+CAPS |= {"flan_dialog": 200_000}
+# Dialogues by the releases' READMEs; of QReCC's 63,501 turns a fifth, say, comes after the sixth.
+DIALOGUES = {"qrecc": 12_000, "wiki_dialog": 11_000_000, "task_master": 13_215 + 17_289 + 24_083}
 
 pytestmark = pytest.mark.skipif(not REAL_DATA.exists(), reason=f"{REAL_DATA} is not there")
 
@@ -62,11 +66,27 @@ def counts() -> dict[str, int]:
     for name, row in sizes.items():
         if manifest.lookup(name, None).prompts == "all":
             found[name] = int(row["train_size"])
+    found |= {f"flan_dialog/{name}": number for name, number in DIALOGUES.items()}
     splits = json.loads((REAL_DATA / "flan" / "task_splits.json").read_text("utf-8"))
     names = {name for names in splits.values() for name in names}
     # FLAN's numbers are not in the data; 4,000 to 70,000 lie on both sides of its cap.
     found |= {f"flan/{name}": 4000 + 1000 * i for i, name in enumerate(sorted(names))}
     return found
+
+
+def test_so_many_dialogues_are_prepared_that_no_rate_changes(mixture):
+    own = {task: n for task, n in counts().items() if task.startswith("flan_dialog/")}
+    caps = mixture.benchmark_max_examples
+    assert caps["flan_dialog"] > CAPS["flan_dialog"]
+    prepared = {task: min(n, caps["flan_dialog"]) for task, n in own.items()}
+    assert prepared != own
+    alone = dataclasses.replace(mixture, tasks=("flan_dialog/*",), proportions={"flan_dialog": 1})
+    assert mixing_rates(prepared, alone) == mixing_rates(own, alone)
+
+
+def test_optimls_own_mixtures_do_not_train_on_dialogues():
+    manifest = Manifest.load()  # without flan_palm.yaml
+    assert not any(manifest.lookup(f"flan_dialog/{name}", None).trained for name in DIALOGUES)
 
 
 def prompts_of(task: str) -> list:
@@ -113,7 +133,7 @@ def test_within_a_collection_the_rates_are_seqios_at_the_published_caps(mixture)
     assert max(own[t] for t in kept if t.startswith("superni/")) > CAPS["superni"]  # the cap bites
 
 
-# Muffin's that have no reader: programs, whose data upstream does not publish.
+# Muffin's that have no reader: pairs of programs, which are not published (docs/mixtures.md).
 WITHOUT_READER = {
     *("dmcc_python", "dr_repair_error_comments", "dr_repair_line_numbers"),
     *("dr_repair_no_errors", "dr_repair_plain_code"),
@@ -144,8 +164,13 @@ def test_the_training_tasks_are_those_of_the_published_list(mixture):
     facts, _ = read_facts(REAL_DATA / "flan")
     assert names == {*facts} - {"wsc273"}
     assert all(trained(f"flan/{name}") for name in names)
-    assert len(names) == 71
+    dialogues = {*read_dialog_facts()}
+    assert dialogues == {*listed["Dialog"]} == {*DIALOGUES}
+    assert all(trained(f"flan_dialog/{name}") for name in dialogues)
+    names |= dialogues
+    assert len(names) == 74
     published = {*listed["FLAN"], *listed["FLAN/T0"], *listed["Program Synthesis"]}
+    published |= {*listed["Dialog"]}
     missing = {n for n in published if not OTHER_NAMES.get(n, {n}) & names}
     assert missing == WITHOUT_READER
 
