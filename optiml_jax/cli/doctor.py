@@ -21,6 +21,9 @@ from optiml_jax.errors import MEND, UserError
 from optiml_jax.model.architectures import model_config
 from optiml_jax.model.kernels import choice
 from optiml_jax.paths import is_bucket, path_of
+from optiml_jax.sharding.mesh import MeshConfig, make_mesh
+from optiml_jax.train.config import TrainConfig, check_batch
+from optiml_jax.train.optimizer import OptimizerConfig
 from tasks.registry import reader_of
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "t5")
@@ -30,7 +33,7 @@ GIB = 2**30
 
 
 def main() -> int:
-    findings = [*versions(), *machine(), *attention(), *run_folders()]
+    findings = [*versions(), *machine(), *attention(), *training(), *run_folders()]
     width = max(len(name) for name, _, _ in findings)
     for name, value, missing in findings:
         print(f"{'!' if missing else ' '} {name:{width}}  {value}")
@@ -86,6 +89,27 @@ def attention() -> list[Finding]:
     heads = f"{model.num_heads} heads of {model.head_dim}, {length} tokens in {model.dtype}"
     others = "; ".join(f"{name}: {said}" for name, said in choice.explain(case) if name != chosen)
     return [("attention", f"{chosen} for {heads} ({others})", False)]
+
+
+def training() -> list[Finding]:
+    """Whether `optiml train` would refuse the settings of the gin file, as far as can be told."""
+    if not is_bound("TrainConfig.num_steps"):
+        return []
+    try:
+        config = configured(TrainConfig, plan_dir="", run_dir="")
+        OptimizerConfig().check(config.num_steps)
+    except UserError as e:
+        return [("training", str(e), True)]
+    batch = f"{config.num_steps} updates of {config.global_batch_size} rows"
+    try:
+        mesh = make_mesh(MeshConfig())
+    except UserError as e:  # the gin file may be meant for other machines
+        return [("training", f"{batch}; {e}", False)]
+    try:
+        check_batch(config, mesh)
+    except UserError as e:
+        return [("training", str(e), True)]
+    return [("training", f"{batch} on mesh {dict(mesh.shape)}", False)]
 
 
 def run_folders() -> list[Finding]:

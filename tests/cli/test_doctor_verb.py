@@ -22,6 +22,7 @@ def test_versions_devices_and_missing_folders_are_said(tmp_path, capsys, monkeyp
         "--gin_file=gin/runs/quickstart.gin",
         f"--gin.Run.data={ {k: f'{tmp_path}/{v}' for k, v in data.items()} }",
         f"--gin.TrainConfig.init_from={tmp_path}/weights",
+        f"--gin.TrainConfig.global_batch_size={len(jax.devices())}",
         f"--gin.Run.run_dir={tmp_path}/runs/new",
         f"--gin.Run.vocabulary=sentencepiece:{tmp_path}/vocabulary.model",
     )
@@ -69,3 +70,26 @@ def test_a_variable_that_is_not_set_is_a_finding(capsys, text):
     )
     assert "OPTIML_NOWHERE is not set" in out
     assert status == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "said", "marked"),
+    [
+        ("OptimizerConfig.transform='moun'", "'moun': choose one of adam", True),
+        ("OptimizerConfig.warmup_steps=5000", "must be less than TrainConfig.num_steps", True),
+        ("TrainConfig.num_microbatches=3", "is not divisible by", True),
+        ("TrainConfig.num_steps=-1", "num_steps", True),
+        ("MeshConfig.tensor=64", "does not fit", False),  # it may be meant for other machines
+        ("TrainConfig.num_steps=500", "500 updates of", False),
+    ],
+)
+def test_settings_that_training_would_refuse_are_findings(capsys, setting, said, marked):
+    _, out, _ = doctor(
+        capsys,
+        "--gin_file=gin/runs/quickstart.gin",
+        f"--gin.TrainConfig.global_batch_size={len(jax.devices())}",
+        f"--gin.{setting}",
+    )
+    (line,) = (line for line in out.splitlines() if line[2:].startswith("training "))
+    assert said in line
+    assert line.startswith("!") == marked
