@@ -24,7 +24,7 @@ from optiml_jax.study.report import write_report
 from optiml_jax.study.results import unknown_rows
 from optiml_jax.study.runs import Plan, Settings, plan_study, write_runs
 from optiml_jax.study.slurm import submit
-from optiml_jax.study.state import RunState, describe, seconds_left
+from optiml_jax.study.state import OTHER_DATA, RunState, describe, run_state, seconds_left
 
 _log = logging.getLogger(__name__)
 FIGURES = PUBLISHED.with_name("published_figures.yaml")
@@ -51,9 +51,10 @@ def main() -> int:
                 return 0
             continue
         write_runs(plan)
+        failures |= outdated(plan)
         if launch.launcher == "slurm":
             if submitted(plan, launch):
-                return 0
+                break
             report(plan)
         elif launch.launcher == "print":
             print("\n".join(printed([plan], left_to_slurm(plan, Queue(study.folder)))))
@@ -62,6 +63,18 @@ def main() -> int:
     for name, failure in failures.items():
         print(f"failed: {name}: {failure.reason}", file=sys.stderr)
     return status_of(failure.may_pass for failure in failures.values())
+
+
+def outdated(plan: Plan) -> dict[str, Failure]:
+    """The runs that were made from other data than there is now, as failures: they are not done."""
+    found = {}
+    for (variant, seed), run in plan.runs.items():
+        state = run_state(run)
+        if state.status == OTHER_DATA:
+            mend = f"restore the data, or remove {run.folder} to make the run from what is there"
+            why = f"{OTHER_DATA}: {state.reason}; {mend}"
+            found[f"{plan.study.name}: {variant}, seed {seed}"] = Failure(why, may_pass=False)
+    return found
 
 
 def made_here(plan: Plan, launch: Launch) -> dict[str, Failure]:
@@ -211,7 +224,7 @@ def summary(plans: Sequence[Plan], launch: Launch, queues: Mapping[str, Queue]) 
 
 def time_left(runs: dict, states: dict[pathlib.Path, RunState], launch: Launch) -> str:
     pairs = [(run, states[place]) for place, run in runs.items()]
-    if all(state.status in ("done", "failed") for _, state in pairs):
+    if all(not state.stage or state.status == "failed" for _, state in pairs):
         return ""
     seconds = seconds_left(pairs, launch.at_once or 1)
     if seconds is None:

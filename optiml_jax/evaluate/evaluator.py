@@ -290,8 +290,11 @@ class _Evaluation:
     def is_done(self, task: EvalTask, shots: int) -> bool:
         """Whether there are records, of the examples that the task has now."""
 
+        stamps: list[Mapping[str, Any] | None] = []
+
         def changed(summary: Mapping[str, Any]) -> str:
             stored = summary.get("source")
+            stamps.append(stored)
             try:
                 if not stored or not task.origin or not task.origin.differs(stored, parts):
                     return ""
@@ -307,6 +310,10 @@ class _Evaluation:
         status, _ = self.folder.status(task.info, shots, changed)
         if status == "failed":
             return self.folder.recover(task.info, shots, changed)
+        if status == "done" and stamps[0] and task.origin:
+            files = task.origin.of_files()
+            if stamps[0].get("files") != files["files"]:  # next time nothing has to be read
+                self.folder.restamp(task.info.task, shots, {**stamps[0], **files})
         return status == "done"
 
     def fail(self, task: EvalTask, shots: int, error: Exception) -> Failure:

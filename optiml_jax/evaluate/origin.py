@@ -1,6 +1,7 @@
 """Which examples an evaluated task had, so that records of other ones do not count as done."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,12 @@ class Origin:
 
     def stamp(self, parts: Parts) -> dict[str, Any]:
         """What tells these examples from others; JSON-able, kept with the records."""
-        return {**self._quick(), "level": self.level, "examples": content(parts)}
+        own = {"level": self.level, "examples": content(parts)}
+        return {**self._quick(), **self.of_files(), **own}
+
+    def of_files(self) -> dict[str, Any]:
+        """What a stamp says of the files."""
+        return {"files": _files(self.files), "paths": list(self.files)}
 
     def differs(self, stored: Mapping[str, Any], read: Callable[[], Parts]) -> bool:
         """Whether the examples are other than those of `stamp`, or demonstrations stand elsewhere.
@@ -45,8 +51,17 @@ class Origin:
         return stored.get("examples") != content(read())
 
     def _quick(self) -> dict[str, Any]:
-        files = fingerprint([*map(stat_key, self.files)])
-        return {"reader": self.reader, "files": files, "most": self.most}
+        return {"reader": self.reader, "files": _files(self.files), "most": self.most}
+
+
+def files_changed(stored: Mapping[str, Any]) -> bool:
+    """Whether the size or time of a file of a stamp is another now; False if one is not here."""
+    paths = stored.get("paths", ())
+    return all(map(os.path.exists, paths)) and bool(paths) and _files(paths) != stored["files"]
+
+
+def _files(paths: Sequence[str]) -> str:
+    return fingerprint([*map(stat_key, paths)])
 
 
 def content(parts: Parts) -> str:

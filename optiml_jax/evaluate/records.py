@@ -398,6 +398,11 @@ class RunFolder:
             raise UserError(f"{file} is damaged ({e}); run `optiml evaluate` again") from e
         return records, summary
 
+    def restamp(self, task: str, shots: int, source: Mapping[str, Any]) -> None:
+        """Replaces what a finished task's summary says of where its examples come from."""
+        records, summary = self.read(task, shots)
+        self.write(task, shots, records, {**summary, "source": source})
+
     def prompts(self, task: str, shots: int) -> dict[str, str]:
         """The texts of the prompts of a finished task by their keys; {}: they were not stored."""
         file = self._file(task, shots, "prompts.jsonl.gz")

@@ -73,7 +73,7 @@ def _jobs(plan: Plan, elsewhere: Collection[pathlib.Path]) -> list[_Job]:
         if run.evaluation in elsewhere:
             continue
         state = run_state(run)
-        if state.status == "done" and not state.failed_tasks:
+        if not state.stage and not state.failed_tasks:  # done, or made from other data
             continue
         verbs = list(STAGES[STAGES.index(state.stage) :]) if state.stage else ["evaluate"]
         name = f"{plan.study.name}: {variant}, seed {seed}"

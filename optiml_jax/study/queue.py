@@ -191,7 +191,7 @@ def _ask(cluster: str, numbers: Sequence[str]) -> dict[str, Entry]:
 def state_in(queue: Queue, plan: Plan, run: StudyRun) -> RunState:
     """The state of a run of a study, its job in the queue and its preparation considered."""
     state = run_state(run)
-    if state.status == "done" and not state.failed_tasks:
+    if not state.stage and not state.failed_tasks:
         return state
     if entry := queue.entry(run.gin_file):
         waits = state.status != "running" and not entry.at_work

@@ -101,6 +101,8 @@ def study_tables(results: Results) -> list[Table]:
     ]
     if results.lacking:
         notes.append(f"not evaluated: {'; '.join(results.lacking)}")
+    if results.outdated:
+        notes.append(f"made from other data than there is now: {'; '.join(results.outdated)}")
     notes += [
         f"{', '.join(names)} have identical scores: does {results.study.factor} change "
         "anything in these runs?"

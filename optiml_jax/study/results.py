@@ -20,7 +20,7 @@ from optiml_jax.report.published import PublishedRow, PublishedTable
 from optiml_jax.report.run_tables import AVERAGE, Evidence, evidence, level_name
 from optiml_jax.study.runs import Plan
 from optiml_jax.study.spec import Study
-from optiml_jax.study.state import describe, run_state
+from optiml_jax.study.state import OTHER_DATA, describe, run_state
 
 SOURCE = "source"
 
@@ -84,6 +84,7 @@ class Results:
       trees: variant -> evaluation, the mean of its seeds; only variants with an evaluation.
       found: their intervals, and gains over the first.
       lacking: runs without an evaluation, in words, and why.
+      outdated: runs whose training data has changed since, in words; they are among the others.
       remark: what else the paper says of the study, with its source; "": nothing.
     """
 
@@ -94,6 +95,7 @@ class Results:
     fits: tuple[Fit, ...]
     lacking: tuple[str, ...]
     remark: str = ""
+    outdated: tuple[str, ...] = ()
 
 
 def results_of(
@@ -108,13 +110,15 @@ def results_of(
       revise: see `rollup`.
     """
     study = plan.study
-    trees, lacking, seeds = {}, [], {}
+    trees, lacking, outdated, seeds = {}, [], [], {}
     for variant in study.variants:
         of_seeds = []
         for seed, run in plan.of_variant(variant).items():
             state = run_state(run)
-            done = state.status == "done"
+            done = not state.stage
             tree = rollup(run.evaluation, by=study.by, revise=revise) if done else None
+            if state.status == OTHER_DATA:
+                outdated.append(f"{variant}, seed {seed} ({state.reason})")
             if tree is not None and tree.leaves:
                 of_seeds.append(tree)
             else:  # not evaluated, or every task failed
@@ -132,7 +136,8 @@ def results_of(
     fits = _fits(study, trees) if study.fit else ()
     table = _table_of(study, published)
     remark = f"{table.source}, {table.name}: {table.note}" if table and table.note else ""
-    return Results(study, trees, found, tuple(points), tuple(fits), tuple(lacking), remark)
+    others = tuple(lacking), remark, tuple(outdated)
+    return Results(study, trees, found, tuple(points), tuple(fits), *others)
 
 
 def _points(

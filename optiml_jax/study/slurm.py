@@ -168,7 +168,7 @@ class _Submitter:
 
 
 def _is_pending(state: RunState) -> bool:
-    if state.status == "done":
+    if not state.stage:  # done, or made from other data
         return state.failed_tasks > 0
     return state.status not in ("queued", "running")
 

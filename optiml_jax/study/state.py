@@ -9,14 +9,15 @@ import os
 import pathlib
 import re
 import socket
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from optiml_jax import interrupt
 from optiml_jax.checkpoint.manager import find_checkpoint
 from optiml_jax.errors import UserError
-from optiml_jax.evaluate.records import RunFolder
+from optiml_jax.evaluate.records import RunFolder, TaskInfo
 from optiml_jax.one_writer import writer_of
+from optiml_jax.study.data import evaluated_data_changed, training_data_changed
 from optiml_jax.study.runs import StudyRun
 
 STAGES = ("plan", "train", "evaluate")
@@ -27,7 +28,10 @@ _STARTED = re.compile(
 _ENDED = re.compile(rf"{re.escape(_MARK)} (?P<time>\S+) optiml \w+ ended with (?P<status>-?\d+)")
 _STEP = re.compile(r"step (\d+)/(\d+):")
 
-Status = Literal["done", "running", "queued", "failed", "stopped", "waiting"]
+Status = Literal[
+    "done", "running", "queued", "failed", "stopped", "waiting", "made from other data"
+]
+OTHER_DATA: Status = "made from other data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +41,10 @@ class RunState:
     Attributes:
       stage: the first unfinished one of `STAGES`; "" if all are done.
       status: of that stage. "stopped": it was started but no process is running it; "queued": a job
-        of SLURM waits that will continue it.
+        of SLURM waits that will continue it. "made from other data": all are done, but what it was
+        trained on has changed since.
       step: the last known training step.
-      reason: of the last failure.
+      reason: of the last failure, or what has changed.
       failed_tasks: of a finished evaluation, how many (task, shots) have no score.
       job: of SLURM that is in its queue for this run, and why it waits.
     """
@@ -58,10 +63,16 @@ def run_state(run: StudyRun) -> RunState:
     for stage, is_done in done.items():
         if not is_done(run):
             return _unfinished(run, stage)
-    finished, failed = _evaluated(run)
-    if not finished or (failed and log_of(run.log("evaluate")).running):
+    found = _evaluated(run)
+    if not found.finished or (found.failed and log_of(run.log("evaluate")).running):
         return _unfinished(run, "evaluate")
-    return RunState("", "done", run.num_steps, "; ".join(failed[:1]), len(failed))
+    if changed := training_data_changed(run.folder / "plan" / "train", found.plan):
+        return RunState("", OTHER_DATA, run.num_steps, changed)
+    if found.changed:
+        state = _unfinished(run, "evaluate")
+        more = f" (and {len(found.changed) - 1} more)" if len(found.changed) > 1 else ""
+        return dataclasses.replace(state, reason=f"{found.changed[0]}{more}")
+    return RunState("", "done", run.num_steps, "; ".join(found.failed[:1]), len(found.failed))
 
 
 def _planned(run: StudyRun) -> bool:
@@ -79,18 +90,48 @@ def _trained(run: StudyRun) -> bool:
     return True
 
 
-def _evaluated(run: StudyRun) -> tuple[bool, list[str]]:
-    """Whether every (task, shots) was attempted, and why which failed."""
+class _Evaluated(NamedTuple):
+    """What an evaluation has.
+
+    Attributes:
+      finished: every (task, shots) was attempted.
+      failed: why which failed.
+      changed: which have files that changed since.
+      plan: fingerprint of the plan that the checkpoint was trained with.
+    """
+
+    finished: bool
+    failed: Sequence[str] = ()
+    changed: Sequence[str] = ()
+    plan: str | None = None
+
+
+def _evaluated(run: StudyRun) -> _Evaluated:
     folder = RunFolder(run.evaluation)
     if not (run.evaluation / "tasks.json").exists():
-        return False, []
-    cells = [
-        (f"{info.task} at {shots} shots", *folder.status(info, shots))
-        for info in folder.load()[1]
-        for shots in info.shots
-    ]
-    failed = [f"{cell}: {reason}" for cell, status, reason in cells if status == "failed"]
-    return all(status != "missing" for _, status, _ in cells), failed
+        return _Evaluated(False)
+    settings, infos = folder.load()
+    failed, changed, finished = [], [], True
+    for info, shots in ((task, shots) for task in infos for shots in task.shots):
+        status, reason, other = _cell(folder, info, shots)
+        name = f"{info.task} at {shots} shots"
+        failed += [f"{name}: {reason}"] if status == "failed" else []
+        changed += [f"{name}: its files changed since"] if other else []
+        finished &= status != "missing"
+    return _Evaluated(finished, failed, changed, settings.get("plan"))
+
+
+def _cell(folder: RunFolder, info: TaskInfo, shots: int) -> tuple[str, str, bool]:
+    """`RunFolder.status`, and whether the files of records that count have changed."""
+    changed = False
+
+    def noted(summary: Mapping[str, Any]) -> str:
+        nonlocal changed
+        changed = evaluated_data_changed(summary)
+        return ""
+
+    status, reason = folder.status(info, shots, noted)
+    return status, reason, changed
 
 
 def _unfinished(run: StudyRun, stage: str) -> RunState:
@@ -184,7 +225,7 @@ def seconds_left(states: Mapping[StudyRun, RunState] | Iterable, at_once: int = 
     rates = {stage: _mean_rate(stage, pairs) for stage in STAGES}
     left, counted = 0.0, set()
     for run, state in pairs:
-        if state.status in ("done", "failed"):
+        if not state.stage or state.status == "failed":
             continue
         for stage in STAGES[STAGES.index(state.stage) :]:
             if (place := run.evaluation if stage == "evaluate" else (run.folder, stage)) in counted:
@@ -225,6 +266,8 @@ def describe(state: RunState, num_steps: int) -> str:
         return (
             f"done, {state.failed_tasks} task x shots failed{why}" if state.failed_tasks else "done"
         )
+    if state.status == OTHER_DATA:
+        return f"{OTHER_DATA}{why}"
     at = f" at step {state.step}/{num_steps}" if state.stage == "train" and state.step else ""
     job = f" as job {state.job}" if state.job else ""
     if state.status in ("queued", "running") and why:

@@ -350,6 +350,7 @@ def test_a_task_whose_examples_changed_is_evaluated_again(tmp_path, caplog, shot
     assert run() == (False, 5)
     assert run(examples=lambda: 1 / 0) == (False, 5)  # nothing is read: the file is the same
     file.write_text("as it is elsewhere")
+    assert run() == run(examples=lambda: 1 / 0) == (False, 5)  # it is read once
     assert run() == run(reader="another setting") == (False, 5)
     assert run(reader="s", demonstrations=lambda: pool[1:]) == (bool(shots), 5)
     assert run(reader="t", examples=lambda: other) == (True, 4)

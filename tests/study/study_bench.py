@@ -7,6 +7,7 @@ from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo
 from optiml_jax.files import write_sealed
 from optiml_jax.study.runs import Plan, StudyRun, plan_study, write_runs
 from optiml_jax.study.spec import Study
+from optiml_jax.study.state import describe, run_state
 
 SUMMARY = {
     "metric": "rougeL",
@@ -91,6 +92,13 @@ def planned(folder: pathlib.Path, chosen=None, **more) -> Plan:
     plan = plan_study(study_of(folder, **more), resolve, chosen)
     write_runs(plan)
     return plan
+
+
+def states(plan: Plan) -> dict[str, str]:
+    """Variant -> the state of its run in words."""
+    return {
+        variant: describe(run_state(run), run.num_steps) for (variant, _), run in plan.runs.items()
+    }
 
 
 def write_evaluation(folder: pathlib.Path, seed: int, scores: dict[str, float], order: int) -> None:

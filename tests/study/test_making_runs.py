@@ -11,14 +11,14 @@ import sys
 import time
 
 import pytest
-from study_bench import VERBS, planned
+from study_bench import VERBS, planned, states
 
 from optiml_jax.cli import study as verb
 from optiml_jax.files import write_sealed
 from optiml_jax.study import local
 from optiml_jax.study.queue import Queue
 from optiml_jax.study.spec import Launch
-from optiml_jax.study.state import STAGES, describe, log_of, run_state
+from optiml_jax.study.state import STAGES, log_of, run_state
 
 
 @pytest.fixture
@@ -38,12 +38,6 @@ def stand_in(tmp_path, monkeypatch):
 def calls(folder: pathlib.Path) -> collections.Counter:
     lines = (folder / "calls").read_text().splitlines()
     return collections.Counter(line.split()[0] for line in lines)
-
-
-def states(plan) -> dict[str, str]:
-    return {
-        variant: describe(run_state(run), run.num_steps) for (variant, _), run in plan.runs.items()
-    }
 
 
 def test_everything_is_made_once_and_a_failure_stops_nothing_else(stand_in):
