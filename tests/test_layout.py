@@ -20,7 +20,7 @@ FLOORS = [  # from the top; a package imports only from floors below its own
     {"optiml_jax.bucket_claim", "optiml_jax.files", "optiml_jax.frozen", "optiml_jax.settings"},
     {"optiml_jax.paths"},
     {"optiml_jax.buckets"},
-    {"optiml_jax.errors", "optiml_jax.interrupt", "optiml_jax.quiet"},
+    {"optiml_jax.errors", "optiml_jax.interrupt", "optiml_jax.quiet", "optiml_jax.words"},
 ]
 WITHOUT_TENSORFLOW = [
     "optiml_jax.model.decoder",

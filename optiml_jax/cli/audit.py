@@ -23,6 +23,7 @@ from optiml_jax.evaluate.records import RunFolder
 from optiml_jax.paths import plain_path
 from optiml_jax.report.audit_report import Example, Section, marked, write_report
 from optiml_jax.report.tables import Table, render
+from optiml_jax.words import counted
 from tasks import mixtures
 from tasks.audit import Judged, judge
 from tasks.decisions import CHOICES, DEFAULT_DECISIONS, Decision
@@ -42,7 +43,8 @@ def main() -> int:
     if settings.training == "all":
         training = [s for s in sources if "train" in s.splits]
     evaluation, empty = evaluation_tasks(sources, manifest, settings.roles)
-    print(f"{len(training)} training tasks, {len(evaluation)} evaluation tasks: {folder}")
+    both = ((training, "training task"), (evaluation, "evaluation task"))
+    print(f"{', '.join(counted(len(tasks), noun) for tasks, noun in both)}: {folder}")
     for name, why in empty:
         print(f"  not audited: {name}: {why}")
     summary = audit(
@@ -57,9 +59,10 @@ def main() -> int:
     write_trained(folder, [s.name for s in mixtures.select(sources, mixture, manifest)])
     flag_records(run, folder)
     counts = [o.status for o in summary.outcomes.values()]
+    scanned = counted(counts.count("scanned"), "task")
     print(
-        f"{counts.count('scanned')} tasks scanned, {counts.count('unchanged')} unchanged; "
-        f"{summary.evaluation_examples:,} evaluation examples"
+        f"{scanned} scanned, {counts.count('unchanged')} unchanged; "
+        f"{counted(summary.evaluation_examples, 'evaluation example')}"
     )
     judged = judge(pairs.read_pairs(folder), by_name, manifest, settings.threshold, mixture.roles)
     if settings.review:

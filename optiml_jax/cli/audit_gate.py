@@ -13,6 +13,7 @@ from optiml_jax.cli.settings import Audit, Run
 from optiml_jax.data.example import TaskSource
 from optiml_jax.errors import UserError
 from optiml_jax.files import fingerprint, read_sealed, write_sealed
+from optiml_jax.words import counted
 from tasks.audit import Judged, judge
 from tasks.splits import Manifest
 
@@ -51,8 +52,9 @@ def check_decided(
     ):
         if unseen := sorted({*asked} - seen):
             raise UserError(
-                f"paper mode: the audit in {folder} does not cover {len(unseen)} {what} tasks "
-                f"({unseen[0]}{', ...' if unseen[1:] else ''}); run optiml audit"
+                f"paper mode: the audit in {folder} does not cover "
+                f"{counted(len(unseen), f'{what} task')} ({unseen[0]}"
+                f"{', ...' if unseen[1:] else ''}); run optiml audit"
             )
     by_name = {s.name: s for s in sources}
     known = [o for o in overlaps if o.train_task in by_name and o.eval_task in by_name]
@@ -121,9 +123,9 @@ def _refuse(undecided: Sequence[str], settings: Audit) -> None:
     if not settings.allow_undecided:
         first = undecided[0].partition(": ")[0]
         raise UserError(
-            f"paper mode: {len(undecided)} pairs of tasks share examples and are undecided "
-            f"({first}{', ...' if undecided[1:] else ''}); {_WAY_OUT}"
+            f"paper mode: undecided about {counted(len(undecided), 'pair')} of tasks with common "
+            f"examples ({first}{', ...' if undecided[1:] else ''}); {_WAY_OUT}"
         )
-    print(f"{len(undecided)} pairs of tasks share examples and are undecided:")
+    print(f"undecided about {counted(len(undecided), 'pair')} of tasks with common examples:")
     for pair in undecided:
         print(f"  {pair}")

@@ -39,6 +39,7 @@ from optiml_jax.sharding import processes
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.train.duties import EvaluationHook
 from optiml_jax.train.metrics import SummaryWriter
+from optiml_jax.words import counted
 
 _log = logging.getLogger(__name__)
 Said = tuple[str, bool]  # a failure in words, and whether a retry may help
@@ -104,7 +105,8 @@ def of_answers(run: Run, settings: Evaluate) -> list[Said]:
         for task in tasks:
             for shots in task.info.shots:
                 folder.forget(task.info.task, shots)
-        print(f"{len(files.answers)} answers of {name}, {len(tasks)} tasks: {folder.path}")
+        found = counted(len(tasks), "task")
+        print(f"{counted(len(files.answers), 'answer')} of {name}, {found}: {folder.path}")
         identity = {"checkpoint": name, "answers": files.sha256, "step": None}
         failed = evaluate_with(
             answers, tasks, config, str(folder.path), prompts=PromptConfig(), run=identity
@@ -154,8 +156,8 @@ class Evaluation:
         if first:
             weights = jax.tree.leaves(model.params)[0].dtype.name
             print(
-                f"checkpoint {name}: {num_tasks} tasks, {num_cells} cells (task x shots), weights "
-                f"{weights}, computed in {model.config.dtype}: {folder}"
+                f"checkpoint {name}: {counted(num_tasks, 'task')}, {counted(num_cells, 'cell')} "
+                f"(task x shots), weights {weights}, computed in {model.config.dtype}: {folder}"
             )
         with one_writer(folder, "optiml evaluate") if first else contextlib.nullcontext():
             failed = evaluate(

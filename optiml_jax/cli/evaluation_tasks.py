@@ -23,6 +23,7 @@ from optiml_jax.evaluate.records import TaskInfo
 from optiml_jax.exchange.requests import Tokens
 from optiml_jax.files import fingerprint
 from optiml_jax.model.architectures import model_config
+from optiml_jax.words import counted
 from tasks.registry import find_sources, metric_functions
 from tasks.splits import Manifest, Row, category
 
@@ -92,11 +93,10 @@ def warn_of_shots(listed: Mapping[str, Sequence[int]], asked: Sequence[int]) -> 
     for shots in asked:
         if without := [task for task, numbers in listed.items() if shots not in numbers]:
             _log.warning(
-                "Evaluate.shots: the manifest does not list %d shots for %d of %d tasks, which are "
-                "skipped there: %s",
-                shots,
+                "Evaluate.shots: the manifest does not list %s for %d of %s, skipped there: %s",
+                counted(shots, "shot"),
                 len(without),
-                len(listed),
+                counted(len(listed), "task"),
                 _some(without),
             )
 
@@ -106,9 +106,9 @@ def warn_of_trained(tasks: Sequence[EvalTask], trained: Collection[str]) -> None
     held_out = {t.info.task for t in tasks if t.info.level != "fully_supervised"}
     if seen := sorted(held_out & {*trained}):
         _log.warning(
-            "the checkpoint was trained on %d tasks whose level says they are held out; their "
-            "scores say nothing about generalisation: %s",
-            len(seen),
+            "the checkpoint was trained on %s of a level that is held out, where a score says "
+            "nothing about generalisation: %s",
+            counted(len(seen), "task"),
             _some(seen),
         )
 

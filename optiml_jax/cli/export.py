@@ -24,6 +24,7 @@ from optiml_jax.exchange.harness import Harness
 from optiml_jax.exchange.request_files import JsonLines, OpenAIBatches, export_requests
 from optiml_jax.fetch.sources import read_sources
 from optiml_jax.paths import plain_path
+from optiml_jax.words import counted
 from tasks import mixtures
 from tasks.registry import find_sources
 from tasks.splits import Manifest
@@ -63,7 +64,8 @@ def requests(run: Run, settings: Export, folder: pathlib.Path) -> int:
         request_tokens(vocabulary, settings),
     )
     cells, number = written["tasks"], sum(c["requests"] for c in written["tasks"])
-    print(f"{number} requests of {len(cells)} cells (task x shots): {folder}")
+    of = f"{counted(len(cells), 'cell')} (task x shots)"
+    print(f"{counted(number, 'request')} of {of}: {folder}")
     if settings.form == "lm_eval":
         print(f"run with: lm_eval run --tasks optiml --include_path {folder} --log_samples ...")
     for failure in written["failures"]:
@@ -108,7 +110,7 @@ def training(run: Run, settings: Export, folder: pathlib.Path) -> int:
             write_rows(made, place, split, form, layout, settings.shard_rows)
     card = DataCard(settings.order, split, form, layout, counts, rates, store, known_licences())
     card.write(folder)
-    print(f"{sum(counts.values())} rows of {len(counts)} tasks: {folder}")
+    print(f"{counted(sum(counts.values()), 'row')} of {counted(len(counts), 'task')}: {folder}")
     return 0
 
 

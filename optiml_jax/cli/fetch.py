@@ -11,6 +11,7 @@ from optiml_jax.cli.settings import Fetch, expand
 from optiml_jax.errors import UserError, may_pass, status_of
 from optiml_jax.fetch.fetcher import Fetcher, FetchSettings, Step
 from optiml_jax.fetch.sources import Source, format_size, read_sources
+from optiml_jax.words import counted
 
 
 def main() -> int:
@@ -38,7 +39,7 @@ def main() -> int:
         if step.state == "ask":
             print(f"{step.source.id}: only on request: {step.source.address}; for {step.folder}")
     there = sum(s.state != "ask" and s.source.id not in failures for s in steps)
-    print(f"{there} of {len(steps)} sources are in {root}")
+    print(f"{there} of {counted(len(steps), 'source')} in {root}")
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return status_of(map(may_pass, failures.values()))
@@ -73,7 +74,7 @@ def print_plan(steps: Sequence[Step]) -> None:
     coming = [s for s in steps if s.state in ("new", "damaged")]
     unknown = sum(not s.size for s in coming)
     print(
-        f"{len(coming)} of {len(steps)} sources would be downloaded: "
+        f"{len(coming)} of {counted(len(steps), 'source')} would be downloaded: "
         f"{format_size(sum(s.size for s in coming))}"
         + (f" and {unknown} of unknown size" if unknown else "")
     )

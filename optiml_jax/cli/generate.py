@@ -19,6 +19,7 @@ from optiml_jax.exchange.request_files import json_line
 from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.paths import plain_path
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
+from optiml_jax.words import counted
 
 _HELP = "Ctrl-C stops an answer, /clear starts a new conversation, Ctrl-D exits"
 
@@ -73,8 +74,8 @@ def answer_file(generator: Generator, settings: Generate, default: TextPrompt) -
                 row |= {"num_tokens": answer.num_tokens, "logprob": answer.logprob}
                 file.write(json_line(row))
                 number, cut = number + 1, cut + (answer.num_cut > 0)
-    note = f", {cut} prompts were truncated on the left" if cut else ""
-    print(f"{number} answers: {output}{note}")
+    note = f", {counted(cut, 'prompt')} truncated on the left" if cut else ""
+    print(f"{counted(number, 'answer')}: {output}{note}")
 
 
 def show_answer(generator: Generator, prompt: TextPrompt) -> TextAnswer:
@@ -90,7 +91,8 @@ def show_answer(generator: Generator, prompt: TextPrompt) -> TextAnswer:
     (answer,) = generator.answers([prompt], show)
     print(answer.text[shown:], flush=True)
     if answer.num_cut:
-        print(f"(the prompt was truncated by {answer.num_cut} tokens on the left)", file=sys.stderr)
+        cut = counted(answer.num_cut, "token")
+        print(f"(the prompt was truncated by {cut} on the left)", file=sys.stderr)
     return answer
 
 

@@ -36,6 +36,7 @@ from optiml_jax.report.inspect_prompts import (
 )
 from optiml_jax.report.tables import Table, render
 from optiml_jax.train.config import TrainConfig
+from optiml_jax.words import counted
 from tasks import mixtures
 from tasks.registry import find_sources
 from tasks.splits import Manifest, category
@@ -55,16 +56,16 @@ def main() -> None:
     sources = find_sources(run.data, manifest)
     shown = matching(sources, settings.tasks or ("*",))
     facts = {s.name: task_facts(s, manifest) for s in sources}
-    counted = count(run, shown, facts, settings) if settings.table1 else None
+    table1 = count(run, shown, facts, settings) if settings.table1 else None
     if settings.html:
         made = mixture_parts(run, sources, manifest)
-        write_page(run, shown, facts, settings, made, counted)
+        write_page(run, shown, facts, settings, made, table1)
     elif settings.tasks and not settings.table1:
         show_prompts(shown, facts, renderer(run), settings)
     elif not settings.table1:
         show_overview(facts, mixture_parts(run, sources, manifest))
-    if counted:
-        print(render(counted, "terminal"))
+    if table1:
+        print(render(table1, "terminal"))
 
 
 # --- which tasks ----------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def show_prompts(
             print(f"  no example in split {split!r}\n")
         if left_out:
             wanted = left_out + settings.prompts
-            print(f"  and {left_out} more prompts: --gin.Inspect.prompts={wanted}\n")
+            print(f"  and {counted(left_out, 'more prompt')}: --gin.Inspect.prompts={wanted}\n")
 
 
 def show_rows(run: Run, settings: Inspect) -> None:
@@ -168,7 +169,7 @@ def show_rows(run: Run, settings: Inspect) -> None:
     asked = f"row {settings.row}"
     if first is None:
         number = configured(TrainConfig, plan_dir="", run_dir="").global_batch_size
-        first, asked = settings.step * number, f"step {settings.step} ({number} rows)"
+        first, asked = settings.step * number, f"step {settings.step} ({counted(number, 'row')})"
     if first < 0 or first + number > plan.num_rows:
         raise UserError(
             f"{asked} is outside the plan in {plan.folder}, which has rows 0 to "
@@ -183,8 +184,8 @@ def show_rows(run: Run, settings: Inspect) -> None:
         segments = row_segments(plan, row, vocabulary.spell)
         tokens, loss = (sum(s.tokens[i] for s in segments) for i in (0, 1))
         print(
-            f"row {row}: {len(segments)} examples, {tokens} of {plan.config.sequence_length} slots "
-            f"filled, {loss} with loss\n"
+            f"row {row}: {counted(len(segments), 'example')}, {tokens} of "
+            f"{plan.config.sequence_length} slots filled, {loss} with loss\n"
         )
         for i, segment in enumerate(segments, 1):
             split, task = plan.meta["split"], cached[segment.task]
@@ -249,7 +250,7 @@ def write_page(
     facts: dict[str, TaskFacts],
     settings: Inspect,
     parts: composition.Composition | str,
-    counted: Table | None,
+    table1: Table | None,
 ) -> None:
     """Writes the page of the tasks."""
     make = renderer(run)
@@ -272,12 +273,13 @@ def write_page(
             views, left_out, problem = [], 0, str(e)
         tasks.append(page.task_data(own, views, left_out, problem))
     title = f"{configured(Mixture).name}: tasks and mixture"
-    page.write_page(settings.html, title, tasks, make.sequence_length, parts, counted)
+    page.write_page(settings.html, title, tasks, make.sequence_length, parts, table1)
     left_out = sum(task["left_out"] for task in tasks)
     size = path_of(settings.html).stat().st_size / 2**20
+    rendered = counted(sum(len(t["views"]) for t in tasks), "rendered example")
     print(
-        f"written: {settings.html} ({size:.1f} MiB): {sum(len(t['views']) for t in tasks):,} "
-        f"rendered examples of {len(tasks):,} tasks, {left_out:,} prompts left out"
+        f"written: {settings.html} ({size:.1f} MiB): {rendered} of {counted(len(tasks), 'task')}, "
+        f"{counted(left_out, 'prompt')} left out"
     )
 
 

@@ -26,6 +26,7 @@ from optiml_jax.frozen import by_name, refuse_changes
 from optiml_jax.model.architectures import model_config
 from optiml_jax.one_writer import one_writer
 from optiml_jax.train.config import TrainConfig
+from optiml_jax.words import counted
 from tasks import mixtures
 from tasks.registry import find_sources
 from tasks.splits import Manifest, SplitConfig
@@ -155,7 +156,7 @@ def check_training_parts(
         if manifest.row(source).trained and not part.get("examples"):
             reasons = ", ".join(f"{n} {reason}" for reason, n in part.get("drops", {}).items())
             lost[source.name] = reasons or "its files have no training split"
-    _refuse_lost(mixture, lost, "have no training example")
+    _refuse_lost(mixture, lost, "without a training example")
 
 
 def check_vanished(
@@ -174,7 +175,7 @@ def check_vanished(
             gone = here and asked and task.name not in names
             if gone and _was_trained_on(task, mixture, manifest):
                 lost[task.name] = f"was read from {here[0]}"
-    where = f"are in the cache {store.cache_dir} but no longer in the folders of Run.data"
+    where = f"in the cache {store.cache_dir} but no longer in the folders of Run.data"
     _refuse_lost(mixture, lost, f"{where} (delete them there if that is intended)")
 
 
@@ -197,7 +198,7 @@ def _refuse_lost(mixture: Mixture, lost: Mapping[str, str], what: str) -> None:
         return
     named = [f"{task} ({why})" for task, why in lost.items()]
     shown = "; ".join(named[:MOST_TASKS_LISTED]) + "; ..." * (len(lost) > MOST_TASKS_LISTED)
-    message = f"mixture {mixture.name!r}: {len(lost)} tasks {what}: {shown}"
+    message = f"mixture {mixture.name!r}: {counted(len(lost), 'task')} {what}: {shown}"
     if mixture.missing == "error":
         raise UserError(
             f"{message}; fix their files and run `optiml prepare` again, or leave them out "
@@ -216,9 +217,9 @@ def print_plan(plan: Plan) -> None:
     summary = plan.summary
     epochs = summary["epochs"]
     print(
-        f"{plan.meta['split']}: {plan.num_rows:,} rows of {plan.config.sequence_length} tokens, "
-        f"{summary['tokens']:,} tokens ({summary['loss_tokens']:,} with loss), "
-        f"{summary['fill']:.2%} of the slots filled, {len(plan.meta['tasks'])} tasks, "
+        f"{plan.meta['split']}: {counted(plan.num_rows, 'row')} of {plan.config.sequence_length} "
+        f"tokens, {summary['tokens']:,} tokens ({summary['loss_tokens']:,} with loss), "
+        f"{summary['fill']:.2%} of the slots filled, {counted(len(plan.meta['tasks']), 'task')}, "
         f"epochs per task {epochs['min']:.2f} to {epochs['max']:.2f}; {plan.folder}"
     )
     for kind in ("benchmarks", "categories"):

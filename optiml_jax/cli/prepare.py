@@ -13,6 +13,7 @@ from optiml_jax.data.plan import PlanConfig
 from optiml_jax.data.prepare import PrepareError, PrepareSummary, prepare
 from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.paths import is_bucket
+from optiml_jax.words import counted
 from tasks import mixtures
 from tasks.registry import find_sources
 from tasks.splits import Manifest
@@ -29,13 +30,14 @@ def main() -> None:
     roles = {*Evaluate().roles}
     wanted = [s for s in sources if s.name in trained or roles & {*manifest.row(s).role}]
     print(
-        f"{len(sources)} tasks found in {', '.join(run.data)}: {len(trained)} to train on, "
-        f"{len(wanted) - len(trained)} more to evaluate, {len(sources) - len(wanted)} unused"
+        f"{counted(len(sources), 'task')} found in {', '.join(run.data)}: "
+        f"{len(trained)} to train on, {len(wanted) - len(trained)} more to evaluate, "
+        f"{len(sources) - len(wanted)} unused"
     )
     index, number = settings.part
     wanted = sorted(wanted, key=lambda s: s.name)[index::number]
     if number > 1:
-        print(f"part {index} of {number}: {len(wanted)} tasks")
+        print(f"part {index} of {number}: {counted(len(wanted), 'task')}")
     try:
         summary = prepare(
             wanted,
@@ -69,7 +71,8 @@ def print_summary(summary: PrepareSummary) -> None:
         for reason, tasks in sorted(by_reason.items()):
             listed = ", ".join(f"{t} ({n})" for t, n in tasks.most_common(MOST_TASKS_LISTED))
             more = len(tasks) - MOST_TASKS_LISTED
-            rest = f" and {more} more tasks (see optiml.json in the cache)" if more > 0 else ""
+            rest = f" and {counted(more, 'more task')} (see optiml.json in the cache)"
+            rest = rest if more > 0 else ""
             print(f"  {kind}: {reason}: {tasks.total():,} in {listed}{rest}")
 
 

@@ -26,6 +26,7 @@ from optiml_jax.report.clean_tables import clean_table
 from optiml_jax.report.report_page import write_page
 from optiml_jax.report.seeds import joined_seeds
 from optiml_jax.report.selection import selection_table
+from optiml_jax.words import counted
 from tasks import splits
 from tasks.taxonomy import category
 
@@ -43,7 +44,7 @@ def main() -> None:
         if len(table.rows) <= MOST_ROWS_PRINTED:
             print(tables.render(table, "terminal"))
         else:
-            print(f"{table.title}: {len(table.rows)} rows, see {folder}/report.md\n")
+            print(f"{table.title}: {counted(len(table.rows), 'row')}, see {folder}/report.md\n")
     print(f"written: {folder}/report.html (plots), .md and .tex (all tables), .csv (every cell),")
     print("paper_tables.csv (the paper's numbers and these)")
 
@@ -117,7 +118,8 @@ def evaluation_folders(settings: Report) -> dict[str, list[pathlib.Path]]:
     for given in (names, settings.positions):
         if given and len(given) != len(groups):
             raise UserError(
-                f"{given!r} has {len(given)} parts for {len(groups)} evaluations: "
+                f"{given!r} has {counted(len(given), 'part')} for "
+                f"{counted(len(groups), 'evaluation')}: "
                 f"{', '.join(map(short_name, groups))}"
             )
     if len({*names}) < len(groups):

@@ -25,6 +25,7 @@ from optiml_jax.study.results import unknown_rows
 from optiml_jax.study.runs import Plan, Settings, plan_study, write_runs
 from optiml_jax.study.slurm import submit
 from optiml_jax.study.state import OTHER_DATA, RunState, describe, run_state, seconds_left
+from optiml_jax.words import counted
 
 _log = logging.getLogger(__name__)
 FIGURES = PUBLISHED.with_name("published_figures.yaml")
@@ -104,7 +105,8 @@ def submitted(plan: Plan, launch: Launch) -> bool:
         said = " and ".join(f"{n} {status}" for status, n in sorted(waiting.items()))
         print(f"{name}: {said} already, which are left as they are (--status lists them)")
     if done.commands:
-        said = f"{len(done.commands)} jobs submitted for {done.runs} runs"
+        jobs, runs = counted(len(done.commands), "job"), counted(done.runs, "run")
+        said = f"{jobs} submitted for {runs}"
         print(f"{name}: {said}; the last one writes the report and continues")
     elif waiting:
         print(f"{name}: nothing to submit")
@@ -114,7 +116,7 @@ def submitted(plan: Plan, launch: Launch) -> bool:
 def continued_later(plan: Plan) -> bool:
     """Whether runs of the study were submitted after this job, and so was another last job."""
     if queued := queued_runs(plan, Queue(plan.study.folder)):
-        print(f"{plan.study.name}: {listed(queued)} came later; the job after them continues")
+        print(f"{plan.study.name}: {listed(queued)} came later; a job after that continues")
     return bool(queued)
 
 
@@ -123,7 +125,7 @@ def left_to_slurm(plan: Plan, queue: Queue) -> dict[pathlib.Path, str]:
     if queue.problem:
         _log.warning("whether runs are in SLURM's queue is unknown: %s", queue.problem)
     if queued := queued_runs(plan, queue):
-        print(f"# {plan.study.name}: {listed(queued)} are left to SLURM", flush=True)
+        print(f"# {plan.study.name}: left to SLURM: {listed(queued)}", flush=True)
     return queued
 
 
@@ -135,7 +137,8 @@ def queued_runs(plan: Plan, queue: Queue) -> dict[pathlib.Path, str]:
 
 def listed(queued: Mapping[pathlib.Path, str]) -> str:
     """Their number, and the ids of the jobs."""
-    return f"{len(queued)} runs (jobs {', '.join(queued.values())})"
+    jobs = "jobs" if len(queued) > 1 else "job"
+    return f"{counted(len(queued), 'run')} ({jobs} {', '.join(queued.values())})"
 
 
 def read_studies() -> list[tuple[Study, tuple[str, ...]]]:
@@ -219,7 +222,7 @@ def summary(plans: Sequence[Plan], launch: Launch, queues: Mapping[str, Queue]) 
     for state in states.values():
         counts[state.status] = counts.get(state.status, 0) + 1
     said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
-    return f"{len(runs)} runs: {said}{time_left(runs, states, launch)}"
+    return f"{counted(len(runs), 'run')}: {said}{time_left(runs, states, launch)}"
 
 
 def time_left(runs: dict, states: dict[pathlib.Path, RunState], launch: Launch) -> str:

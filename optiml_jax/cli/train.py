@@ -31,6 +31,7 @@ from optiml_jax.train.duties import EvaluationHook
 from optiml_jax.train.loop import train
 from optiml_jax.train.optimizer import OptimizerConfig
 from optiml_jax.train.start import run_model
+from optiml_jax.words import counted
 from tasks.splits import SplitConfig
 
 logger = logging.getLogger(__name__)
@@ -104,9 +105,9 @@ def warn_of_changed_files(plan: Plan) -> None:
     if changed:
         shown = "; ".join(f"{task}: {what}" for task, what in list(changed.items())[:3])
         logger.warning(
-            "the files of %d tasks changed since `optiml prepare`; training uses the cache of "
+            "the files of %s changed since `optiml prepare`; training uses the cache of "
             "that time (%s%s); to use the new files, prepare and plan again",
-            *(len(changed), shown, "; ..." * (len(changed) > 3)),
+            *(counted(len(changed), "task"), shown, "; ..." * (len(changed) > 3)),
         )
 
 

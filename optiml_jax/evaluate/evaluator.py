@@ -290,7 +290,7 @@ class _Evaluation:
     def is_done(self, task: EvalTask, shots: int) -> bool:
         """Whether there are records, of the examples that the task has now."""
 
-        stamps: list[Mapping[str, Any] | None] = []
+        stamps = []
 
         def changed(summary: Mapping[str, Any]) -> str:
             stored = summary.get("source")
@@ -310,10 +310,8 @@ class _Evaluation:
         status, _ = self.folder.status(task.info, shots, changed)
         if status == "failed":
             return self.folder.recover(task.info, shots, changed)
-        if status == "done" and stamps[0] and task.origin:
-            files = task.origin.of_files()
-            if stamps[0].get("files") != files["files"]:  # next time nothing has to be read
-                self.folder.restamp(task.info.task, shots, {**stamps[0], **files})
+        if status == "done" and task.origin and (stamp := task.origin.moved(stamps[0])):
+            self.folder.restamp(task.info.task, shots, stamp)
         return status == "done"
 
     def fail(self, task: EvalTask, shots: int, error: Exception) -> Failure:

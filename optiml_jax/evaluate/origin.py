@@ -30,12 +30,18 @@ class Origin:
 
     def stamp(self, parts: Parts) -> dict[str, Any]:
         """What tells these examples from others; JSON-able, kept with the records."""
-        own = {"level": self.level, "examples": content(parts)}
-        return {**self._quick(), **self.of_files(), **own}
+        own = {"paths": list(self.files), "level": self.level, "examples": content(parts)}
+        return {**self._quick(), **own}
 
-    def of_files(self) -> dict[str, Any]:
-        """What a stamp says of the files."""
-        return {"files": _files(self.files), "paths": list(self.files)}
+    def moved(self, stored: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """The stamp of the same examples with the files of now, where those are others.
+
+        With it `differs` need not read the examples next time.
+        """
+        files = _files(self.files)
+        if not stored or stored.get("files", files) == files:
+            return None
+        return {**stored, "files": files, "paths": list(self.files)}
 
     def differs(self, stored: Mapping[str, Any], read: Callable[[], Parts]) -> bool:
         """Whether the examples are other than those of `stamp`, or demonstrations stand elsewhere.

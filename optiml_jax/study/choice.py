@@ -13,6 +13,7 @@ from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.report.selection import NOISE, WAYS, on_common_tasks, verdict
 from optiml_jax.study.results import Results
 from optiml_jax.study.runs import Plan
+from optiml_jax.words import counted
 
 CHOICE = "choice.gin"
 
@@ -53,8 +54,9 @@ def choose(results: Results) -> Choice:
     tied = tuple(name for name in others if verdict(differences[name]) == NOISE)
     score = trees[best].selection["A"].value
     parts = [
-        f"Of {len(trees)} variants of {study.factor}, {best!r} has the highest average over all "
-        f"{'categories' if study.by == 'category' else 'benchmarks'} and shots ({score:.1f})"
+        f"Of {counted(len(trees), 'variant')} of {study.factor}, {best!r} has the highest average "
+        f"over all {'categories' if study.by == 'category' else 'benchmarks'} and shots "
+        f"({score:.1f})"
     ]
     if others:
         parts.append(
@@ -73,7 +75,7 @@ def choose(results: Results) -> Choice:
     if results.lacking:
         sentence += f" Not evaluated, so not compared: {'; '.join(results.lacking)}."
     if left_out:
-        sentence += f" {len(left_out)} task x shots that not all variants have are left out."
+        sentence += f" Left out, since not all variants have them: {len(left_out)} task x shots."
     return Choice(best, score, tied, sentence)
 
 

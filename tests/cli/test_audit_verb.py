@@ -133,7 +133,7 @@ def test_paper_mode_stops_training_evaluation_and_export_too(run):
         where = [f"--gin.Export.output={run.decisions.parent}/{number}"] * (words[0] == "export")
         code, out = run(*words, *where, mode)
         assert code == 2, words
-        assert "2 pairs of tasks share examples and are undecided" in out.err
+        assert "undecided about 2 pairs of tasks with common examples" in out.err
         assert "pass --allow-undecided" in out.err
     code, out = run("train", mode, "--allow-undecided")
     assert code == 0
@@ -146,7 +146,7 @@ def test_paper_mode_stops_training_evaluation_and_export_too(run):
     write_tables(other / DESCRIPTION, tables, {})
     code, out = run("evaluate", every, name, mode, f"--gin.Audit.folder={other}")
     assert code == 2
-    assert "does not cover 1 evaluation tasks" in out.err
+    assert "does not cover 1 evaluation task (" in out.err
     answers = ["k", "the words are the same", "k", "the same"]
     assert run("audit", "--review", "--gin.Audit.reviewer=me", answers=answers)[0] == 0
     assert run("plan", mode)[0] == 0

@@ -54,7 +54,7 @@ def test_consent_then_data_then_nothing_to_do(fetch, tmp_path, capsys):
     assert fetch("--gin.Fetch.collections=own", "--gin.Fetch.accept=CC-BY-NC-4.0") == 0
     said = capsys.readouterr().out
     assert "own/form: only on request: write to them" in said
-    assert "2 of 3 sources are in" in said
+    assert "2 of 3 sources in" in said
     files = sorted(p.name for p in pathlib.Path(tmp_path / "data/own").iterdir())
     assert files == ["bound.jsonl", "free.jsonl", "provenance.json"]
     assert fetch("--gin.Fetch.collections=own/f*") == 0

@@ -144,7 +144,7 @@ def test_plan_refuses_and_train_names_files_that_changed_after_prepare(line, cap
         assert "run `optiml prepare` again" in error
     gin.clear_config()
     assert main(["train", f"--gin_file={line}/tiny.gin"]) == 0
-    assert "the files of 1 tasks changed since `optiml prepare`" in caplog.text
+    assert "the files of 1 task changed since `optiml prepare`" in caplog.text
     assert f"{file} has another content" in caplog.text
     file.write_text(text)
     caplog.clear()
@@ -159,10 +159,7 @@ def test_plan_refuses_to_do_without_a_task_that_was_cached(line, capsys, caplog)
     aside = file.rename(line / "aside.json")
     try:
         error = error_of(capsys, "plan", line)
-        assert (
-            f"1 tasks are in the cache {line}/cache but no longer in the folders of Run.data"
-            in error
-        )
+        assert f"1 task in the cache {line}/cache but no longer in the folders of Run.data" in error
         assert f"demo902_program_execution_second (was read from {file})" in error
         for binding in ("Mixture.missing=renormalise", "Mixture.tasks='*/demo901*'"):
             gin.clear_config()
@@ -266,5 +263,5 @@ def test_tasks_that_the_checkpoint_was_trained_on_do_not_pass_for_held_out(line,
         task("c", "fully_held_out"),
     ]
     warn_of_trained(tasks, ["a", "b"])
-    assert "trained on 1 tasks" in caplog.text
+    assert "trained on 1 task of a level" in caplog.text
     assert caplog.text.strip().endswith(": a")

@@ -91,7 +91,7 @@ def test_runs_of_other_folders_get_names_that_tell_them_apart(tmp_path, report):
 @pytest.mark.parametrize(
     ("binding", "expected"),
     [
-        ("--gin.Report.positions=(16, 64)", ["(16.0, 64.0) has 2 parts for 1 evaluations: step_4"]),
+        ("--gin.Report.positions=(16, 64)", ["(16.0, 64.0) has 2 parts for 1 evaluation: step_4"]),
         ("--gin.Report.names=('a', 'b')", ["2 parts for 1"]),
         ("--gin.Report.runs=('{root}/nothing',)", ["nothing", "tasks.json"]),
     ],

@@ -215,7 +215,7 @@ def test_what_is_queued_or_running_is_not_submitted_again(cluster, capsys):
     assert local.printed([plan], verb.left_to_slurm(plan, Queue(plan.study.folder)))[2:] == [
         f"optiml {v} --gin_file={plan.runs['40', 1234].gin_file}" for v in STAGES
     ]
-    assert "1 runs (jobs 102_1) are left to SLURM" in capsys.readouterr().out
+    assert "left to SLURM: 1 run (job 102_1)" in capsys.readouterr().out
     done = submit(plan, launch, [])
     assert (done.runs, [state.status for state in done.waiting]) == (1, ["running"])
     assert "--array=0-0" in jobs(cluster)[4]
