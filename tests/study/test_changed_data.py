@@ -19,6 +19,8 @@ from optiml_jax.evaluate.origin import Origin
 from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo
 from optiml_jax.study import local
 from optiml_jax.study.runs import write_runs
+from optiml_jax.study.slurm import submit
+from optiml_jax.study.spec import Launch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
 from tiny_bench import write_tiny_bench
@@ -105,6 +107,7 @@ def test_a_run_is_not_done_when_a_file_that_it_was_trained_on_has_changed(study,
     )
     assert states(plan) == {"10": what, "20": what}
     assert local.printed([plan]) == []  # nor made again of itself
+    assert submit(plan, Launch(launcher="slurm"), []).commands == []
     assert command_line.main(["study", f"--gin_file={root}/study.gin"]) == 2
     out, err = capfd.readouterr()
     folder = plan.runs["10", 1234].folder
