@@ -15,6 +15,24 @@ _MAX_DEPTH = 100
 _MAX_VALUES = 500_000
 
 
+class Lined(dict):
+    """A mapping of a YAML file, with the number of its first line."""
+
+    line: int
+
+
+class LineLoader(yaml.CSafeLoader):
+    """Makes mappings `Lined`."""
+
+    def lined(self, node: yaml.MappingNode) -> Lined:
+        made = Lined(self.construct_mapping(node, deep=True))
+        made.line = node.start_mark.line + 1
+        return made
+
+
+LineLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, LineLoader.lined)
+
+
 def read_yaml(
     path: str | os.PathLike, what: str, kind: type = dict, loader: type = yaml.CSafeLoader
 ) -> Any:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 
 from optiml_jax.cli import main as command_line
+from optiml_jax.cli.printed import PUBLISHED, printed_results, wanted_tasks
 from optiml_jax.cli.settings import Report, Run, configured
 from optiml_jax.errors import UserError
 from optiml_jax.evaluate.clean import clean
@@ -20,7 +21,7 @@ from optiml_jax.evaluate.records import RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import Rollup, rollup
 from optiml_jax.files import atomic_path, disk_errors
 from optiml_jax.paths import matching, path_of
-from optiml_jax.report import measure_tables, paper_tables, published, run_tables, tables
+from optiml_jax.report import measure_tables, paper_tables, run_tables, tables
 from optiml_jax.report.answers_data import answers_data
 from optiml_jax.report.clean_tables import clean_table
 from optiml_jax.report.report_page import write_page
@@ -28,10 +29,8 @@ from optiml_jax.report.seeds import joined_seeds
 from optiml_jax.report.selection import selection_table
 from optiml_jax.words import counted
 from tasks import splits
-from tasks.taxonomy import category
 
 MOST_ROWS_PRINTED = 60
-PUBLISHED = splits.DEFAULT_MANIFEST.parent / "published_results.yaml"
 
 
 def main() -> None:
@@ -62,8 +61,9 @@ def write_report(
             made.append(clean_table(name, tree, subset))
     if len(runs) > 1:
         made.append(selection_table(runs, settings.replicates))
-    printed = published.load_all([PUBLISHED, *settings.published])
-    views = paper_tables.views_of(printed, runs, wanted_tasks(splits.Manifest.load()))
+    manifest = splits.Manifest.load()
+    printed = printed_results([PUBLISHED, *settings.published], manifest)
+    views = paper_tables.views_of(printed, runs, wanted_tasks(manifest))
     paper = paper_tables.paper_tables(printed, views)
     answers = answers_data(
         evaluation_folders(settings), settings.answers, settings.rule, settings.metric
@@ -182,22 +182,6 @@ def distinct_names(groups: list[list[pathlib.Path]]) -> list[str]:
 def by_number(path: str) -> list:
     """Sort key: step_500 before step_2000."""
     return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path)]
-
-
-def wanted_tasks(manifest: splits.Manifest) -> list[published.Wanted]:
-    """The manifest's evaluation tasks, in the form that the paper's tables use."""
-    return [
-        published.Wanted(
-            task=task,
-            category=row.category or category(*task.split("/", 1)),
-            level=row.level,
-            role=row.role,
-            shots=row.shots,
-            aggregate_as=row.aggregate_as,
-            prompts=len(row.prompts) if isinstance(row.prompts, tuple) else row.prompts,
-        )
-        for task, row in manifest.evaluation_tasks().items()
-    ]
 
 
 if __name__ == "__main__":

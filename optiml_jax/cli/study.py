@@ -11,11 +11,11 @@ import gin
 
 from optiml_jax.cli import main as command_line
 from optiml_jax.cli.gin_files import read_settings
-from optiml_jax.cli.report import PUBLISHED, revision
+from optiml_jax.cli.printed import FIGURES, PUBLISHED, printed_results
+from optiml_jax.cli.report import revision
 from optiml_jax.cli.settings import Chain, Launch, Study, configured
 from optiml_jax.errors import UserError, status_of
 from optiml_jax.one_writer import one_writer
-from optiml_jax.report.published import load_all
 from optiml_jax.report.tables import Table, render
 from optiml_jax.study.choice import CHOICE
 from optiml_jax.study.local import Failure, make_runs, printed
@@ -26,9 +26,9 @@ from optiml_jax.study.runs import Plan, Settings, plan_study, write_runs
 from optiml_jax.study.slurm import submit
 from optiml_jax.study.state import OTHER_DATA, RunState, describe, run_state, seconds_left
 from optiml_jax.words import counted
+from tasks.splits import Manifest
 
 _log = logging.getLogger(__name__)
-FIGURES = PUBLISHED.with_name("published_figures.yaml")
 
 
 def main() -> int:
@@ -237,13 +237,13 @@ def time_left(runs: dict, states: dict[pathlib.Path, RunState], launch: Launch) 
 
 def report(plan: Plan) -> None:
     """Writes the study's report and choice from the evaluations, and prints the main tables."""
-    folder, printed_results = plan.folder / "report", load_all([PUBLISHED, FIGURES])
-    if unknown := unknown_rows(plan.study, printed_results):
+    folder, printed = plan.folder / "report", printed_results([PUBLISHED, FIGURES], Manifest.load())
+    if unknown := unknown_rows(plan.study, printed):
         raise UserError(
             f"study {plan.study.name!r}: {unknown[0]!r} is not a row of the published results "
             f"{plan.study.published!r}; name it in Study.rows, or in Study.unpublished"
         )
-    if (written := write_report(plan, printed_results, revision())) is None:
+    if (written := write_report(plan, printed, revision())) is None:
         print(f"{plan.study.name}: nothing is evaluated yet, so there is no report")
         return
     made, choice = written

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optiml_jax.errors import UserError
-from optiml_jax.evaluate.rollup import Key, Rollup, from_columns
-from optiml_jax.yaml_files import read_yaml
+from optiml_jax.evaluate.rollup import LEVELS, Key, Rollup, from_columns
+from optiml_jax.words import counted
+from optiml_jax.yaml_files import LineLoader, read_yaml
 
 _TABLE = (
     *("table", "title", "roles", "shots", "columns", "rows", "average", "selection", "note"),
@@ -23,6 +24,7 @@ _TABLE = (
 _COLUMN = ("name", "level", "category", "benchmark", "tasks", "shots", "merge")
 _ROW = ("model", "setting", "cells", "average")
 _NOT_PRINTED = "-"
+_LEVELS = (*LEVELS, "held_out_unspecified")  # of the split manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Column:
       shots: those that the table prints for it.
       tasks: a glob, or several.
       merge: glob -> name: tasks that count as one in this column.
+      where: file, line, table and column.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Column:
     benchmark: str | None = None
     tasks: str | Sequence[str] = "*"
     merge: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    where: str = ""
 
     def merged(self, task: str, aggregate: str | None) -> str:
         """The name under which a task counts."""
@@ -81,11 +85,17 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedRow:
-    """One model: its printed numbers, and its printed average per number of shots."""
+    """One model: its printed numbers, and its printed average per number of shots.
+
+    Attributes:
+      name: model and setting; where a table has one model, its setting.
+      names: all that it can be called by: its setting, too.
+    """
 
     name: str
     values: Mapping[Key, float]
     average: Mapping[int, float]
+    names: tuple[str, ...] = ()
 
     def rolled_up(self) -> Rollup:
         """Averages and selection scores of the printed cells, by the project's own rule."""
@@ -115,6 +125,12 @@ class PublishedTable:
     def shots(self) -> tuple[int, ...]:
         return tuple(sorted({k for column in self.columns for k in column.shots}))
 
+    def row(self, name: str) -> PublishedRow | None:
+        """The row of that name, or the only one that can be called so."""
+        called = [row for row in self.rows if name in row.names]
+        exact = [row for row in called if name == row.name]
+        return exact[0] if exact else called[0] if len(called) == 1 else None
+
 
 def load(path: str | pathlib.Path) -> list[PublishedTable]:
     """Reads and checks a file of published results.
@@ -122,12 +138,12 @@ def load(path: str | pathlib.Path) -> list[PublishedTable]:
     Raises:
       UserError: it is damaged: the message names file, table and row.
     """
-    content = read_yaml(path, "the file of published results")
+    content = read_yaml(path, "the file of published results", loader=LineLoader)
     if not isinstance(content.get("tables"), list):
         raise UserError(f"{path} has no list of tables")
     source = str(content.get("source", path))
     return [
-        _table(value, source, f"{path}, table {i}") for i, value in enumerate(content["tables"], 1)
+        _table(value, source, path, f"table {i}") for i, value in enumerate(content["tables"], 1)
     ]
 
 
@@ -146,19 +162,18 @@ def load_all(paths: Sequence[str | pathlib.Path]) -> list[PublishedTable]:
     return tables
 
 
-def _table(value: Any, source: str, where: str) -> PublishedTable:
+def _table(value: Any, source: str, path: str | pathlib.Path, name: str) -> PublishedTable:
+    where = _where(path, value, name)
     _check(value, _TABLE, ("table", "title", "roles", "shots", "columns", "rows"), where)
-    where = f"{where} ({value['table']})"
-    drafts = []
-    for i, column in enumerate(value["columns"], 1):
-        _check(column, _COLUMN, ("name",), f"{where}, column {i}")
-        place = (column.get("level", f"table {value['table']}"), column["name"])
-        own = {"place": place, "shots": tuple(column.get("shots", value["shots"]))}
-        drafts.append(Column(**(column | own)))
+    name = f"{name} ({value['table']})"
+    drafts = [
+        _column(column, value, _where(path, column, f"{name}, column {i}"))
+        for i, column in enumerate(value["columns"], 1)
+    ]
     if len({c.place for c in drafts}) < len(drafts):
-        raise UserError(f"{where}: two columns of one level have the same name")
+        raise UserError(f"{where} ({value['table']}): two columns of one level have the same name")
     rows = tuple(
-        _row(row, drafts, value["shots"], f"{where}, row {i}")
+        _row(row, drafts, value["shots"], _where(path, row, f"{name}, row {i}"))
         for i, row in enumerate(value["rows"], 1)
     )
     models = {row["model"] for row in value["rows"]}
@@ -185,17 +200,34 @@ def _table(value: Any, source: str, where: str) -> PublishedTable:
     )
 
 
+def _where(path: str | pathlib.Path, value: Any, name: str) -> str:
+    line = f", line {value.line}" if hasattr(value, "line") else ""
+    return f"{path}{line}, {name}"
+
+
+def _column(value: Any, table: Mapping[str, Any], where: str) -> Column:
+    _check(value, _COLUMN, ("name",), where)
+    level = value.get("level", f"table {table['table']}")
+    if "level" in value and level not in _LEVELS:
+        raise UserError(f"{where}: unknown level {level!r}; known: {', '.join(_LEVELS)}")
+    own = {"place": (level, value["name"]), "shots": tuple(value.get("shots", table["shots"]))}
+    return Column(**(value | own), where=where)
+
+
 def _row(value: Any, columns: Sequence[Column], shots: Sequence[int], where: str) -> PublishedRow:
     _check(value, _ROW, ("model", "cells"), where)
     if len(value["cells"]) != len(columns):
-        raise UserError(f"{where}: {len(value['cells'])} cells for {len(columns)} columns")
+        cells, wanted = counted(len(value["cells"]), "cell"), counted(len(columns), "column")
+        raise UserError(f"{where}: {cells} for {wanted}")
     values = {
         Key(k, *column.place): number
         for column, cell in zip(columns, value["cells"], strict=True)
         for k, number in _numbers(cell, column.shots, f"{where}, {column.name}").items()
     }
-    name = ", ".join(filter(None, (value["model"], value.get("setting"))))
-    return PublishedRow(name, values, _numbers(value.get("average"), shots, f"{where}, average"))
+    setting = "" if value.get("setting") is None else str(value["setting"])
+    name = ", ".join(filter(None, (value["model"], setting)))
+    average = _numbers(value.get("average"), shots, f"{where}, average")
+    return PublishedRow(name, values, average, tuple(filter(None, (name, setting))))
 
 
 def _numbers(cell: Any, shots: Sequence[int], where: str) -> dict[int, float]:

@@ -187,11 +187,9 @@ def _of_the_paper(study: Study, published: Sequence[PublishedTable]) -> list[Poi
     table = _table_of(study, published)
     if table is None:
         return []
-    rows = {row.name: row for row in table.rows}
     points = []
     for variant in study.variants:
-        row = rows.get(study.rows.get(variant, variant))
-        if row is not None and variant not in study.unpublished:
+        if (row := table.row(study.rows.get(variant, variant))) is not None:
             points += _printed(study, variant, table, row)
     return points
 
@@ -219,12 +217,11 @@ def _printed(study: Study, variant: str, table: PublishedTable, row: PublishedRo
 
 def unknown_rows(study: Study, published: Sequence[PublishedTable]) -> list[str]:
     """Variants of the study whose row the paper's table does not have."""
+    if study.published is None:
+        return []
     table = _table_of(study, published)
-    if table is None:
-        return [] if study.published is None else list(study.variants)
-    names = {row.name for row in table.rows}
     listed = [v for v in study.variants if v not in study.unpublished]
-    return [v for v in listed if study.rows.get(v, v) not in names]
+    return [v for v in listed if table is None or table.row(study.rows.get(v, v)) is None]
 
 
 # --- the fit --------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class Study:
       replicates: of the bootstrap.
       published: number of the paper's table, or name of its figure, to compare with.
       rows: variant -> name of its row there; default: the variant's name.
-      unpublished: variants that the paper does not have.
+      unpublished: variants whose row may be missing there.
       folder: common to all studies that share runs: a run that two studies need is made once.
     """
 

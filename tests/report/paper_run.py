@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from optiml_jax.cli.report import wanted_tasks
+from optiml_jax.cli.printed import wanted_tasks
 from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import Rollup, rollup
 from optiml_jax.report.published import Wanted

@@ -100,7 +100,7 @@ TABLE = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": [{"model": "M", "cells": ["1.0/2.0"]}]}, "row 1: 1 cells for 2 columns"),
+        ({"rows": [{"model": "M", "cells": ["1.0/2.0"]}]}, "row 1: 1 cell for 2 columns"),
         ({"rows": [{"model": "M", "cells": ["1.0", "3.0/-"]}]}, "row 1, a: '1.0' has 1 parts"),
         ({"rows": [{"model": "M", "cells": ["1,0/2", "3.0/-"]}]}, "row 1, a: '1,0'"),
         ({"rows": [{"cells": []}]}, "row 1: no 'model'"),

@@ -4,21 +4,24 @@ The fit is compared with numpy's, the choice with scores that were made so.
 """
 
 import csv
+import dataclasses
 import json
 import re
 
 import gin
 import numpy as np
 import pytest
+import yaml
 from study_bench import LEVELS, finish, planned
 
 from optiml_jax.cli.gin_files import read_settings
-from optiml_jax.cli.study import FIGURES, PUBLISHED
+from optiml_jax.cli.printed import FIGURES, PUBLISHED, printed_results
+from optiml_jax.errors import UserError
 from optiml_jax.evaluate.records import RunFolder
-from optiml_jax.report.published import load_all
 from optiml_jax.study.choice import choose
 from optiml_jax.study.report import write_report
 from optiml_jax.study.results import results_of, rows_of, unknown_rows
+from tasks.splits import Manifest
 
 SCORES = {
     "10": dict(zip(LEVELS, (0.30, 0.50), strict=True)),
@@ -155,7 +158,7 @@ def test_the_papers_numbers_stand_beside(monkeypatch, name, number, variant, cel
     gin.clear_config()
     read_settings([f"gin/studies/{name}.gin"], [])
     ((study, _),) = read_studies()
-    tables = load_all([PUBLISHED, FIGURES])
+    tables = printed_results([PUBLISHED, FIGURES], Manifest.load())
     assert study.published == number
     assert unknown_rows(study, tables) == []
     results = results_of(plan_of(study, ()), tables)
@@ -168,3 +171,103 @@ def test_the_papers_numbers_stand_beside(monkeypatch, name, number, variant, cel
     }
     assert found[variant, *cell] == expected
     gin.clear_config()
+
+
+ROW = """  - {model: OPT-IML 30B, setting: "16", cells: [50.5/51.5, 86.1/87.5, 58.9/82.3, 17.2/57.8,
+     2.6/20.4, 41.5/37.0, 69.3/58.9, 18.1/-, 60.0/70.0, 16.1/15.8,
+     87.6/83.5, 31.3/-]}
+"""
+TABLE_21 = """- table: 21
+  title: Separators
+  roles: [dev]
+  shots: [0, 5]
+  columns:
+  - {name: Cause Effect, level: fully_held_out, category: Cause Effect Classification}
+  rows:
+  - {model: OPT-IML 30B, setting: "newlines -> ###", cells: [61.5/62.5]}
+"""
+
+
+def test_rows_of_the_appendix_that_the_user_adds_need_no_other_change(monkeypatch, tmp_path):
+    """The numbers of the rows are made up."""
+    from optiml_jax.cli.study import plan_of, read_studies
+
+    monkeypatch.setenv("OPTIML_DATA", "/data")
+    file = tmp_path / "published_figures.yaml"
+    before, rows, after = FIGURES.read_text("utf-8").partition("  rows:\n")  # Figure 2 is first
+    file.write_text(before + rows + ROW + after + TABLE_21, "utf-8")
+    tables = printed_results([PUBLISHED, file], Manifest.load())
+    for name, variant, numbers in (
+        ("tasks", "16", {0: 50.5, 5: 51.5}),
+        ("tasks", "all", {0: 63.5, 5: 62.5}),
+        ("separators", "newlines -> ###", {0: 61.5, 5: 62.5}),
+    ):
+        gin.clear_config()
+        read_settings([f"gin/studies/{name}.gin"], [])
+        ((study, _),) = read_studies()
+        assert unknown_rows(study, tables) == []
+        found = {
+            r["shots"]: r["score"]
+            for r in rows_of(results_of(plan_of(study, ()), tables))
+            if (r["variant"], r["category"]) == (variant, "Cause Effect Classification")
+        }
+        assert numbers.items() <= found.items()
+    gin.clear_config()
+
+
+def test_an_added_row_stands_in_the_table_and_the_figure(study, tmp_path):
+    plan, *_ = study
+    own = dataclasses.replace(
+        plan, study=dataclasses.replace(plan.study, published="Figure 9", unpublished=("10", "20"))
+    )
+    file = tmp_path / "figures.yaml"
+    head = {"table": "Figure 9", "title": "EPS", "roles": ["dev"], "shots": [0, 2]}
+    column = {"name": "C", "level": "fully_held_out", "category": "Word Analogy"}
+    found = {}
+    for setting in ("40", "20"):
+        rows = [{"model": "OPT", "setting": "40", "cells": ["12.3/-"]}]
+        rows += [{"model": "OPT", "setting": "20", "cells": ["77.7/-"]}] * (setting == "20")
+        table = head | {"columns": [column], "rows": rows}
+        file.write_text(yaml.safe_dump({"tables": [table], "source": "The paper"}), "utf-8")
+        printed = printed_results([file], Manifest.load())
+        assert unknown_rows(own.study, printed) == []
+        write_report(own, printed)
+        folder = plan.folder / "report"
+        found[setting] = [(folder / n).read_text() for n in ("report.md", "levels.svg")]
+        with (folder / "figures.csv").open() as data:
+            points = [row for row in csv.DictReader(data) if row["source"].startswith("The paper")]
+        theirs = {(r["variant"], r["score"]) for r in points if r["level"] == "fully_held_out"}
+        assert theirs >= {("40", "12.3")} | ({("20", "77.7")} if setting == "20" else set())
+    (one, figure), (both, larger) = found["40"], found["20"]
+    assert "12.3" in one
+    assert "77.7" not in one
+    assert "77.7" in both
+    assert figure != larger
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("levle: fully_held_out", "line 10, table 1 .Figure 9., column 2: unknown key 'levle'"),
+        ("level: fully_heldout", "line 10, table 1 .* column 2: unknown level 'fully_heldout'; kn"),
+        ("category: Word Analogie", "line 10, .* unknown category 'Word Analogie'; is 'Word Analo"),
+        ("benchmark: promptsourc", "line 10, .* unknown benchmark 'promptsourc'; is 'promptsource"),
+    ],
+)
+def test_a_misspelt_column_is_named_with_its_line(tmp_path, change, message):
+    file = tmp_path / "figures.yaml"
+    file.write_text(f"""# Points of the figures.
+tables:
+- table: Figure 9
+  title: EPS
+  roles: [dev]
+  shots: [0]
+
+  columns:
+  - {{name: C}}
+  - {{name: D, {change}}}
+  rows:
+  - {{model: OPT, cells: [1, 2]}}
+""")
+    with pytest.raises(UserError, match=f"{file}, {message}"):
+        printed_results([file], Manifest.load())
