@@ -200,7 +200,7 @@ class Extractor:
             if any(text in look_up(row, column) for text in texts):
                 raise UnusableError(f"{column} holds {' or '.join(texts)}")
         for column, least in self._facts.filters.get("above", {}).items():
-            if not isinstance(number := look_up(row, column), int):
+            if not isinstance(number := look_up(row, column), int | float):
                 raise UnusableError(f"{column} is no number")
             if number <= least:
                 raise UnusableError(f"{column} is not above {least}")
