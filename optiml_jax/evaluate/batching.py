@@ -21,7 +21,7 @@ from optiml_jax.model.unstacked import can_be_unstacked, unstacked
 from optiml_jax.sharding.rules import batch_sharding, use_mesh
 
 _SMALLEST_BUCKET = 64
-_SMALLEST_CACHE = 256
+_SMALLEST_CACHE = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Engine:
             )
         return min(round_up_power(length, 2, _SMALLEST_BUCKET), limit)
 
-    def capacity(self, length: int, base: int = 2) -> int:
-        """The slots of a cache for `length` tokens: 256, 256 * base, ..., max_positions."""
-        slots = max(self.bucket(length), round_up_power(length, base, _SMALLEST_CACHE))
+    def capacity(self, length: int, base: int = 2, smallest: int = _SMALLEST_CACHE) -> int:
+        """The slots of a cache for `length` tokens: `smallest` * base**i, at most max_positions."""
+        slots = max(self.bucket(length), round_up_power(length, base, smallest))
         return min(slots, self.config.max_positions)
 
     @property
@@ -75,6 +75,14 @@ class Engine:
     def num_rows(self, length: int) -> int:
         """Rows of a batch of `length` tokens each, divisible by `row_parts`."""
         return max(1, self.tokens_per_batch // (length * self.row_parts)) * self.row_parts
+
+    def num_answers(self, capacity: int) -> int:
+        """Answers that are generated at a time, with a cache of so many tokens each.
+
+        With the smallest cache they are as many as with the next one, so that prompts are read in
+        the same numbers: in the same programs.
+        """
+        return self.num_rows(max(capacity, min(2 * _SMALLEST_CACHE, self.config.max_positions)))
 
     @functools.cached_property
     def model_of_steps(self) -> tuple[Any, Any]:

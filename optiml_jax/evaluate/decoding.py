@@ -174,14 +174,13 @@ class _Decoder:
         watch: Callable[[int, Sequence[int]], object],
     ):
         self.engine, self.sampling, self.watch = engine, sampling, watch
-        most = engine.num_rows(capacity)
+        most = engine.num_answers(capacity)
         sizes = batch_sizes(most, engine.row_parts)
         self.num_slots = min([n for n in sizes if n >= num_requests], default=most)
         self.requests: list[_Request | None] = [None] * self.num_slots
+        stacked = engine.model_of_steps[0] is engine.graphdef
         with engine.activations():
-            self.slots = _jit_empty(engine.config, self.num_slots, capacity)
-        if engine.model_of_steps[0] is not engine.graphdef:
-            self.slots = self.slots.replace(cache=self.slots.cache.unstacked())
+            self.slots = _jit_empty(engine.config, self.num_slots, capacity, stacked)
 
     def run(self, requests: Sequence[_Request]) -> Iterator[_Request]:
         """The requests as they are finished."""
@@ -307,9 +306,10 @@ class _Decoder:
                 self.watch(request.index, request.new)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _jit_empty(config: DecoderConfig, num_slots: int, capacity: int) -> Slots:
-    return empty_slots(config, num_slots, capacity)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _jit_empty(config: DecoderConfig, num_slots: int, capacity: int, stacked: bool) -> Slots:
+    slots = empty_slots(config, num_slots, capacity)
+    return slots if stacked else slots.replace(cache=slots.cache.unstacked())
 
 
 def empty_slots(config: DecoderConfig, num_slots: int, capacity: int) -> Slots:

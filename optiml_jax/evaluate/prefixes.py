@@ -91,7 +91,7 @@ def run_prefix(engine: Engine, tokens: Sequence[int]) -> KVCache:
     (256, 1024, ..., max_positions), since whatever continues it is compiled for that.
     """
     length = engine.bucket(len(tokens))
-    capacity = engine.capacity(len(tokens), base=4)
+    capacity = engine.capacity(len(tokens), base=4, smallest=256)
     batch = np.repeat(pad_rows([tokens], 1, length, engine.config.pad_id), engine.row_parts, axis=0)
     with engine.activations():
         return _jit_run_prefix(

@@ -26,8 +26,9 @@ def test_caches_have_few_capacities_and_hold_what_fits_the_model():
     engine = dataclasses.replace(
         engine, config=dataclasses.replace(engine.config, max_positions=2000)
     )
-    for base, capacities in ((2, {256, 512, 1024, 2000}), (4, {256, 1024, 2000})):
-        found = [engine.capacity(n, base) for n in range(1, 2001)]
+    of_answers, of_prefixes = {128, 256, 512, 1024, 2000}, {256, 1024, 2000}
+    for options, capacities in (((), of_answers), ((4, 256), of_prefixes)):
+        found = [engine.capacity(n, *options) for n in range(1, 2001)]
         assert set(found) == capacities
         assert all(n <= capacity for n, capacity in enumerate(found, 1))
     with pytest.raises(UserError, match="2000 positions"):

@@ -38,7 +38,7 @@ def mesh():
 @pytest.mark.parametrize(("config", "width"), DECODERS.values(), ids=DECODERS)
 def test_an_empty_cache_is_cut_over_rows_and_heads(mesh, config, width):
     with use_mesh(mesh):
-        slots = decoding._jit_empty(config, ROWS, CAPACITY)
+        slots = decoding._jit_empty(config, ROWS, CAPACITY, True)
     for array in (slots.cache.key, slots.cache.value):
         assert {shard.data.shape for shard in array.addressable_shards} == {(*PART, width)}
     for leaf in jax.tree.leaves(slots):

@@ -28,6 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.decoding import Prompt, generate
+from optiml_jax.memory import keep_freed_memory
 from optiml_jax.model.architectures import model_config
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.decoder import init_params
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--new", type=int, default=32)
     options = parser.parse_args()
+    keep_freed_memory()  # as every verb does; torch has it too
     cut = {
         "num_layers": options.layers,
         "d_model": options.width,

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from optiml_jax.model import axes
 from optiml_jax.model.attention import MASKED_SCORE, DocumentMask, drop
 from optiml_jax.model.kernels.contract import Case, Keys, grouped
 
@@ -36,10 +37,19 @@ class Reference:
         out, start = 0.0, 0
         for part in parts:
             size = part.value.shape[2]
-            chosen = grouped(weights[..., start : start + size], part.value)
-            out += jnp.einsum("aghils,ahsk->aghilk", chosen, part.value).reshape(query.shape)
+            out += _mean(weights[..., start : start + size], part.value)
             start += size
         return out
+
+
+def _mean(weights: jax.Array, value: jax.Array) -> jax.Array:
+    """[B, H, L, Dh]: values [A, Hkv, S, Dh] weighted by [B, H, L, S]."""
+    if weights.shape[:3] == (*value.shape[:2], 1) and axes.is_one_cpu():
+        # A product of one row runs on one core, a sum on all.
+        weights = jax.lax.optimization_barrier(weights[:, :, 0, :, None])
+        return jnp.sum(weights * value, axis=2, keepdims=True)
+    chosen = jnp.einsum("aghils,ahsk->aghilk", grouped(weights, value), value)
+    return chosen.reshape(*weights.shape[:3], value.shape[3])
 
 
 def _scores(query: jax.Array, mask: DocumentMask, part: Keys, window: int | None) -> jax.Array:
