@@ -104,7 +104,10 @@ def _batch(
     """(model, rows, length) of the largest batch that evaluation makes of rows of `job.length`."""
     model = job.model.as_evaluated()
     engine = Engine(None, None, model, tokens_per_batch=job.tokens_per_batch, mesh=mesh)
-    length = engine.capacity(job.length) if cached else engine.bucket(job.length)
+    if cached:
+        length = engine.capacity(job.length)
+        return model, engine.num_answers(length), length
+    length = engine.bucket(job.length)
     return model, engine.num_rows(length), length
 
 
