@@ -1,11 +1,12 @@
 """Searches for settings with which a program fits, cheapest first."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from optiml_jax.ahead.compile import TRAINING, Findings, compile_job, settings
-from optiml_jax.ahead.worker import Job
+from optiml_jax.ahead.worker import GIB, Job
 from optiml_jax.errors import UserError
 from optiml_jax.model.config import REMAT_POLICIES
 from optiml_jax.sharding.mesh import MeshConfig, mesh_shape
@@ -44,13 +45,15 @@ def changes_that_fit(
 
     A candidate is not compiled if one that did not fit shows that it cannot fit either: its
     settings alone imply no less memory (less recomputation, smaller tensor groups, a residual
-    stream that is not sharded), and fewer rows at a time cannot make the temporaries small enough.
+    stream that is not sharded), and fewer rows at a time cannot make the temporaries small enough
+    (`_constant`).
     """
     failed, fitting = [found], []
     for job in candidates(found.job):
         if len(fitting) == wanted or tries == 0:
             break
-        if any(_cannot_fit(job, other) for other in failed):
+        constant = _constant(job, [*failed, *fitting])
+        if any(_cannot_fit(job, other, constant) for other in failed):
             continue
         tries -= 1
         progress(f"trying {settings(job)}")
@@ -114,8 +117,30 @@ def _powers(limit: int) -> list[int]:
     return [2**i for i in range(max(limit, 1).bit_length())]
 
 
-def _cannot_fit(job: Job, failed: Findings) -> bool:
-    """Whether it needs too much because `failed` does."""
+def _constant(job: Job, compiled: Iterable[Findings]) -> float:
+    """GiB of temporaries of a training step that do not depend on the rows at a time, at least.
+
+    They are the gradient and, with several microbatches, the sum of the earlier ones; or what two
+    compilations on the same mesh say that differ in the number of microbatches: if temporaries are
+    constant + rest / number, two of them give the constant.
+    """
+    _, fsdp, tensor = mesh_shape(job.mesh, job.target.num_devices)
+    several = job.config.num_microbatches > 1
+    size = 0 if job.model.lora_rank else 2 if job.optimizer.gradient_dtype == "bfloat16" else 4
+    constants = [(1 + several) * size * job.model.num_params / (fsdp * tensor) / GIB]
+    same_mesh = [
+        (found.job.config.num_microbatches, found.temporaries, found.job.model.remat)
+        for found in compiled
+        if several and found.job.mesh == job.mesh and found.temporaries is not None
+    ]
+    for (one, of_one, remat), (two, of_two, also) in itertools.combinations(same_mesh, 2):
+        if remat == also and one != two and min(one, two) > 1:
+            constants.append((one * of_one - two * of_two) / (one - two))
+    return max(constants)
+
+
+def _cannot_fit(job: Job, failed: Findings, constant: float) -> bool:
+    """Whether it needs too much because `failed` does; see `_constant`."""
     other = failed.job
     cut_less = job.mesh.preset in ("standard", other.mesh.preset)
     if not cut_less or job.mesh.tensor > other.mesh.tensor:
@@ -129,6 +154,8 @@ def _cannot_fit(job: Job, failed: Findings) -> bool:
     shrink = job.config.num_microbatches / other.config.num_microbatches
     if shrink <= 1:
         return True
-    # At most all temporaries shrink with the rows that are computed at a time.
-    known = None not in (failed.arguments, failed.temporaries, failed.usable)
-    return known and failed.arguments + failed.temporaries / shrink > failed.usable
+    if None in (failed.arguments, failed.temporaries, failed.usable):
+        return False
+    # At most what is not constant shrinks with the rows that are computed at a time.
+    rest = max(failed.temporaries - constant, 0) / shrink
+    return failed.arguments + constant + rest > failed.usable
