@@ -86,7 +86,9 @@ class StopRequest:
         signal.signal(number, interrupt.raise_interrupt if self._interrupted else signal.SIG_IGN)
         again = " (Ctrl-C again stops at once)" if self._interrupted else ""
         what = "stopping" if self._at_once else "saving after this step"
-        logger.warning("%s: %s%s", signal.Signals(number).name, what, again)
+        # From a thread: this may have interrupted the very call that writes a line.
+        said = ("%s: %s%s", signal.Signals(number).name, what, again)
+        threading.Thread(target=logger.warning, args=said, name="signal").start()
         if (job := processes.job()) is not None:
             job.ask_to_stop(signal.Signals(number).name)
         if self._at_once:
