@@ -95,7 +95,7 @@ def test_many_small_microbatches_are_reached_in_few_tries(job):
 
 
 def test_what_microbatches_do_not_shrink_is_known_or_learnt(job):
-    """6.7B on two A100-80, with the figures of its compilations: half of the memory is constant."""
+    """6.7B on two A100-80, with temporaries as its compilations show: most are constant."""
     job = dataclasses.replace(
         job,
         target=parse_target("gpu:a100-80g:1x2"),
