@@ -120,14 +120,15 @@ def _powers(limit: int) -> list[int]:
 def _constant(job: Job, compiled: Iterable[Findings]) -> float:
     """GiB of temporaries of a training step that do not depend on the rows at a time, at least.
 
-    They are the gradient and, with several microbatches, the sum of the earlier ones; or what two
-    compilations on the same mesh say that differ in the number of microbatches: if temporaries are
-    constant + rest / number, two of them give the constant.
+    They are the gradient, and of bfloat16 ones of several microbatches also their sum in float32;
+    or what two compilations on the same mesh say that differ in the number of microbatches: if
+    temporaries are constant + rest / number, two of them give the constant.
     """
     _, fsdp, tensor = mesh_shape(job.mesh, job.target.num_devices)
     several = job.config.num_microbatches > 1
-    size = 0 if job.model.lora_rank else 2 if job.optimizer.gradient_dtype == "bfloat16" else 4
-    constants = [(1 + several) * size * job.model.num_params / (fsdp * tensor) / GIB]
+    size = 4 if job.optimizer.gradient_dtype == "float32" else 6 if several else 2
+    size = 0 if job.model.lora_rank else size
+    constants = [size * job.model.num_params / (fsdp * tensor) / GIB]
     same_mesh = [
         (found.job.config.num_microbatches, found.temporaries, found.job.model.remat)
         for found in compiled

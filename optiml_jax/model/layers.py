@@ -5,6 +5,7 @@ Parameters are float32 and carry logical axis names (`logical_axes`), which
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -79,8 +80,7 @@ def product(equation: str, x: jax.Array, kernel: jax.Array, out: str | None = No
 
 def _product_fwd(equation: str, x: jax.Array, kernel: jax.Array, out: str | None) -> Any:
     # Not by `product`: a policy of `jax.checkpoint` knows products, but not what is inside of it.
-    y = jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=out)
-    return y, (x, kernel)
+    return _einsum(equation, x, kernel.astype(x.dtype), out), (x, kernel)
 
 
 def _product_bwd(equation: str, out: str | None, saved: Any, gradient: jax.Array) -> Any:
@@ -88,11 +88,34 @@ def _product_bwd(equation: str, out: str | None, saved: Any, gradient: jax.Array
     inputs, result = equation.split("->")
     into, of = inputs.split(",")
     gradient = gradient.astype(x.dtype)
-    d_x = jnp.einsum(f"{result},{of}->{into}", gradient, kernel.astype(x.dtype))
-    d_kernel = jnp.einsum(
-        f"{into},{result}->{of}", x, gradient, preferred_element_type=kernel.dtype
-    )
+    d_x = _einsum(f"{result},{of}->{into}", gradient, kernel.astype(x.dtype))
+    d_kernel = _einsum(f"{into},{result}->{of}", x, gradient, kernel.dtype)
     return d_x, d_kernel
+
+
+def _einsum(equation: str, x: jax.Array, y: jax.Array, out: str | None = None) -> jax.Array:
+    """The einsum of two factors; on one CPU of matrices, which XLA copies less often there."""
+    if not axes.is_one_cpu():
+        return jnp.einsum(equation, x, y, preferred_element_type=out)
+    inputs, result = equation.split("->")
+    of_x, of_y = inputs.split(",")
+    groups = [
+        "".join(axis for axis in of_x if axis not in of_y),
+        "".join(axis for axis in of_x if axis in of_y),
+        "".join(axis for axis in of_y if axis not in of_x),
+    ]
+    if result != groups[0] + groups[2]:
+        return jnp.einsum(equation, x, y, preferred_element_type=out)
+    sizes = dict(zip(of_x + of_y, x.shape + y.shape, strict=True))
+    names, factors = [], []
+    for factor, letters in ((x, of_x), (y, of_y)):
+        here = [group for group in groups if group and group[0] in letters]
+        here.sort(key=lambda group: letters.index(group[0]))
+        factors.append(factor.reshape([math.prod(sizes[a] for a in group) for group in here]))
+        names.append("".join(group[0] for group in here))
+    flat = f"{names[0]},{names[1]}->{''.join(g[0] for g in (groups[0], groups[2]) if g)}"
+    y = jnp.einsum(flat, *factors, preferred_element_type=out)
+    return y.reshape([sizes[axis] for axis in result])
 
 
 product.defvjp(_product_fwd, _product_bwd)

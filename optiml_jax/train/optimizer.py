@@ -147,22 +147,23 @@ def apply_gradient(
     state: dict[str, Any],
     gradient: Any,
     axes: transforms.AxesOf | None = None,
+    divisor: jax.Array | float = 1.0,
 ) -> tuple[Any, dict[str, Any], dict[str, jax.Array]]:
     """One update: clip, transform, weight decay.
 
     Args:
       step: int32[], updates made so far.
-      params, gradient: pytrees of float32 arrays.
+      params, gradient: pytrees of float32 arrays; the gradient is `divisor` times what is applied.
       state: as made by `transforms.init_state` of `config.made(axes)`.
       axes: see `OptimizerConfig.made`.
 
     Returns:
       New params, new state, and `gradient_norm` (before clipping) and `learning_rate`, float32[].
     """
-    norm = optax.global_norm(gradient)
-    if config.clip_norm:
-        scale = config.clip_norm / jnp.maximum(norm, config.clip_norm)
-        gradient = jax.tree.map(lambda g: g * scale, gradient)
+    norm = optax.global_norm(gradient) / divisor
+    clipped = config.clip_norm / jnp.maximum(norm, config.clip_norm) if config.clip_norm else 1.0
+    # One factor, multiplied where the gradient is used: XLA then writes no second gradient.
+    gradient = jax.tree.map(lambda g: g * (clipped / divisor), gradient)
     direction, state = transforms.update(config.made(axes), gradient, state, params, step)
     rate = learning_rate_at(config, num_steps, step)
     params = jax.tree.map(lambda p, d: p - rate * (d + config.weight_decay * p), params, direction)

@@ -71,42 +71,51 @@ def make_train_step(
     scaled, axes = model.dtype == "float16", logical_axes(model)
     has_dropout = bool(model.dropout or model.attention_dropout)
 
-    def loss_and_gradient(state, rows, key, scale):
-        def loss(params):
-            params = join_params(params, state.base) if state.base else params
-            total, weight = batch_loss(graphdef, params, rows, key if has_dropout else None, chunk)
-            return total * scale, (total, weight)
+    def backward(state, rows, key, scale):
+        """(sum, weight) of the loss of some rows, and its derivative, to be called with 1."""
 
-        params = _typed(state.params, axes, optimizer.gradient_dtype)
-        (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        return sums, gradient
+        def loss(params):
+            params = _typed(params, axes, optimizer.gradient_dtype)
+            params = join_params(params, state.base) if state.base else params
+            # The scale is in the weights, so that the whole backward pass has it.
+            scaled_rows = rows | {"loss_weights": rows["loss_weights"] * scale}
+            sums = batch_loss(graphdef, params, scaled_rows, key if has_dropout else None, chunk)
+            return sums[0], jax.tree.map(lambda x: x / scale, sums)
+
+        _, derivative, sums = jax.vjp(loss, state.params, has_aux=True)
+        return sums, derivative
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         scale = state.optimizer["loss_scale"]["scale"] if scaled else 1.0
-
-        def accumulate(carry, inputs):
-            index, rows = inputs
-            (total, weight), gradient = loss_and_gradient(
-                state, rows, jax.random.fold_in(key, index), scale
-            )
-            return jax.tree.map(jnp.add, carry, (gradient, total, weight)), None
-
-        nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
-        if num_microbatches == 1:  # no second gradient tree to accumulate into
-            (total, weight), gradient = loss_and_gradient(
-                state, batch, jax.random.fold_in(key, 0), scale
-            )
+        one = jnp.ones(())
+        if num_microbatches == 1:
+            sums, derivative = backward(state, batch, jax.random.fold_in(key, 0), scale)
+            (gradient,) = derivative(one)
         else:
+            totals = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p)), state.params)
+
+            def add(sums, inputs):
+                index, rows = inputs
+                more, derivative = backward(state, rows, jax.random.fold_in(key, index), scale)
+                if optimizer.gradient_dtype == "float32":
+                    # The backward pass adds in place: there is no second tree of gradients.
+                    derivative.with_refs(totals)(one)
+                else:  # it cannot add one type to another
+                    jax.tree.map(_add, totals, derivative(one)[0])
+                return jax.tree.map(jnp.add, sums, more), None
+
             parts = {name: _microbatches(rows, num_microbatches) for name, rows in batch.items()}
-            sums, _ = jax.lax.scan(accumulate, nothing, (jnp.arange(num_microbatches), parts))
-            gradient, total, weight = sums
-        total_weight = jnp.maximum(weight, 1) * scale
-        gradient = jax.tree.map(lambda g: g.astype(jnp.float32) / total_weight, gradient)
+            nothing = (jnp.zeros(()), jnp.zeros(()))
+            sums, _ = jax.lax.scan(add, nothing, (jnp.arange(num_microbatches), parts))
+            gradient = jax.tree.map(jax.freeze, totals)
+        total, weight = sums
+        divisor = jnp.maximum(weight, 1) * scale
+        gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
         # A skipped update counts neither for Adam's bias correction nor for the schedule.
         updates = state.step - state.optimizer["loss_scale"]["skipped"] if scaled else state.step
         params, moments, measured = apply_gradient(
-            optimizer, num_steps, updates, state.params, state.optimizer, gradient, axes
+            optimizer, num_steps, updates, state.params, state.optimizer, gradient, axes, divisor
         )
         if scaled:
             finite = jnp.isfinite(measured["gradient_norm"])
@@ -145,6 +154,10 @@ def _typed(params: Any, axes: Any, dtype: str) -> Any:
         return x.astype(dtype) if names[0] == "layers" and "embed" in names else x
 
     return jax.tree.map_with_path(typed, params)
+
+
+def _add(total: jax.Ref, gradient: jax.Array) -> None:
+    jax.ref.addupdate(total, ..., gradient.astype(jnp.float32))
 
 
 def _microbatches(rows: jax.Array, number: int) -> jax.Array:

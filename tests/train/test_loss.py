@@ -39,6 +39,43 @@ def test_chunks_give_the_loss_and_gradient_of_the_whole(inputs, chunk):
     assert not np.any(gradients[0][np.asarray(inputs[3]) == 0])
 
 
+def test_no_logits_are_computed_where_no_row_has_a_label(inputs):
+    hidden, table, targets, weights = inputs
+    rng = np.random.default_rng(1)
+    weights = np.zeros((B, L), np.float32)
+    for row in weights:
+        row[rng.choice(L, 4, replace=False)] = rng.uniform(0.5, 1, 4)
+    known = jnp.where(weights[..., None] > 0, hidden, 0)
+    expected, expected_gradients = jax.value_and_grad(plain, (0, 1), has_aux=True)(
+        known, table, targets, weights
+    )
+    # What is read at another position makes everything NaN.
+    hidden = jnp.where(weights[..., None] > 0, hidden, jnp.nan)
+    found, gradients = jax.value_and_grad(chunked, (0, 1), has_aux=True)(
+        hidden, table, targets, weights, 4
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_cotangent_and_a_table_that_is_not_trained(inputs):
+    """Three times the loss has three times the gradient; without one, the table costs nothing."""
+    _, expected = jax.vjp(lambda *x: plain(*x, *inputs[2:])[0], *inputs[:2])
+    _, ours = jax.vjp(lambda *x: chunked(*x, *inputs[2:], 4)[0], *inputs[:2])
+    for found, known in zip(ours(3.0), expected(3.0), strict=True):
+        np.testing.assert_allclose(found, known, rtol=1e-5, atol=1e-6)
+
+    def products(function):
+        text = str(jax.make_jaxpr(function)(inputs[0]))
+        return text.count("dot_general")
+
+    fixed = products(jax.grad(lambda hidden: chunked(hidden, *inputs[1:], 4)[0]))
+    assert fixed == 2  # logits, and the gradient of what they are made of
+    both = jax.grad(lambda hidden, table: chunked(hidden, table, *inputs[2:], 4)[0], (0, 1))
+    assert products(lambda hidden: both(hidden, inputs[1])) == 3
+
+
 def sizes(jaxpr):
     """The number of elements of every float value in a jaxpr and the ones inside it."""
     for equation in jaxpr.eqns:

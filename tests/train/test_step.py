@@ -15,7 +15,9 @@ from optiml_jax.model.decoder import abstract_model, init_params
 from optiml_jax.model.layers import product
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.sharding.rules import batch_sharding, use_mesh
+from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.optimizer import OptimizerConfig
+from optiml_jax.train.programs import trace_train_step
 from optiml_jax.train.state import TrainState, abstract_state
 from optiml_jax.train.step import make_train_step
 
@@ -131,6 +133,28 @@ def test_accumulated_microbatches_are_the_big_batch(
     for name in ("loss_sum", "loss_weight", "gradient_norm"):
         np.testing.assert_allclose(series(pieces, name), series(whole, name), rtol=1e-5)
     assert_params_close(pieces_params, whole_params, decoder)
+
+
+def test_microbatches_are_accumulated_in_one_tree_of_gradients():
+    """XLA's own count of temporaries: the gradient of a microbatch is not beside their sum."""
+    config = model_config("opt", d_model=128, num_layers=8, dropout=0.0)
+    optimizer = OptimizerConfig(warmup_steps=1)
+    mesh = make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2])
+
+    def temporaries(microbatches: int) -> int:
+        run = TrainConfig(
+            plan_dir="",
+            run_dir="",
+            num_steps=9,
+            global_batch_size=2 * microbatches,
+            num_microbatches=microbatches,
+        )
+        step = trace_train_step(run, config, optimizer, mesh, "standard", 32).lower().compile()
+        return step.memory_analysis().temp_size_in_bytes
+
+    one_tree = 4 * config.num_params / 2  # of one device
+    assert temporaries(1) > one_tree  # the measure sees it
+    assert temporaries(4) - temporaries(1) < 0.5 * one_tree
 
 
 def test_gradients_of_kernels_are_added_up_in_the_type_of_the_kernel():

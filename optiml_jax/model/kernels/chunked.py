@@ -17,6 +17,7 @@ from optiml_jax.model import axes
 from optiml_jax.model.attention import MASKED_SCORE, DocumentMask
 from optiml_jax.model.kernels import tiles
 from optiml_jax.model.kernels.contract import SAVED, Case, Keys, cut_alike
+from optiml_jax.model.sums import sum_of_rows
 
 BLOCK = 128  # tokens of a block: large enough for fast products, small enough to skip documents
 
@@ -86,9 +87,14 @@ def _attend_fwd(query, key, value, mask, key_mask, own, window):
         values = tiles.padded(value[b // share], 1, cut.block_k)
 
         def block(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+            query_i = tile.query_block(tile.queries, i)
+
             def turn(j: jax.Array, carry: Any) -> Any:
                 out, top, total = carry
-                scores, allowed = tile.scores(i, j)
+                allowed = tile.allowed(i, j)
+                key_j = _slice(tile.keys, j, cut.block_k)
+                scores = _product("hqd,hkd->hqk", query_i, key_j)
+                scores = jnp.where(allowed, scores, MASKED_SCORE)
                 new_top = jnp.maximum(top, scores.max(-1))
                 weights = jnp.where(allowed, jnp.exp(scores - new_top[..., None]), 0)
                 kept = jnp.exp(top - new_top)
@@ -117,31 +123,35 @@ def _attend_bwd(own, window, saved, cotangents):
     d_out, d_total = cotangents
     cut = _cut(query, key, mask, key_mask, own, window)
     share = len(query) // len(key)
-    inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), -1) - d_total
+    inner = sum_of_rows(d_out.astype(jnp.float32) * out.astype(jnp.float32))[..., 0] - d_total
 
+    # Scores are [H, keys, queries] here, and what is multiplied with them from the left is turned
+    # once a row: so that no product is over the first dimension of a large factor.
     def row(b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         tile = _Tiles(cut, query[b], key[b // share], mask, key_mask, b, b // share, own, window)
         values = tiles.padded(value[b // share], 1, cut.block_k)
+        turned_keys = jnp.swapaxes(tile.keys, 1, 2)
         d_outs, totals, inners = (tile.by_queries(x[b]) for x in (d_out, total, inner))
 
         def block(carry: Any, i: jax.Array) -> Any:
             d_out_i, query_i = tile.query_block(d_outs, i), tile.query_block(tile.queries, i)
-            total_i = tile.query_block(totals, i)[..., None]
-            inner_i = tile.query_block(inners, i)[..., None]
+            total_i = tile.query_block(totals, i)[:, None]
+            inner_i = tile.query_block(inners, i)[:, None]
 
             def turn(j: jax.Array, carry: Any) -> Any:
                 d_query, d_key, d_value = carry
-                scores, allowed = tile.scores(i, j)
-                weights = jnp.where(allowed, jnp.exp(scores - total_i), 0)
-                value_j, key_j = _slice(values, j, cut.block_k), _slice(tile.keys, j, cut.block_k)
-                d_value = _add(d_value, j, _product("hqk,hqd->hkd", weights, d_out_i))
-                d_scores = weights * (_product("hqd,hkd->hqk", d_out_i, value_j) - inner_i)
-                d_key = _add(d_key, j, _product("hqk,hqd->hkd", d_scores, query_i))
-                return d_query + _product("hqk,hkd->hqd", d_scores, key_j), d_key, d_value
+                key_j, value_j = (_slice(x, j, cut.block_k) for x in (tile.keys, values))
+                scores = _product("hkd,hqd->hkq", key_j, query_i)
+                weights = jnp.where(tile.allowed(i, j).mT, jnp.exp(scores - total_i), 0)
+                d_value = _add(d_value, j, _product("hkq,hqd->hkd", weights, d_out_i))
+                d_scores = weights * (_product("hkd,hqd->hkq", value_j, d_out_i) - inner_i)
+                d_key = _add(d_key, j, _product("hkq,hqd->hkd", d_scores, query_i))
+                turned_key = _slice(turned_keys, j, cut.block_k, 2)
+                return d_query + _product("hdk,hkq->hdq", turned_key, d_scores), d_key, d_value
 
-            init = (jnp.zeros(query_i.shape, jnp.float32), *carry)
+            init = (jnp.zeros(query_i.mT.shape, jnp.float32), *carry)
             d_query, *carry = tiles.loop(cut.turns, *tile.ranges[i], turn, init)
-            return tuple(carry), d_query.astype(query.dtype)
+            return tuple(carry), d_query.mT.astype(query.dtype)
 
         nothing = jnp.zeros(values.shape, jnp.float32)
         (d_key, d_value), d_query = jax.lax.scan(
@@ -219,11 +229,9 @@ class _Tiles:
         x = jnp.moveaxis(x, 0, 2)
         return x.reshape(self.num_kv_heads * self.group, -1, *x.shape[4:])[:, : self._length]
 
-    def scores(self, i: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """float32[Hkv, (H // Hkv) * block_q, block_k] and which of them the mask allows."""
+    def allowed(self, i: jax.Array, j: jax.Array) -> jax.Array:
+        """bool[1, (H // Hkv) * block_q, block_k]: which scores of a tile the mask allows."""
         block_q, block_k = self._cut.block_q, self._cut.block_k
-        keys = _slice(self.keys, j, block_k)
-        scores = _product("hqd,hkd->hqk", self.query_block(self.queries, i), keys)
         of_queries, of_keys = (
             jax.tree.map(lambda x, n=n, b=b: jax.lax.dynamic_slice_in_dim(x, n * b, b)[None], mask)
             for mask, n, b in ((self._mask, i, block_q), (self._key_mask, j, block_k))
@@ -232,12 +240,11 @@ class _Tiles:
         if self._own:
             index = jnp.arange(block_q)[:, None] + i * block_q
             allowed &= index >= jnp.arange(block_k)[None] + j * block_k
-        allowed = jnp.tile(allowed, (1, self.group, 1))
-        return jnp.where(allowed, scores, MASKED_SCORE), allowed
+        return jnp.tile(allowed, (1, self.group, 1))
 
 
-def _slice(x: jax.Array, j: jax.Array, block: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(x, j * block, block, 1)
+def _slice(x: jax.Array, j: jax.Array, block: int, axis: int = 1) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, j * block, block, axis)
 
 
 def _add(total: jax.Array, j: jax.Array, block: jax.Array) -> jax.Array:

@@ -28,21 +28,9 @@ from optiml_jax.model.layers import (
 )
 from optiml_jax.model.llama.config import LlamaConfig
 from optiml_jax.model.llama.rotary import turn, turns
+from optiml_jax.model.norms import RMSNorm
 
 Turns = tuple[jax.Array, jax.Array]
-
-
-class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axis, computed in float32."""
-
-    def __init__(self, width: int, epsilon: float):
-        self.scale = parameter(jnp.ones((width,)), "norm")
-        self.epsilon = epsilon
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...]).astype(x.dtype)
 
 
 class Attention(nnx.Module):

@@ -25,23 +25,8 @@ from optiml_jax.model.layers import (
     unembed,
     whole_length,
 )
+from optiml_jax.model.norms import LayerNorm
 from optiml_jax.model.opt.config import OPTConfig
-
-LAYER_NORM_EPSILON = 1e-5
-
-
-class LayerNorm(nnx.Module):
-    """Layer norm over the last axis, computed in float32."""
-
-    def __init__(self, width: int):
-        self.scale = parameter(jnp.ones((width,)), "norm")
-        self.bias = parameter(jnp.zeros((width,)), "norm")
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class Attention(nnx.Module):
