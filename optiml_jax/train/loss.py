@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optiml_jax.model import axes
 from optiml_jax.model.axes import constrain
 from optiml_jax.model.kernels.tiles import loop
 
@@ -24,27 +25,32 @@ def label_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted negative log-likelihood of `targets`, in float32.
 
-    Logits are computed only where a row has labels, in chunks of at most `chunk` positions: no
-    float32[B, L, V] is ever materialised. Where a gradient is asked for, it is taken chunk by chunk
-    together with the loss, so that no logits are computed twice. Chunks are not cut along the batch
-    dimension: all devices work on every chunk.
+    Logits are computed only where labels are: every device works through its own rows' positions,
+    those with labels first, in chunks that are as large as `chunk` positions of each row, until no
+    device has labels left. So no float32[B, L, V] is ever materialised. Where a gradient is asked
+    for, it is taken chunk by chunk together with the loss: no logits are computed twice.
 
     Args:
       hidden: [B, L, D], the model's last hidden states.
-      unembed: [B, C, D] -> logits float32[B, C, V].
+      unembed: [P, C, D] -> logits float32[P, C, V], for P pieces of the batch.
       targets: int32[B, L].
       loss_weights: float32[B, L], 0 where there is no label; they have no gradient.
-      chunk: maximum positions per chunk; the largest divisor of L up to it is used.
+      chunk: maximum positions of a row per chunk; the largest divisor of L up to it is used.
 
     Returns:
       Sum of weight * -log p(target), and sum of weights: float32[] each, nats. The gradient is
       computed for a cotangent of 1 and then multiplied: in float16, scale the weights instead.
     """
-    hidden = constrain(hidden, "batch", None, None)
-    chunk = hidden.shape[1] // _pieces(hidden.shape[1], chunk)
+    rows, length = targets.shape
+    devices = axes.parts(rows, "batch")
+    # The rows of a device become one row, so that its labels are counted together.
+    hidden, targets, weights = (
+        constrain(x.reshape(devices, -1, *x.shape[2:]), "batch", *(None,) * (x.ndim - 1))
+        for x in (constrain(hidden, "batch", None, None), targets, loss_weights)
+    )
+    chunk = rows // devices * length // _pieces(length, chunk)
     unembed, params = jax.closure_convert(unembed, hidden[:, :chunk])
-    total = _loss(unembed, chunk, params, hidden, targets, loss_weights)
-    return total, jnp.sum(loss_weights)
+    return _loss(unembed, chunk, params, hidden, targets, weights), jnp.sum(loss_weights)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -56,7 +62,7 @@ def _loss(
     targets: jax.Array,
     weights: jax.Array,
 ) -> jax.Array:
-    """The loss; `params` are further arguments of `unembed`."""
+    """The loss of rows of whole devices; `params` are further arguments of `unembed`."""
     labels = _Labels(weights, chunk)
 
     def turn(c: jax.Array, total: jax.Array) -> jax.Array:

@@ -148,7 +148,10 @@ def test_flops_count_the_turns_of_tiles():
 
         return matmul_flops(jax.jit(loss).trace(query).jaxpr)
 
-    for kernel, block in ((Chunked(), chunked.BLOCK), (Triton(interpret=True), triton.BLOCK)):
+    for kernel, block in (
+        (Chunked(), chunked.block_of(LENGTH)),
+        (Triton(interpret=True), triton.BLOCK),
+    ):
         blocks = LENGTH // block
         assert counted(kernel) == counted(Reference()) * (blocks + 1) / (2 * blocks)
 

@@ -1,8 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from optiml_jax.sharding.mesh import MeshConfig, make_mesh
+from optiml_jax.sharding.rules import use_mesh
 from optiml_jax.train.loss import label_loss
 
 B, L, D, V = 3, 12, 8, 50
@@ -39,24 +43,28 @@ def test_chunks_give_the_loss_and_gradient_of_the_whole(inputs, chunk):
     assert not np.any(gradients[0][np.asarray(inputs[3]) == 0])
 
 
-def test_no_logits_are_computed_where_no_row_has_a_label(inputs):
-    hidden, table, targets, weights = inputs
+@pytest.mark.parametrize("devices", [1, 2])
+def test_no_logits_are_computed_where_no_device_has_a_label(devices):
+    """Rows of 12 positions with 36 labels, or 18 on each of two devices: two chunks of four."""
     rng = np.random.default_rng(1)
-    weights = np.zeros((B, L), np.float32)
-    for row in weights:
-        row[rng.choice(L, 4, replace=False)] = rng.uniform(0.5, 1, 4)
+    hidden, table = rng.normal(size=(6, L, D)), rng.normal(size=(V, D))
+    hidden, table = jnp.asarray(hidden, jnp.float32), jnp.asarray(table, jnp.float32)
+    targets = jnp.asarray(rng.integers(0, V, (6, L)), jnp.int32)
+    weights = np.zeros((6, L), np.float32)
+    for row, labels in zip(weights, (4, 10, 4, 0, 9, 9), strict=True):
+        row[rng.choice(L, labels, replace=False)] = rng.uniform(0.5, 1, labels)
     known = jnp.where(weights[..., None] > 0, hidden, 0)
-    expected, expected_gradients = jax.value_and_grad(plain, (0, 1), has_aux=True)(
-        known, table, targets, weights
-    )
+    expected = jax.value_and_grad(plain, (0, 1), has_aux=True)(known, table, targets, weights)
     # What is read at another position makes everything NaN.
     hidden = jnp.where(weights[..., None] > 0, hidden, jnp.nan)
-    found, gradients = jax.value_and_grad(chunked, (0, 1), has_aux=True)(
-        hidden, table, targets, weights, 4
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    for ours, theirs in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    mesh = make_mesh(MeshConfig(devices, 1, 1), jax.devices()[:devices])
+    with use_mesh(mesh):
+        function = functools.partial(chunked, chunk=3)
+        found = jax.jit(jax.value_and_grad(function, (0, 1), has_aux=True))(
+            hidden, table, targets, weights
+        )
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_a_cotangent_and_a_table_that_is_not_trained(inputs):

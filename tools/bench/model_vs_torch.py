@@ -2,9 +2,9 @@
 
 Updates on packed rows (against torch_decoder.py), forward and backward, and greedy decoding
 (against Hugging Face's OPT). Runs both alternately in one process, so the ratio is valid on a busy
-machine too. Options: --size (125m), --layers, --width and --vocab (cut the model), --batch,
---length, --new (tokens to generate), --repeats (measurements after the first), --only (some of:
-update, gradient, decode).
+machine too. Options: --size (125m), --layers, --width, --vocab and --unroll (the model), --batch,
+--length, --labels (share of the tokens that have one, in updates), --new (tokens to generate),
+--repeats (measurements after the first), --only (some of: update, gradient, decode).
 """
 
 import argparse
@@ -39,6 +39,14 @@ from optiml_jax.train.config import TrainConfig
 from optiml_jax.train.optimizer import OptimizerConfig
 from optiml_jax.train.programs import trace_train_step
 from optiml_jax.train.state import abstract_state, initial_state
+
+
+def answers(batch: dict[str, np.ndarray], share: float) -> np.ndarray:
+    """Weights of 1 on the last `share` of each document."""
+    weights = np.zeros(batch["tokens"].shape, np.float32)
+    for row, ids, positions in zip(weights, batch["segment_ids"], batch["positions"], strict=True):
+        row[:] = (ids > 0) & (positions >= (1 - share) * np.bincount(ids)[ids])
+    return weights
 
 
 def jax_update(config: OPTConfig, batch: dict[str, np.ndarray]) -> Callable[[], None]:
@@ -143,6 +151,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int)
     parser.add_argument("--width", type=int)
     parser.add_argument("--vocab", type=int)
+    parser.add_argument("--unroll", type=int)
+    parser.add_argument("--labels", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", default=["update", "gradient", "decode"])
     parser.add_argument("--batch", type=int, default=2)
@@ -154,6 +164,7 @@ def main() -> None:
         "num_layers": options.layers,
         "d_model": options.width,
         "vocab_size": options.vocab,
+        "unroll": options.unroll,
     }
     cut = {name: value for name, value in cut.items() if value is not None}
     config = model_config(options.size, **cut)
@@ -164,6 +175,7 @@ def main() -> None:
     print(f"{config.num_params:,} parameters, {shape[0]} x {shape[1]} tokens, float32", flush=True)
     if "update" in options.only:
         batch = packed_rows(*shape, config.vocab_size)
+        batch["loss_weights"] = answers(batch, options.labels)
         theirs = torch_decoder.make_step(config, batch, torch.device("cpu"))
         ours = jax_update(config, batch)
         compare("update on packed rows", tokens.size, options.repeats, ours, theirs)

@@ -1,8 +1,9 @@
 """Updates of a decoder of OPT's shape in PyTorch, for gpu.py to compare with.
 
-float32 weights, autocast to bfloat16 on a GPU, fused AdamW, no dropout, no recomputation. Attention
-is per document: with flash-attn's packed layout if it is installed, else with PyTorch's own
-attention, document by document.
+float32 weights, autocast to bfloat16 on a GPU, fused AdamW, the model's dropout, no recomputation,
+logits of all tokens, as Hugging Face's models compute them. Attention is per document: with
+flash-attn's packed layout if it is installed, else with PyTorch's own attention, document by
+document.
 """
 
 import importlib.util
@@ -70,7 +71,7 @@ def make_step(
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-            x = table(tokens) + places(positions)
+            x = functional.dropout(table(tokens) + places(positions), config.dropout)
             for block in blocks:
                 x = block(x)
             logits = functional.linear(norm(x), table.weight)
@@ -94,12 +95,14 @@ class Block(torch.nn.Module):
         self.into, self.out = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, width)
         self.wi, self.wo = torch.nn.Linear(width, wide), torch.nn.Linear(wide, width)
         self.heads = (-1, 3, config.num_heads, config.head_dim)
-        self.attend = attend
+        self.attend, self.dropout = attend, config.dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query, key, value = self.into(self.norms[0](x)).view(self.heads).unbind(1)
-        x = x + self.out(self.attend(query, key, value).reshape(x.shape))
-        return x + self.wo(functional.relu(self.wi(self.norms[1](x))))
+        y = self.out(self.attend(query, key, value).reshape(x.shape))
+        x = x + functional.dropout(y, self.dropout)
+        y = self.wo(functional.relu(self.wi(self.norms[1](x))))
+        return x + functional.dropout(y, self.dropout)
 
 
 def _attention(segment_ids: np.ndarray, device: torch.device) -> Callable[..., torch.Tensor]:
