@@ -44,14 +44,16 @@ def run(
       UserError: a worker was killed, or died; names the jobs that were under way.
     """
     context = _context(preload)
-    stop = context.Event()
+    begin, stop = context.Event(), context.Event()
     executor = concurrent.futures.ProcessPoolExecutor(
-        num_workers, mp_context=context, initializer=_start, initargs=(stop,)
+        num_workers, mp_context=context, initializer=_start, initargs=(begin, stop)
     )
     futures: dict[concurrent.futures.Future, str] = {}
     try:
         for job in jobs:
             futures[executor.submit(_unless_stopped, work, job)] = name(job)
+        # If one dies while another is being started, the executor may wait for that one for ever.
+        begin.set()
         for future in concurrent.futures.as_completed(list(futures)):
             result = future.result()
             del futures[future]  # frees its result
@@ -66,6 +68,7 @@ def run(
         ) from e
     finally:
         stop.set()
+        begin.set()
         executor.shutdown(wait=True, cancel_futures=True)
 
 
@@ -96,12 +99,13 @@ def _context(preload: str) -> Any:
 _stop: Any = None  # a worker's view of the parent's event
 
 
-def _start(stop: Any) -> None:
+def _start(begin: Any, stop: Any) -> None:
     global _stop
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for each worker
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    begin.wait()
 
 
 def _exit_with_parent() -> None:
