@@ -95,27 +95,26 @@ def _product_bwd(equation: str, out: str | None, saved: Any, gradient: jax.Array
 
 def _einsum(equation: str, x: jax.Array, y: jax.Array, out: str | None = None) -> jax.Array:
     """The einsum of two factors; on one CPU of matrices, which XLA copies less often there."""
-    if not axes.is_one_cpu():
-        return jnp.einsum(equation, x, y, preferred_element_type=out)
     inputs, result = equation.split("->")
     of_x, of_y = inputs.split(",")
-    groups = [
-        "".join(axis for axis in of_x if axis not in of_y),
-        "".join(axis for axis in of_x if axis in of_y),
-        "".join(axis for axis in of_y if axis not in of_x),
-    ]
-    if result != groups[0] + groups[2]:
+    shared = "".join(axis for axis in of_x if axis in of_y)
+    rows, columns = of_x.replace(shared, ""), of_y.replace(shared, "")
+    # Axes that belong together stand together; else they are no axis of a matrix.
+    orders_x = {rows + shared: "ik", shared + rows: "ki"}
+    orders_y = {shared + columns: "kj", columns + shared: "jk"}
+    matrices = of_x in orders_x and of_y in orders_y and result == rows + columns
+    if not (matrices and axes.is_one_cpu()):
         return jnp.einsum(equation, x, y, preferred_element_type=out)
     sizes = dict(zip(of_x + of_y, x.shape + y.shape, strict=True))
-    names, factors = [], []
-    for factor, letters in ((x, of_x), (y, of_y)):
-        here = [group for group in groups if group and group[0] in letters]
-        here.sort(key=lambda group: letters.index(group[0]))
-        factors.append(factor.reshape([math.prod(sizes[a] for a in group) for group in here]))
-        names.append("".join(group[0] for group in here))
-    flat = f"{names[0]},{names[1]}->{''.join(g[0] for g in (groups[0], groups[2]) if g)}"
-    y = jnp.einsum(flat, *factors, preferred_element_type=out)
-    return y.reshape([sizes[axis] for axis in result])
+    groups = {"i": rows, "k": shared, "j": columns}
+    lengths = {name: math.prod(sizes[a] for a in group) for name, group in groups.items()}
+    x_axes, y_axes = orders_x[of_x], orders_y[of_y]
+    x, y = (
+        factor.reshape([lengths[name] for name in names])
+        for factor, names in ((x, x_axes), (y, y_axes))
+    )
+    z = jnp.einsum(f"{x_axes},{y_axes}->ij", x, y, preferred_element_type=out)
+    return z.reshape([sizes[axis] for axis in result])
 
 
 product.defvjp(_product_fwd, _product_bwd)

@@ -101,8 +101,10 @@ def make_train_step(
                 if optimizer.gradient_dtype == "float32":
                     # The backward pass adds in place: there is no second tree of gradients.
                     derivative.with_refs(totals)(one)
-                else:  # it cannot add one type to another
-                    jax.tree.map(_add, totals, derivative(one)[0])
+                else:  # what it adds in place must have one type throughout
+                    jax.tree.map(
+                        lambda t, g: jax.ref.addupdate(t, ..., g), totals, *derivative(one)
+                    )
                 return jax.tree.map(jnp.add, sums, more), None
 
             parts = {name: _microbatches(rows, num_microbatches) for name, rows in batch.items()}
@@ -111,7 +113,6 @@ def make_train_step(
             gradient = jax.tree.map(jax.freeze, totals)
         total, weight = sums
         divisor = jnp.maximum(weight, 1) * scale
-        gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
         # A skipped update counts neither for Adam's bias correction nor for the schedule.
         updates = state.step - state.optimizer["loss_scale"]["skipped"] if scaled else state.step
         params, moments, measured = apply_gradient(
@@ -154,10 +155,6 @@ def _typed(params: Any, axes: Any, dtype: str) -> Any:
         return x.astype(dtype) if names[0] == "layers" and "embed" in names else x
 
     return jax.tree.map_with_path(typed, params)
-
-
-def _add(total: jax.Ref, gradient: jax.Array) -> None:
-    jax.ref.addupdate(total, ..., gradient.astype(jnp.float32))
 
 
 def _microbatches(rows: jax.Array, number: int) -> jax.Array:
