@@ -4,7 +4,8 @@ Updates on packed rows (against torch_decoder.py), forward and backward, and gre
 (against Hugging Face's OPT). Runs both alternately in one process, so the ratio is valid on a busy
 machine too. Options: --size (125m), --layers, --width, --vocab and --unroll (the model), --batch,
 --length, --labels (share of the tokens that have one, in updates), --new (tokens to generate),
---repeats (measurements after the first), --only (some of: update, gradient, decode).
+--repeats (measurements after the first), --only (some of: update, gradient, decode, products: what
+the processor can do at these sizes).
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch_decoder
 import transformers
 from flax import nnx
 from gpu import packed_rows
+from torch.nn import functional
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
@@ -32,6 +34,7 @@ from optiml_jax.memory import keep_freed_memory
 from optiml_jax.model.architectures import model_config
 from optiml_jax.model.attention import DocumentMask
 from optiml_jax.model.decoder import init_params
+from optiml_jax.model.layers import product_of_turned
 from optiml_jax.model.opt.config import OPTConfig
 from optiml_jax.sharding.mesh import MeshConfig, make_mesh
 from optiml_jax.sharding.rules import use_mesh
@@ -129,7 +132,12 @@ def torch_generate(
 
 
 def compare(
-    what: str, tokens: int, repeats: int, ours: Callable[[], None], theirs: Callable[[], None]
+    what: str,
+    amount: float,
+    repeats: int,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    unit: str = "tokens/s",
 ) -> None:
     seconds: dict[str, list[float]] = {"jax": [], "torch": []}
     for repeat in range(1 + repeats):
@@ -138,11 +146,54 @@ def compare(
             run()
             if repeat:  # the first one compiles
                 seconds[name].append(time.perf_counter() - start)
-    speed = {name: tokens / statistics.median(values) for name, values in seconds.items()}
+    speed = {name: amount / statistics.median(values) for name, values in seconds.items()}
     print(
-        f"{what}: {speed['jax']:,.0f} tokens/s, torch {speed['torch']:,.0f}, "
+        f"{what}: {speed['jax']:,.0f} {unit}, torch {speed['torch']:,.0f}, "
         f"ratio {speed['jax'] / speed['torch']:.2f}"
     )
+
+
+def compare_products(config: OPTConfig, rows: int, few: int, repeats: int) -> None:
+    """A block's largest matrix times all tokens of a batch, and times one token of each row.
+
+    The second is limited by memory: every product reads another matrix, as blocks do.
+    """
+    width, inner, layers = config.d_model, config.ffn_dim, config.num_layers
+    random = np.random.default_rng(0).standard_normal
+    x, y = random((rows, width), np.float32), random((few, 1, width), np.float32)
+    kernels = [random((inner, width), np.float32) for _ in range(layers)]
+    one = np.ascontiguousarray(kernels[0].T)
+
+    @jax.jit
+    def few_rows(kernels: list[jax.Array], y: jax.Array) -> list[jax.Array]:
+        return [product_of_turned("oi,bli->blo", kernel, y) for kernel in kernels]
+
+    many_rows = jax.jit(jnp.matmul)
+    jax_x, jax_y, jax_one, jax_kernels = jax.device_put((x, y, one, kernels))
+    torch_x, torch_y, torch_one, *torch_kernels = map(torch.asarray, (x, y, one, *kernels))
+    compare(
+        f"{rows} x {width} by {width} x {inner}",
+        2 * rows * width * inner / 1e9,
+        repeats,
+        lambda: jax.block_until_ready(many_rows(jax_x, jax_one)),
+        lambda: torch.matmul(torch_x, torch_one),
+        "GFLOP/s",
+    )
+    compare(
+        f"{layers} matrices by {few} rows",
+        layers * width * inner * 4 / 1e9,
+        repeats,
+        lambda: jax.block_until_ready(few_rows(jax_kernels, jax_y)),
+        lambda: [functional.linear(torch_y, kernel) for kernel in torch_kernels],
+        "GB/s",
+    )
+    read = torch.zeros(2**27)
+    seconds = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        read.sum()
+        seconds.append(time.perf_counter() - start)
+    print(f"reading memory: {read.nbytes / 1e9 / statistics.median(seconds):.1f} GB/s")
 
 
 def main() -> None:
@@ -173,6 +224,8 @@ def main() -> None:
     shape = (options.batch, options.length)
     tokens = np.random.default_rng(0).integers(3, config.vocab_size, shape).astype(np.int32)
     print(f"{config.num_params:,} parameters, {shape[0]} x {shape[1]} tokens, float32", flush=True)
+    if "products" in options.only:
+        compare_products(config, tokens.size, options.batch, options.repeats)
     if "update" in options.only:
         batch = packed_rows(*shape, config.vocab_size)
         batch["loss_weights"] = answers(batch, options.labels)

@@ -1,6 +1,7 @@
 """Which mesh and how many microbatches make each size of OPT-IML fit each machine, by compiling.
 
 python tools/bench/presets.py [SIZE ...] [TARGET ...]    compiles what presets.json lacks
+python tools/bench/presets.py --again [...]              compiles what it has once more
 python tools/bench/presets.py --write                    writes gin/meshes and the tables of
                                                          docs/presets.md from presets.json
 
@@ -8,6 +9,8 @@ Needs libtpu and JAX's CUDA plugin, no device. Of the valid settings, the cheape
 estimate of the memory is compiled; one that does not fit corrects the estimate.
 """
 
+import argparse
+import itertools
 import json
 import math
 import os
@@ -20,7 +23,7 @@ import gin
 
 import optiml_jax.cli.settings  # noqa: F401 - what gin may set
 from optiml_jax.ahead.compile import compile_job
-from optiml_jax.ahead.targets import parse_target
+from optiml_jax.ahead.targets import check_installed, parse_target
 from optiml_jax.ahead.worker import Job
 from optiml_jax.cli.gin_files import read_settings
 from optiml_jax.errors import UserError
@@ -143,13 +146,7 @@ def find(size: str, target: str) -> dict[str, Any]:
 
 def mesh_file(row: dict[str, Any]) -> str:
     """The name of the file in `gin/meshes` with the settings of a row."""
-    return f"tensor{row['tensor']}_micro{row['micro']}{'_full' if keeps_the_stream(row) else ''}"
-
-
-def keeps_the_stream(row: dict[str, Any]) -> bool:
-    """Compiled for TPUs before runs offloaded the residual stream to host memory."""
-    full = row.get("remat") == "full" or row.get("kernel") == "reference"
-    return row["target"].startswith("tpu") and full
+    return f"tensor{row['tensor']}_micro{row['micro']}"
 
 
 def write_meshes(rows: list[dict[str, Any]]) -> None:
@@ -163,8 +160,6 @@ def write_meshes(rows: list[dict[str, Any]]) -> None:
                 f"MeshConfig.tensor = {row['tensor']}\nMeshConfig.preset = '{preset}'\n"
                 f"TrainConfig.num_microbatches = {row['micro']}\n"
             )
-            if keeps_the_stream(row):
-                text += "model_config.remat = 'full'\n"
             (ROOT / "gin" / "meshes" / f"{mesh_file(row)}.gin").write_text(text, "utf-8")
 
 
@@ -187,8 +182,7 @@ def cell(found: dict[tuple[str, str], dict[str, Any]], size: str, target: str) -
     if row is None:
         return follows(found, size, target) or "not compiled"
     if row["fits"]:
-        old = " (older)" if row.get("kernel") == "reference" else ""
-        return f"`{mesh_file(row)}` {row['peak']:.1f}{old}"
+        return f"`{mesh_file(row)}` {row['peak']:.1f}"
     if "error" in row:
         return "not compiled"
     if row.get("peak"):
@@ -227,21 +221,33 @@ def write_document(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", choices=[[], *SIZES, *TARGETS], metavar="SIZE|TARGET")
+    parser.add_argument("--again", action="store_true", help="compile what is known")
+    parser.add_argument("--write", action="store_true", help="only write files")
+    options = parser.parse_args()
     os.chdir(ROOT)
     os.environ.setdefault("OPTIML_DATA", "/data")
     rows = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
-    asked = sys.argv[1:]
-    if asked == ["--write"]:
+    if options.write:
         write_meshes(rows)
         write_document(rows)
         return 0
-    known = {(row["size"], row["target"]) for row in rows}
-    for target in [t for t in TARGETS if t in asked] or TARGETS:
-        for size in [s for s in SIZES if s in asked] or SIZES:
-            if (size, target) not in known:
-                rows.append(find(size, target))
-                print(json.dumps(rows[-1]), flush=True)
-                write_json(RESULTS, rows)
+    known = {(row["size"], row["target"]): i for i, row in enumerate(rows)}
+    targets = [t for t in TARGETS if t in options.names] or TARGETS
+    sizes = [s for s in SIZES if s in options.names] or SIZES
+    for size, target in itertools.product(sizes, targets):
+        place = known.get((size, target))
+        if (place is not None) != options.again:
+            continue
+        check_installed(parse_target(target))
+        row = find(size, target)
+        print(json.dumps(row), flush=True)
+        if place is None:
+            rows.append(row)
+        else:
+            rows[place] = row
+        write_json(RESULTS, rows)
     return 0
 
 
