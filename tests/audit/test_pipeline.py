@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from audit_bench import evaluation, file_source
@@ -233,7 +232,5 @@ def test_a_flipped_bit_in_any_file_of_an_audit_is_noticed_and_mended(
 
 def test_the_progress_says_rate_and_time_left(bench, tmp_path, caplog):
     caplog.set_level("INFO", "optiml_jax")
-    start = time.monotonic()
     audit(*bench, tmp_path, AuditWords(), num_workers=1)
     assert any("6 of 6 tasks, 360 examples" in m and "s left" in m for m in caplog.messages)
-    assert time.monotonic() >= start

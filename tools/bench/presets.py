@@ -150,7 +150,10 @@ def mesh_file(row: dict[str, Any]) -> str:
 
 
 def write_meshes(rows: list[dict[str, Any]]) -> None:
-    """One file for every mesh that fits somewhere."""
+    """One file for every mesh that fits somewhere, and no other."""
+    folder = ROOT / "gin" / "meshes"
+    for file in folder.glob("*.gin"):
+        file.unlink()
     for row in rows:
         if row["fits"]:
             preset = "sequence" if row["tensor"] > 1 else "standard"
@@ -160,7 +163,7 @@ def write_meshes(rows: list[dict[str, Any]]) -> None:
                 f"MeshConfig.tensor = {row['tensor']}\nMeshConfig.preset = '{preset}'\n"
                 f"TrainConfig.num_microbatches = {row['micro']}\n"
             )
-            (ROOT / "gin" / "meshes" / f"{mesh_file(row)}.gin").write_text(text, "utf-8")
+            (folder / f"{mesh_file(row)}.gin").write_text(text, "utf-8")
 
 
 def tables(rows: list[dict[str, Any]]) -> str:

@@ -54,9 +54,6 @@ def make_step(
     config: DecoderConfig, batch: dict[str, np.ndarray], device: torch.device
 ) -> Callable[[], None]:
     """One update, synchronised."""
-    # As XLA does. Learning one batch by heart leaves ever smaller numbers behind, and a CPU is up
-    # to six times slower with those that are too small for a normal float.
-    torch.set_flush_denormal(True)
     attend = _attention(batch["segment_ids"], device)
     tokens, targets, positions = (
         torch.as_tensor(batch[name].reshape(-1), dtype=torch.long, device=device)

@@ -2,7 +2,6 @@ import json
 import logging
 import pickle
 import re
-import time
 
 import pytest
 import yaml
@@ -158,9 +157,7 @@ def test_no_training_task_has_a_category_that_is_held_out(real_data, tmp_path):
         for split in ("train", "test"):
             (folder / f"{split}.jsonl").touch()
     (tmp_path / "templates").symlink_to(root)
-    start = time.process_time()
     sources = promptsource.find_tasks(tmp_path, MANIFEST)
-    assert time.process_time() - start < 5
     assert len(sources) == 264
     MANIFEST.check_held_out(sources)
 
