@@ -109,7 +109,8 @@ class Profiling:
         first, last = self.config.profile_steps or (0, 0)
         if step + 1 == first:
             jax.block_until_ready(state)  # so that the trace holds no earlier update
-            jax.profiler.start_trace(pathlib.Path(self.config.run_dir) / "tensorboard")
+            folder = pathlib.Path(self.config.run_dir) / "tensorboard"
+            jax.profiler.start_trace(folder, profiler_options=_without_python())
             self._running = True
         elif self._running and step >= last:
             jax.block_until_ready(state)
@@ -121,6 +122,18 @@ class Profiling:
             self._running = False
             jax.profiler.stop_trace()
             logger.info("trace for TensorBoard's profiler: %s/tensorboard", self.config.run_dir)
+
+
+def _without_python() -> jax.profiler.ProfileOptions:
+    """No event for every call of a Python function.
+
+    Until Python 3.12 the profiler sets and removes its hooks by walking through all threads while
+    others, those of a save for instance, begin and end: that has crashed processes and lost the
+    errors of threads.
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
 
 
 @dataclasses.dataclass

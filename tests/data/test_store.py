@@ -1,3 +1,4 @@
+import ast
 import concurrent.futures
 import json
 import os
@@ -97,6 +98,17 @@ def test_few_files_stay_open_and_many_threads_may_read(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(600)))
     assert len(os.listdir("/proc/self/fd")) - before <= 4
+
+
+def test_threads_that_read_do_not_share_the_parser_of_python(tmp_path, monkeypatch):
+    """Until Python 3.11.8 two threads in `ast`, as in np.load, could be a SystemError."""
+    examples = random_examples(3)
+    write_task(tmp_path, "a/one", {"train": examples})
+    task = store.Store(tmp_path).task("a/one")
+    with monkeypatch.context() as patch:
+        patch.setattr(ast, "parse", None)
+        found = task.read("train", range(3))
+    assert as_lists(found) == examples
 
 
 def test_more_files_than_the_process_may_open(tmp_path, monkeypatch):

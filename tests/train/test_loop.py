@@ -5,6 +5,8 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 
 import jax
 import numpy as np
@@ -55,7 +57,7 @@ def params_of(path, model=None):
     )
 
 
-def test_a_run_reports_itself_on_lines_and_to_tensorboard(run, plan_dir, tmp_path):
+def test_a_run_reports_itself_on_lines_and_to_tensorboard(run, plan_dir, tmp_path, monkeypatch):
     train_options = {
         "profile_steps": (3, 4),
         "validation_plan_dir": str(plan_dir),
@@ -63,7 +65,15 @@ def test_a_run_reports_itself_on_lines_and_to_tensorboard(run, plan_dir, tmp_pat
         "validation_batches": 2,
         "peak_flops": 1e9,
     }
+    stop_trace, hooks = jax.profiler.stop_trace, []
+
+    def stop():
+        hooks.append((sys.getprofile(), threading.getprofile()))
+        stop_trace()
+
+    monkeypatch.setattr(jax.profiler, "stop_trace", stop)
     said = run(tmp_path, train=train_options)
+    assert hooks == [(None, None)]  # the profiler's are not safe beside the threads of a save
     assert "step 12/12: loss" in said
     trace = next((tmp_path / "tensorboard" / "plugins" / "profile").rglob("*.xplane.pb"))
     assert b"train_step" in trace.read_bytes()
