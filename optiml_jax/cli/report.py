@@ -58,7 +58,7 @@ def write_report(
     made += [table for table in more if table is not None]
     for name, tree in runs.items():
         if (subset := clean(tree, settings.replicates)) is not None:
-            made.append(clean_table(name, tree, subset))
+            made.append(clean_table(name, subset))
     if len(runs) > 1:
         made.append(selection_table(runs, settings.replicates))
     manifest = splits.Manifest.load()

@@ -100,13 +100,17 @@ def bbh_answer(text: str) -> str | None:
     return answer.partition("\n")[0].strip().removesuffix(".") if cue else None
 
 
-_LETTER = re.compile(r"\banswer is:? *\(?([A-Z])\b", re.IGNORECASE)
+# A bare small letter only at the end of a line, for "a" is a word, and so is "I" before others.
+_LETTER = re.compile(
+    r"\b(?i:answer is):? *(?:\(?([A-HJ-Z])\b|\(?(I)\b(?!['’]| [a-z])|\(([a-z])\)|([a-z])(?=\W*$))",
+    re.MULTILINE,
+)
 
 
 def letter_answer(text: str) -> str | None:
     """The letter of an option after the last "answer is", with or without brackets."""
     letters = _LETTER.findall(text)
-    return letters[-1].upper() if letters else None
+    return "".join(letters[-1]).upper() if letters else None
 
 
 # --- numbers --------------------------------------------------------------------------------------

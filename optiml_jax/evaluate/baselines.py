@@ -47,8 +47,9 @@ def best_position(metric: Metric, records: Sequence[Record]) -> Constant | None:
         return None
     scores = _Scores(metric)
     best = Constant("", 0.0)
-    for place in range(max(len(record.candidates) for record in records)):
-        shown = [r.candidates[place].text if place < len(r.candidates) else "" for r in records]
+    offered = [[c.text for c in record.offered] for record in records]
+    for place in range(max(map(len, offered))):
+        shown = [texts[place] if place < len(texts) else "" for texts in offered]
         value = scores.of_answers(records, shown)
         if value > best.value:
             best = Constant(str(place + 1), value)
@@ -60,7 +61,7 @@ def chance(metric: Metric, records: Sequence[Record]) -> float | None:
     if not _ranks(metric, records) or not metric.main.is_mean:
         return None
     units = metric.units(records)
-    each = [np.prod([len(r.correct) / len(r.candidates) for r in unit]) for unit in units]
+    each = [np.prod([len(r.correct) / len(r.offered) for r in unit]) for unit in units]
     return 100.0 * float(np.mean(each))
 
 

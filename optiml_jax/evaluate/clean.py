@@ -40,13 +40,15 @@ class Clean:
     """An evaluation over its clean examples.
 
     Attributes:
+      scores: over all examples of the tasks that have clean ones.
       differences: cell -> clean minus all, with intervals, for levels, categories and averages.
       tree: the same differences for every cell from the task upwards.
       units: cell -> (overlapping, all) units, summed over tasks.
       unaudited: tasks whose examples were not audited; they are in no number here.
-      unclean: tasks of which no example is clean.
+      unclean: tasks of which no example is clean; they are in no number either.
     """
 
+    scores: Rollup
     differences: dict[Key, Estimate]
     tree: Rollup
     units: dict[Key, tuple[int, int]]
@@ -62,19 +64,20 @@ def clean(tree: Rollup, n: int = NUM_REPLICATES, seed: int = 0) -> Clean | None:
         if leaf.overlaps is None:
             unaudited.add(leaf.key.subtask)
             continue
+        if leaf.overlaps.all():
+            unclean.add(leaf.key.subtask)
+            continue
         for depth in range(4):
             key = leaf.key.up(depth)
             before = units.get(key, (0, 0))
             units[key] = (before[0] + int(leaf.overlaps.sum()), before[1] + len(leaf.overlaps))
-        if leaf.overlaps.all():
-            unclean.add(leaf.key.subtask)
-            continue
-        leaves.append(_difference(leaf))
-    if not units:
+        leaves.append(leaf)
+    if not leaves and not unclean:
         return None
-    differences = rollup_of_leaves(leaves) if leaves else rollup_of_leaves([])
+    differences = rollup_of_leaves([_difference(leaf) for leaf in leaves])
     return Clean(
-        differences=estimates(differences, n, seed) if leaves else {},
+        scores=rollup_of_leaves(leaves),
+        differences=estimates(differences, n, seed),
         tree=differences,
         units=units,
         unaudited=tuple(sorted(unaudited)),

@@ -32,8 +32,8 @@ from optiml_jax.evaluate.records import (
     Record,
     RunFolder,
     TaskInfo,
-    choose,
     prompt_key,
+    rescore,
 )
 from optiml_jax.evaluate.runner import Answerer, Request, Runner, check_vocabulary
 from optiml_jax.files import fingerprint
@@ -444,14 +444,8 @@ class _Evaluation:
         self, record: Record, rule: str, instance: Instance, candidates: tuple[Candidate, ...]
     ) -> Record:
         """The record of a rank classification, with all score components of every candidate."""
-        best, tied = choose(candidates, rule)
-        return dataclasses.replace(
-            record,
-            prediction=candidates[best].text,
-            score=float(best in instance.correct),
-            candidates=candidates,
-            tied=tied,
-        )
+        unlisted = len(candidates) > len(instance.candidates)
+        return rescore(dataclasses.replace(record, candidates=candidates, unlisted=unlisted), rule)
 
     def summary(self, job: _Job, records: Sequence[Record]) -> dict[str, Any]:
         """The last line of a record file: the metrics of the task and notes on them."""

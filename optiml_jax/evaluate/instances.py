@@ -58,6 +58,11 @@ class Instance:
     boundary_repaired: bool = False
     shots: int = 0
 
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The text whose probability is that of each candidate, without outer whitespace."""
+        return tuple(t.strip() for t in self.continuations) if self.contexts else self.candidates
+
 
 @dataclasses.dataclass(frozen=True)
 class InstanceBuilder:
@@ -286,7 +291,8 @@ def _candidates(example: Example) -> tuple[str, ...]:
 def subsample(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
     """The `limit` (example, prompt) pairs with the lowest hash, in their order (None: all).
 
-    Examples of one group (the answers to one question) have one hash and so stay together.
+    Examples of one group (the answers to one question) have one hash and so stay together: the last
+    group is left out where the limit cuts it, the first one is kept whole.
     """
     if limit is None or len(examples) <= limit:
         return list(examples)
@@ -296,4 +302,6 @@ def subsample(examples: Sequence[Example], limit: int | None, seed: int) -> list
         key = f"{seed}\0{e.task}\0{e.meta.get('group', e.example_id)}\0{e.prompt_id}"
         return hashlib.sha256(key.encode()).digest()
 
-    return [examples[i] for i in sorted(sorted(range(len(examples)), key=draw)[:limit])]
+    hashes = [draw(i) for i in range(len(examples))]
+    first, *_, cut = sorted(hashes)[: limit + 1]
+    return [e for e, h in zip(examples, hashes, strict=True) if h < cut or h == first == cut]

@@ -73,15 +73,19 @@ def right_texts(record: Record) -> set[str]:
 
 
 def _label_statistics(units: Sequence[Unit]) -> np.ndarray:
-    """Of every label whether it is right, chosen, and both: float64[n, 3 * labels]."""
+    """Of every label whether it is right, chosen, and both: float64[n, 3 * (labels + 1)].
+
+    The last stands for answers that name none of the candidates.
+    """
     records = [record for unit in units for record in unit]
-    labels = sorted({r.prediction for r in records}.union(*map(right_texts, records)))
+    chosen = {r.prediction for r in records if not r.names_none}
+    labels = sorted(chosen.union(*map(right_texts, records)))
     place = {label: i for i, label in enumerate(labels)}
-    found = np.zeros((len(records), 3, len(labels)))
+    found = np.zeros((len(records), 3, len(labels) + 1))
     for row, record in zip(found, records, strict=True):
         right = [place[text] for text in right_texts(record)]
         row[0, right] = 1
-        row[1, place[record.prediction]] = 1
+        row[1, -1 if record.names_none else place[record.prediction]] = 1
     found[:, 2] = found[:, 0] * found[:, 1]
     return found.reshape(len(records), -1)
 
@@ -92,7 +96,7 @@ def _labels(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _macro_f1(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
-    right, chosen, both = _labels(sums)
+    right, chosen, both = (x[..., :-1] for x in _labels(sums))
     seen = right + chosen > 0
     each = np.where(seen, 2 * both / np.maximum(right + chosen, 1e-300), 0.0)
     return 100.0 * _ratio(each.sum(-1), seen.sum(-1))
@@ -115,7 +119,7 @@ matthews = Measure("matthews", _label_statistics, _matthews)
 
 def _judgement(record: Record) -> tuple[bool, bool]:
     """Whether the positive candidate is right, and whether it was chosen."""
-    texts = [c.text for c in record.candidates]
+    texts = [c.text for c in record.offered]
     yes = [i for i, text in enumerate(texts) if text.lower().lstrip("[").startswith(_POSITIVE)]
     if len(yes) != 1:
         raise ValueError(f"one candidate must begin with one of {_POSITIVE}, got {texts}")

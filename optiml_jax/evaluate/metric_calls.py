@@ -54,7 +54,7 @@ def candidate_rows(
     for i, record in enumerate(records):
         for c, candidate in enumerate(record.candidates):
             group = f"{record.prompt_id}\0{record.group or record.cluster}"
-            right = c in record.correct
-            rows.append(metrics.CandidateRow(i, c, right, candidate.text, group))
+            right, offered = c in record.correct, c < len(record.offered)
+            rows.append(metrics.CandidateRow(i, c, right, candidate.text, group, offered))
             scores.append(RULES[rule](candidate))
     return rows, scores

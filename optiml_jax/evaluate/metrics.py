@@ -98,6 +98,7 @@ class CandidateRow(NamedTuple):
       is_right: whether it is a right answer.
       text: the candidate.
       group: items of one group count together where a metric says so.
+      offered: False for the last one where it is an answer that names none of the others.
     """
 
     item: int
@@ -105,6 +106,7 @@ class CandidateRow(NamedTuple):
     is_right: bool
     text: str = ""
     group: str = ""
+    offered: bool = True
 
 
 def _text_fn(metric: Metric) -> MetricFn:
@@ -162,6 +164,7 @@ def _ranked_records(targets: Sequence[CandidateRow], scores: Sequence[float]) ->
                 candidates=tuple(unscored(text) for text in texts),
                 correct=right,
                 tied=values.count(values[best]) > 1,
+                unlisted=not rows[-1].offered,
             )
         )
     return records

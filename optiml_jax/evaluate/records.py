@@ -103,7 +103,8 @@ class Candidate:
     """The score components of one candidate; log-probabilities are natural logs.
 
     Attributes:
-      n_chars, n_bytes: length of the text without its leading space, bytes in UTF-8.
+      n_chars, n_bytes: length of what is scored (under partial scoring the text that follows it)
+        without outer whitespace, bytes in UTF-8.
       logprob_eos_after: log p(eos | prompt, candidate).
       uncond_logprob: sum over the candidate's tokens after the context "Answer:" alone.
       is_greedy: every token of the candidate was the model's first choice.
@@ -127,8 +128,8 @@ class Candidate:
 RULES: dict[str, Callable[[Candidate], float]] = {
     "sum": lambda c: c.sum_logprob,
     "mean": lambda c: c.sum_logprob / c.n_tokens,
-    "chars": lambda c: c.sum_logprob / c.n_chars,
-    "bytes": lambda c: c.sum_logprob / c.n_bytes,
+    "chars": lambda c: c.sum_logprob / max(1, c.n_chars),
+    "bytes": lambda c: c.sum_logprob / max(1, c.n_bytes),
     "unconditional": lambda c: c.sum_logprob - c.uncond_logprob,
     "sum_eos": lambda c: c.sum_logprob + c.logprob_eos_after,
 }
@@ -148,6 +149,8 @@ class Record:
       n_prompt_tokens: prompt tokens the model saw, without the leading token.
       n_prompt_tokens_dropped: tokens of the full prompt that it did not see.
       candidates, correct: of rank classification; `correct` indexes `candidates`.
+      unlisted: the last candidate is none that the prompt offered, but an answer made elsewhere
+        that names none of them.
       tied: another candidate scored as high as the prediction.
       n_new_tokens, finished: of generation; `finished` means that it ended with eos or a stop.
       samples: the texts of self-consistency, of which `prediction` stands for the majority.
@@ -181,6 +184,17 @@ class Record:
     options: tuple[str, ...] = ()
     raw: str = ""
     overlap: bool | None = None
+    unlisted: bool = False
+
+    @property
+    def offered(self) -> tuple[Candidate, ...]:
+        """The candidates without an answer that names none of them."""
+        return self.candidates[:-1] if self.unlisted else self.candidates
+
+    @property
+    def names_none(self) -> bool:
+        """Whether the prediction is an answer that names none of the candidates."""
+        return self.unlisted and self.prediction == self.candidates[-1].text
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)

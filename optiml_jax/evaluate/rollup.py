@@ -220,7 +220,18 @@ def mean_of_seeds(trees: Sequence[Rollup]) -> Rollup:
     """
     weights = [1.0 / len(trees)] * len(trees)
     mean = _weighted(trees, weights, "some of the seeds only")
-    return dataclasses.replace(mean, run=_common(t.run for t in trees), seeds=tuple(trees))
+    seeds = tuple(cut_to(tree, mean) for tree in trees)
+    return dataclasses.replace(mean, run=_common(t.run for t in trees), seeds=seeds)
+
+
+def cut_to(tree: Rollup, other: Rollup) -> Rollup:
+    """An evaluation over what another one has too, and its seeds likewise.
+
+    Raises:
+      UserError: they have no instance in common.
+    """
+    cut = weighted_sum((tree, other), (1.0, 0.0))
+    return dataclasses.replace(cut, seeds=tuple(cut_to(seed, other) for seed in tree.seeds))
 
 
 def weighted_sum(trees: Sequence[Rollup], weights: Sequence[float]) -> Rollup:
@@ -281,7 +292,9 @@ def regroup(
         if len(key.path) == 5 and key.shots != MEAN and cell.missing and (k := moved(key))
     }
     missing |= holes or {}
-    return _assemble(tree.run, leaves, missing, {}, tree.summaries, tree.failures)
+    moved_tree = _assemble(tree.run, leaves, missing, {}, tree.summaries, tree.failures)
+    seeds = tree.seeds if leaves else ()
+    return dataclasses.replace(moved_tree, seeds=tuple(regroup(seed, place) for seed in seeds))
 
 
 def rollup_of_leaves(leaves: Sequence[Leaf]) -> Rollup:

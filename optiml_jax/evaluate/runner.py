@@ -160,15 +160,15 @@ class Runner:
                 text=text,
                 sum_logprob=score.sum_logprob,
                 n_tokens=len(ids),
-                n_chars=len(text),
-                n_bytes=len(text.encode("utf-8")),
+                n_chars=len(scored),
+                n_bytes=len(scored.encode("utf-8")),
                 logprob_eos_after=score.logprob_eos_after,
                 uncond_logprob=self.unconditional[tuple(ids)],
                 is_greedy=score.is_greedy,
                 n_prompt_tokens_dropped=instance.n_prompt_tokens_dropped,
             )
-            for text, ids, score in zip(
-                instance.candidates, instance.candidate_ids, scores, strict=True
+            for text, scored, ids, score in zip(
+                instance.candidates, instance.scored, instance.candidate_ids, scores, strict=True
             )
         )
 

@@ -17,8 +17,9 @@ import scipy.stats
 from optiml_jax.evaluate.leaves import MEAN, Key, Leaf
 from optiml_jax.evaluate.new_tasks import Error, error_of_mean
 from optiml_jax.evaluate.resampling import NUM_REPLICATES, Path, Resampling
-from optiml_jax.evaluate.rollup import Rollup, difference
+from optiml_jax.evaluate.rollup import Rollup, cut_to, difference
 
+_TIED = 1e-9  # percent points: less is rounding
 _EXACT_RANKS = 13  # up to here Wilcoxon's test is exact
 _EXACT_FLIPS = 20  # up to here all sign patterns are tried
 
@@ -175,7 +176,7 @@ def _with_seeds(errors: Error, spread: Error | None) -> Error:
     parts = [(e.value**2, e.df) for e in (errors, spread)]
     total = sum(variance for variance, _ in parts)
     below = sum(variance**2 / df for variance, df in parts)
-    return Error(total**0.5, total**2 / below if below > 0 else spread.df)
+    return Error(total**0.5, total**2 / below if below > 0 else np.inf)
 
 
 def _seed_error(key: Key, *trees: Rollup) -> Error | None:
@@ -268,6 +269,10 @@ def compare(
       UserError: the two have no instance in common.
     """
     tree = difference(run, baseline)
+    run, baseline = (
+        dataclasses.replace(t, seeds=tuple(cut_to(s, tree) for s in t.seeds))
+        for t in (run, baseline)
+    )
     resampling = Resampling(tree, n, seed)
     by_task: dict[Path, list[Leaf]] = collections.defaultdict(list)
     for leaf in tree.leaves:
@@ -313,9 +318,9 @@ def _difference(
         detectable_new=sure.new_error.detectable() if sure.new_error else None,
         n_tasks=len(deltas),
         n_clusters=n_clusters,
-        wins=sum(d > 0 for d in deltas),
-        ties=sum(d == 0 for d in deltas),
-        losses=sum(d < 0 for d in deltas),
+        wins=sum(d > _TIED for d in deltas),
+        ties=sum(abs(d) <= _TIED for d in deltas),
+        losses=sum(d < -_TIED for d in deltas),
         effective_shots=_effective_shots(tree, leaves),
         n_prompts=len({(leaf.key.subtask, i[1]) for leaf in leaves for i in leaf.ids}),
         rules=tuple(sorted({f"{x.metric} ({x.rule})" if x.rule else x.metric for x in leaves})),

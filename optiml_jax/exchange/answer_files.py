@@ -54,8 +54,8 @@ class AnswerFiles:
     Attributes:
       paths: the files.
       sha256: of their bytes.
-      answers: by request id; where an id is there twice, the first.
-      doubles: ids that are there more than once -> whether their answers differ.
+      answers: by request id; where an id is there twice, the first that did not fail.
+      doubles: ids that are there more than once -> whether two that did not fail differ.
     """
 
     paths: tuple[str, ...]
@@ -103,7 +103,8 @@ def read_answers(places: Sequence[str]) -> AnswerFiles:
         for request_id, answer in _read(file, digest):
             known = answers.setdefault(request_id, answer)
             if known is not answer:
-                doubles[request_id] |= known != answer
+                failed = bool(known.failure or answer.failure)
+                doubles[request_id] |= known != answer and not failed
                 if known.failure and not answer.failure:  # asked again, and answered
                     answers[request_id] = answer
     return AnswerFiles(tuple(map(str, files)), digest.hexdigest(), answers, dict(doubles))

@@ -101,7 +101,7 @@ class StoredAnswers:
             return _scored(instance, answer)
         chosen = choice(answer.texts[0], instance.candidates)
         texts = instance.candidates
-        if chosen is None:  # stands among the candidates as one that is never right
+        if chosen is None:  # stands after the candidates as one that is never right
             if key in self.used and not self._files.answers[key].failure:
                 self.unmatched.append(key)
             texts, chosen = (*texts, answer.texts[0].strip()), len(texts)
@@ -192,14 +192,14 @@ def _scored(instance: Instance, answer: StoredAnswer) -> tuple[Candidate, ...]:
             text=text,
             sum_logprob=answer.logprobs[i],
             n_tokens=part(answer.n_tokens, i),
-            n_chars=len(text),
-            n_bytes=len(text.encode("utf-8")),
+            n_chars=len(scored),
+            n_bytes=len(scored.encode("utf-8")),
             logprob_eos_after=part(answer.eos_logprobs, i),
             uncond_logprob=part(answer.uncond_logprobs, i),
             is_greedy=part(answer.is_greedy, i),
             n_prompt_tokens_dropped=instance.n_prompt_tokens_dropped,
         )
-        for i, text in enumerate(instance.candidates)
+        for i, (text, scored) in enumerate(zip(instance.candidates, instance.scored, strict=True))
     )
 
 

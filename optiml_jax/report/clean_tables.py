@@ -2,12 +2,12 @@
 
 from optiml_jax.evaluate.clean import Clean
 from optiml_jax.evaluate.leaves import Key
-from optiml_jax.evaluate.rollup import Rollup, level_order
+from optiml_jax.evaluate.rollup import level_order
 from optiml_jax.report.run_tables import interval_text, level_name, number, shots_name
 from optiml_jax.report.tables import Table
 
 
-def clean_table(name: str, tree: Rollup, found: Clean) -> Table:
+def clean_table(name: str, found: Clean) -> Table:
     """Averages, levels, categories and tasks: the score, that of the clean examples, and the gap.
 
     The score is that of the tasks that have clean examples.
@@ -19,8 +19,7 @@ def clean_table(name: str, tree: Rollup, found: Clean) -> Table:
     rows = []
     for key in keys:
         difference = found.tree.cells[key].value
-        # A cell of the whole tree may hold tasks without any clean example.
-        whole = tree.cells[key].value if not found.unclean and not found.unaudited else None
+        whole = found.scores.cells[key].value
         overlapping, units = _units(key, found)
         estimate = found.differences.get(key)
         rows.append(
@@ -31,7 +30,7 @@ def clean_table(name: str, tree: Rollup, found: Clean) -> Table:
                 f"{units:,}",
                 f"{overlapping:,}",
                 number(whole),
-                number(None if whole is None else whole + difference),
+                number(whole + difference),
                 f"{difference:+.1f}",
                 interval_text(estimate.fixed_tasks) if estimate else "",
             )

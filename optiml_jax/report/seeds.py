@@ -24,7 +24,7 @@ def joined_seeds(runs: Mapping[str, Rollup]) -> dict[str, Rollup]:
     found = {}
     for names in groups.values():
         trees = [runs[name] for name in names]
-        seeds = {tuple(tree.run.get(seed) for seed in _SEEDS) for tree in trees}
+        seeds = {fingerprint([tree.run.get(seed) for seed in _SEEDS]) for tree in trees}
         if len(names) == 1 or len(seeds) < len(names):  # the same seed twice is no other seed
             found |= {name: runs[name] for name in names}
             continue

@@ -112,6 +112,28 @@ def test_answer_after_the_cue_of_bbh(text, answer):
     assert answers.bbh_answer(text) == answer
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("So the answer is (C).", "C"),
+        ("The answer is: b.", "B"),
+        ("the answer is c", "C"),
+        ("The answer is (d) because it is.", "D"),
+        ("the answer is A, not B", "A"),
+        ("The answer is I.", "I"),
+        ("The answer is (A). No, the answer is (B", "B"),
+        ("So the answer is a prime number, which is option (C).", None),
+        ("the answer is I think (C)", None),
+        ("the answer is I'm not sure", None),
+        ("The answer is Paris.", None),
+        ("The answer is (a prime) number", None),
+        ("The answer is d\nand more", "D"),
+    ],
+)
+def test_letter_answer(text, letter):
+    assert answers.letter_answer(text) == letter
+
+
 def test_normalisations_differ_in_articles_and_punctuation():
     text = "The cat's  “tail”, a (short) one।"
     assert answers.normalize_tk_instruct(text) == "the cats “tail” a short one।"

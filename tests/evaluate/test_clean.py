@@ -9,6 +9,7 @@ from optiml_jax.evaluate.clean import clean
 from optiml_jax.evaluate.leaves import Key
 from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo
 from optiml_jax.evaluate.rollup import rollup
+from optiml_jax.report.clean_tables import clean_table
 
 LEVEL = "fully_held_out"
 RNG = np.random.default_rng(3)
@@ -67,7 +68,11 @@ def test_tasks_without_an_audit_or_without_a_clean_example_are_named(tmp_path):
     }
     found = clean(run_of(tmp_path / "x", tasks), n=100)
     assert (found.unaudited, found.unclean) == (("b/none",), ("b/all",))
-    assert found.units[Key(0, LEVEL)] == (int(OVERLAPS.sum()) + 5, 65)
+    assert found.units[Key(0, LEVEL)] == (int(OVERLAPS.sum()), 60)
+    rows = {row[1]: row[3:7] for row in clean_table("x", found).rows}
+    score, cleaned = (f"{100 * s.mean():.1f}" for s in (SCORES, SCORES[~OVERLAPS]))
+    assert set(rows) == {"", "C", "C / b/a"}
+    assert set(rows.values()) == {("60", str(int(OVERLAPS.sum())), score, cleaned)}
     assert clean(run_of(tmp_path / "y", {"b/none": tasks["b/none"]})) is None
 
 

@@ -2,6 +2,7 @@
 
 import collections
 
+import pytest
 import toy_evaluation as toy
 
 from optiml_jax.evaluate.instances import subsample
@@ -24,11 +25,14 @@ def judgement(task, i, split="test"):
     )
 
 
-def test_a_subsample_takes_whole_questions():
+@pytest.mark.parametrize(("limit", "questions"), [(20, 10), (21, 10), (1, 1), (2, 1), (79, 39)])
+def test_a_subsample_takes_whole_questions(limit, questions):
     examples = [judgement("b/multirc", i) for i in range(80)]
-    kept = collections.Counter((e.prompt_id, e.meta["group"]) for e in subsample(examples, 20, 0))
-    assert len(kept) == 10
-    assert set(kept.values()) == {2}
+    kept = subsample(examples, limit, 0)
+    found = collections.Counter((e.prompt_id, e.meta["group"]) for e in kept)
+    assert len(found) == questions
+    assert set(found.values()) == {2}
+    assert kept == [e for e in examples if e in kept]  # in their order
 
 
 def test_tables_average_over_questions_with_every_answer_judged_well(tmp_path):

@@ -283,3 +283,44 @@ def test_several_seeds_are_one_configuration_whose_spread_is_in_the_intervals(tm
     row = statistics.compare(mean, trees[1], n=500)[Key(0)]
     assert row.seeds == (3, 1)
     assert row.p > 0.5
+
+
+def test_seeds_that_score_the_same_add_nothing(tmp_path):
+    """Satterthwaite's degrees of freedom have no bound where all variance is that of examples."""
+    right = [1.0] * 90 + [0.0] * 10
+    trees = [
+        run_of(tmp_path / str(s), {"b/t": {0: scores}})
+        for s, scores in enumerate((right, right[::-1]))
+    ]
+    found = statistics.estimates(mean_of_seeds(trees), n=2000)[Key(0)]
+    replicates = Resampling(mean_of_seeds(trees), n=2000).values(Key(0))
+    assert found.spread == statistics.Spread(2, 0.0)
+    assert found.fixed_tasks.high - 90 == pytest.approx(1.96 * np.std(replicates), rel=1e-3)
+
+
+def test_the_spread_of_seeds_is_over_what_all_of_them_have(tmp_path):
+    right = {0: [1.0] * 90 + [0.0] * 10}
+    wrong = {0: [0.0] * 100}
+    trees = [
+        run_of(tmp_path / "a", {"b/t": right, "b/failed elsewhere": wrong}),
+        run_of(tmp_path / "b", {"b/t": right, "b/not in the baseline": wrong}),
+    ]
+    mean = mean_of_seeds(trees)
+    assert [tree.cells[Key(0)].value for tree in mean.seeds] == [90.0, 90.0]
+    assert statistics.estimates(mean, n=200)[Key(0)].spread.deviation == 0
+    more = [
+        run_of(tmp_path / str(i), {"b/t": right, "b/not in the baseline": {0: [i] * 100}})
+        for i in range(2)
+    ]
+    baseline = run_of(tmp_path / "c", {"b/t": wrong})
+    row = statistics.compare(mean_of_seeds(more), baseline, n=200)[Key(0)]
+    assert (row.fixed_tasks.low, row.fixed_tasks.high) == pytest.approx((84, 96), abs=1.5)
+
+
+def test_rounding_is_no_loss(tmp_path):
+    third = [1.0] * 7 + [0.0] * 6
+    trees = [run_of(tmp_path / str(s), {"b/t": {0: third[s:] + third[:s]}}) for s in range(3)]
+    row = statistics.compare(
+        mean_of_seeds(trees), run_of(tmp_path / "b", {"b/t": {0: third}}), 200
+    )[Key(0)]
+    assert (row.wins, row.ties, row.losses) == (0, 1, 0)

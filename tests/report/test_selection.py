@@ -1,10 +1,16 @@
 """Ranking of runs: three scores, paired differences, and what may not be compared."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from optiml_jax.evaluate.leaves import MEAN, Key
 from optiml_jax.evaluate.records import Record, RunFolder, TaskInfo
-from optiml_jax.evaluate.rollup import rollup
+from optiml_jax.evaluate.rollup import mean_of_seeds, rollup
+from optiml_jax.evaluate.statistics import compare
+from optiml_jax.report.run_tables import interval_text
+from optiml_jax.report.seeds import joined_seeds
 from optiml_jax.report.selection import NOISE, WORSE, WORSE_HERE, on_common_tasks, selection_table
 from optiml_jax.report.tables import MARK
 
@@ -142,3 +148,30 @@ def test_a_task_with_other_examples_in_one_run_is_not_compared(tmp_path):
     table = selection_table(runs, replicates=100)
     assert f"{MARK} without b/y1 at 5 shots: the runs have different examples" in table.notes
     assert by_run(table)["short"]["gain"] in ("+0.0", "")
+
+
+def test_the_spread_of_seeds_is_in_the_verdict(tmp_path):
+    """Two configurations whose seeds are as far apart as they are."""
+    runs = {
+        name: mean_of_seeds(
+            [
+                write(tmp_path / name / str(s), lambda t, k, shift=s: base(t, k) + shift)
+                for s in shifts
+            ]
+        )
+        for name, shifts in {"better": (0.0, 0.2), "worse": (-0.1, 0.1)}.items()
+    }
+    table = selection_table(runs, replicates=500)
+    row = by_run(table)["worse"]
+    assert row["verdict"] == NOISE
+    d = compare(runs["worse"], runs["better"], 500)[Key(MEAN)]
+    assert row["95 % CI"] == interval_text(d.fixed_tasks)
+
+
+def test_suites_of_several_prompt_seeds_are_no_seeds_of_a_configuration(tmp_path):
+    tree = dataclasses.replace(
+        write(tmp_path, base), run={"configuration": "c", "seed": 1, "prompt_seed": [0, 1]}
+    )
+    other = dataclasses.replace(tree, run=tree.run | {"seed": 2})
+    assert list(joined_seeds({"one": tree})) == ["one"]
+    assert list(joined_seeds({"one": tree, "two": other})) == ["* (2 seeds)"]
