@@ -230,7 +230,10 @@ class CheckpointManager:
             job.say(f"hash/{self._seal_round}/{process}", json.dumps([str(folder), own]))
         checksums = checksums_of(folder, owners[0])
         for process in range(1, len(owners)):
-            checksums |= json.loads(job.hear(f"hashed/{self._seal_round}/{process}"))
+            hashed = json.loads(job.hear(f"hashed/{self._seal_round}/{process}"))
+            if isinstance(hashed, str):
+                raise UserError(f"process {process} cannot read what it saved: {hashed}")
+            checksums |= hashed
         return checksums
 
     @contextlib.contextmanager
@@ -241,7 +244,9 @@ class CheckpointManager:
         except Exception:
             if step is not None and jax.process_index() == 0:
                 for folder in self._unfinished(step):
-                    remove_folder(folder)
+                    # In a bucket the error may be that of deleting an older one, after this one.
+                    if not is_bucket(folder) or _damage(folder) is not None:
+                        remove_folder(folder)
             self._pending = None
             raise
 
@@ -271,10 +276,16 @@ def _writer(name: str, number: int) -> int:
 
 
 def _hash_for_first(job: processes.Job, number: int) -> None:
-    """Runs in a thread of the other processes: hashes the files that process 0 asks for."""
+    """Runs in a thread of the other processes: hashes the files that process 0 asks for.
+
+    It says the checksums, or the text of an error.
+    """
     folder, names = json.loads(job.hear(f"hash/{number}/{jax.process_index()}"))
-    checksums = checksums_of(path_of(folder), names)
-    job.say(f"hashed/{number}/{jax.process_index()}", json.dumps(checksums))
+    try:
+        said = checksums_of(path_of(folder), names)
+    except Exception as e:  # of a file system or a bucket
+        said = str(e) or type(e).__name__
+    job.say(f"hashed/{number}/{jax.process_index()}", json.dumps(said))
 
 
 def _is_not_raised(record: logging.LogRecord) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from optiml_jax.data.plan import Plan
 from optiml_jax.errors import UserError
+from optiml_jax.words import counted
 
 Batch = dict[str, np.ndarray]
 
@@ -49,12 +50,7 @@ class PlanLoader:
             the plan was made.
         """
         steps = plan.num_rows // global_batch_size if num_steps is None else num_steps
-        if steps * global_batch_size > plan.num_rows or steps < 1:
-            raise UserError(
-                f"the plan in {plan.folder} has {plan.num_rows} rows, too few for {max(steps, 1)} "
-                f"steps of {global_batch_size} rows; plan at least "
-                f"{max(steps, 1) * global_batch_size} (PlanConfig.num_rows)"
-            )
+        check_rows(plan, global_batch_size, max(steps, 1))
         source = StepSource(plan, global_batch_size, rows)
         options = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
         wanted = grain.MapDataset.source(source)[start_step:steps]
@@ -84,6 +80,17 @@ class PlanLoader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def check_rows(plan: Plan, global_batch_size: int, num_steps: int) -> None:
+    """UserError if the plan has fewer rows than so many steps take."""
+    wanted = num_steps * global_batch_size
+    if plan.num_rows < wanted:
+        raise UserError(
+            f"the plan in {plan.folder} has {counted(plan.num_rows, 'row')}, too few for "
+            f"{counted(num_steps, 'step')} of {counted(global_batch_size, 'row')}; plan at least "
+            f"{wanted} (PlanConfig.num_rows)"
+        )
 
 
 class StepSource:

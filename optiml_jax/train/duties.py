@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from flax import nnx
 from optiml_jax.checkpoint.finite import first_not_finite
 from optiml_jax.checkpoint.manager import CheckpointManager
 from optiml_jax.data.plan import Plan
+from optiml_jax.paths import is_bucket, path_of, upload_folder
 from optiml_jax.sharding import processes
 from optiml_jax.train.batches import open_batches
 from optiml_jax.train.config import TrainConfig
@@ -92,7 +94,7 @@ class Validation:
 
     def _batches(self) -> int:
         wanted = self.config.validation_batches * self.config.num_microbatches
-        there = max(1, min(wanted, self.plan.num_rows // self._rows))
+        there = min(wanted, self.plan.num_rows // self._rows)
         if there < wanted:
             logger.info("validating on the %d rows of %s", there * self._rows, self.plan.folder)
         return there
@@ -104,12 +106,14 @@ class Profiling:
 
     config: TrainConfig
     _running: bool = False
+    _local: tempfile.TemporaryDirectory | None = None  # where the run's folder is in a bucket
 
     def __call__(self, step: int, state: TrainState) -> None:
         first, last = self.config.profile_steps or (0, 0)
         if step + 1 == first:
             jax.block_until_ready(state)  # so that the trace holds no earlier update
-            folder = pathlib.Path(self.config.run_dir) / "tensorboard"
+            self._local = tempfile.TemporaryDirectory() if is_bucket(self._folder) else None
+            folder = self._local.name if self._local else self._folder
             jax.profiler.start_trace(folder, profiler_options=_without_python())
             self._running = True
         elif self._running and step >= last:
@@ -121,7 +125,14 @@ class Profiling:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-            logger.info("trace for TensorBoard's profiler: %s/tensorboard", self.config.run_dir)
+            if self._local:
+                with self._local:
+                    upload_folder(pathlib.Path(self._local.name), self._folder)
+            logger.info("trace for TensorBoard's profiler: %s", self._folder)
+
+    @property
+    def _folder(self) -> pathlib.Path:
+        return path_of(self.config.run_dir) / "tensorboard"
 
 
 def _without_python() -> jax.profiler.ProfileOptions:
@@ -169,24 +180,28 @@ class Saving:
     def finish(self, step: int, state: TrainState, seconds: float | None) -> bool:
         """Saves the last step; False if that takes longer than `seconds` (None: no limit).
 
-        The next start removes what is then half-written.
+        A save in progress has all of them; another one begins if the rest is as long as the last
+        one took. The next start removes what is half-written.
         """
-        if seconds is None:
-            self.save(step, state)
-            with self.reporter.paused("checkpoint"):
-                self.checkpoints.wait()
-            return True
-        deadline = time.monotonic() + seconds
+        deadline = None if seconds is None else time.monotonic() + seconds
 
-        def fits(expected: float) -> bool:
-            ended = self.checkpoints.ends_within(deadline - time.monotonic() - expected)
-            return processes.on_first(lambda: ended)
+        def left() -> float:
+            return deadline - time.monotonic()
 
-        if not fits(self.checkpoints.save_seconds or 0.0):
-            return False
+        def ends() -> bool:
+            # Process 0 decides: it alone knows how long a save takes.
+            return deadline is None or processes.on_first(
+                lambda: self.checkpoints.ends_within(left())
+            )
+
+        if step != self.saved and deadline is not None:
+            if not ends():
+                return False
+            if not processes.on_first(lambda: left() >= (self.checkpoints.save_seconds or 0.0)):
+                return False
         self.save(step, state)
         with self.reporter.paused("checkpoint"):
-            if not fits(0.0):
+            if not ends():
                 return False
             self.checkpoints.wait()
         return True

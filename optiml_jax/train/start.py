@@ -6,6 +6,7 @@ from typing import Any
 
 from optiml_jax.checkpoint.adapters import load_model_params
 from optiml_jax.checkpoint.manager import CheckpointManager, load_metadata
+from optiml_jax.data.loader import check_rows
 from optiml_jax.data.plan import Plan
 from optiml_jax.data.vocabulary_files import content_for_checkpoint
 from optiml_jax.errors import UserError
@@ -30,12 +31,15 @@ logger = logging.getLogger(__name__)
 
 
 def load_plans(config: TrainConfig, model: DecoderConfig) -> tuple[Plan, Plan | None]:
-    """The plans to train and to validate on, checked against the model."""
+    """The plans to train and to validate on, checked against the model and the run."""
     plan, validation, more_rows = Plan.load(config.plan_dir), None, config.init_from is not None
     if config.validation_plan_dir is not None:
         validation = Plan.load(config.validation_plan_dir)
         check_plan(validation, model, more_rows)
+        if config.validate_every:
+            check_rows(validation, config.global_batch_size // config.num_microbatches, 1)
     check_plan(plan, model, more_rows)
+    check_rows(plan, config.global_batch_size, config.num_steps)
     return plan, validation
 
 

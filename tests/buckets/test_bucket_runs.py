@@ -4,22 +4,28 @@ What the same verbs write into plain folders is what they must write there. The 
 this machine (bucket_server.py); who talks to it are gcsfs, s3fs and TensorStore.
 """
 
+import contextlib
 import os
 import pathlib
 import subprocess
 import sys
 
 import gin
+import jax.numpy as jnp
+import pytest
 from etils.epath import gpath
 
-from optiml_jax.checkpoint.manager import find_checkpoint
+from optiml_jax.checkpoint.manager import CheckpointManager, find_checkpoint
 from optiml_jax.cli.main import main
-from optiml_jax.paths import path_of
+from optiml_jax.paths import path_of, sizes
+from optiml_jax.train.config import TrainConfig
+from optiml_jax.train.duties import Profiling
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
 from tiny_bench import write_tiny_bench
 
 CACHE, RUN = "gs://caches/tiny", "s3://runs/a"
+STEPS = {"num_steps": 2, "global_batch_size": 1}
 WITHOUT_TENSORFLOW = """
 import sys
 for name in ("tensorflow", "seqio", "tensorflow_datasets", "t5"):
@@ -116,3 +122,38 @@ def test_what_needs_a_plain_folder_says_so(objects, tmp_path, capsys):
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.startswith(f"error: {name} = "), said
         assert said.endswith("set it to a plain folder, not a bucket")
+
+
+def test_an_older_checkpoint_that_cannot_be_deleted_costs_no_newer_one(objects, monkeypatch):
+    """Orbax deletes it after it has put the new one in place, and its error is that of the save."""
+    manager = CheckpointManager("gs://box/run/checkpoints", keep=1)
+    items = {"params": {"a": jnp.ones(4)}}
+    manager.save(1, items, {"step": 1})
+    manager.wait()
+    files = type(path_of("gs://box/run").files)
+    remove = files.rm
+
+    def refused(self, path, *arguments, **named):
+        if str(path).rstrip("/").endswith("checkpoints/1"):
+            raise OSError("503 service unavailable")
+        return remove(self, path, *arguments, **named)
+
+    monkeypatch.setattr(files, "rm", refused)
+    manager.save(2, items, {"step": 2})
+    with pytest.raises(OSError, match="503"):
+        manager.wait()
+    assert find_checkpoint("gs://box/run").name == "2"
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("place", ["gs://box/run", "run"])
+def test_a_trace_for_the_profiler_goes_to_the_folder_of_the_run(objects, place, tmp_path):
+    run_dir = place if "://" in place else str(tmp_path / place)
+    profiling = Profiling(TrainConfig(plan_dir="", run_dir=run_dir, profile_steps=(1, 1), **STEPS))
+    with contextlib.closing(profiling), contextlib.chdir(tmp_path):
+        profiling(0, {})
+        jnp.ones(4).block_until_ready()
+        profiling(1, {})
+    folder = path_of(run_dir) / "tensorboard"
+    assert [name for name in sizes(folder) if name.endswith(".xplane.pb")]
+    assert not list(tmp_path.glob("gs*"))

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import resource
 import shutil
 import subprocess
@@ -12,11 +13,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optiml_jax.checkpoint import checksums
 from optiml_jax.checkpoint.manager import (
     CheckpointManager,
+    _hash_for_first,
     find_checkpoint,
     load_metadata,
     load_params,
 )
 from optiml_jax.errors import UserError
+from optiml_jax.sharding import processes
 
 
 def tree(value=0.0, size=64):
@@ -301,3 +304,41 @@ def test_a_save_that_failed_in_the_background_is_reported_by_check(small_disk, q
         for _ in range(10**6):
             manager.check()
     manager.close()
+
+
+class _Job:
+    """What two processes say to each other."""
+
+    def __init__(self):
+        self.said = {}
+
+    def next_round(self):
+        return 1
+
+    def say(self, key, value):
+        self.said[key] = value
+
+    def hear(self, key):
+        return self.said[key]
+
+
+def test_an_error_of_another_process_that_hashes_its_files_is_that_of_the_save(
+    tmp_path, monkeypatch
+):
+    file = tmp_path / "ocdbt.process_1" / "data"
+    file.parent.mkdir()
+    job, manager = _Job(), CheckpointManager(tmp_path / "checkpoints")
+    monkeypatch.setattr(processes, "job", lambda: job)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    job.say("hash/0/1", json.dumps([str(tmp_path), ["ocdbt.process_1/data"]]))
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    _hash_for_first(job, 0)  # the file is not there
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with pytest.raises(UserError, match=r"process 1 cannot read what it saved: .*No such file"):
+        manager._hash_together(tmp_path, ["ocdbt.process_1/data"])
+    file.write_bytes(b"abc")
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    _hash_for_first(job, 0)
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    found = manager._hash_together(tmp_path, ["ocdbt.process_1/data"])
+    assert found == checksums.checksums_of(tmp_path, ["ocdbt.process_1/data"])

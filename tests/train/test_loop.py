@@ -247,6 +247,16 @@ def test_a_plan_too_short_for_the_run_is_refused(run, tmp_path):
         run(tmp_path, train={"num_steps": 100})
 
 
+def test_a_validation_plan_of_less_than_a_batch_is_refused_before_anything_is_trained(
+    run, tmp_path
+):
+    small = tiny_run.make_plan(tmp_path, num_rows=4)
+    options = {"validation_plan_dir": str(small), "validate_every": 10}
+    with pytest.raises(UserError, match=f"{small} has 4 rows, too few for 1 step of 8 rows"):
+        run(tmp_path / "run", train=options)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("value", [0, -1])
 def test_numbers_that_make_no_sense_are_refused(value):
     with pytest.raises(UserError, match=f"log_every = {value} .int. must be"):
