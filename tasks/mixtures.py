@@ -1,6 +1,7 @@
 """Which tasks a mixture holds, given the split manifest; and the mixture as SeqIO knows it."""
 
 import collections
+import fnmatch
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from optiml_jax.data.mixture import (
     mixing_rates,
     row_streams,
 )
+from optiml_jax.data.prompts import PromptConfig
 from optiml_jax.errors import UserError
 from tasks.registry import registered_name
 from tasks.splits import Manifest, category, check_roles
@@ -42,18 +44,33 @@ def select(sources: Sequence[TaskSource], mixture: Mixture, manifest: Manifest) 
         roles = " or ".join(repr(role) for role in mixture.roles)
         raise UserError(f"mixture {mixture.name!r}: no task has the role {roles}")
     chosen = [by_name[name] for name in matching_tasks(mixture, by_name)]
-    present = {s.benchmark for s in chosen}
-    check_present(mixture, present)
-    if absent := sorted(mixture.benchmark_max_examples.keys() - present):
-        logger.warning(
-            "mixture %r: Mixture.benchmark_max_examples caps %s, of which there is no task",
-            *(mixture.name, ", ".join(absent)),
-        )
+    check_present(mixture, {s.benchmark for s in chosen})
+    _warn_of_idle_settings(mixture, chosen)
     chosen = _subset(chosen, mixture, manifest)
     if "train" in mixture.roles:
         held_out = [s for s in sources if s.name not in by_name]
         manifest.check_held_out([*chosen, *held_out], mixture.roles)
     return chosen
+
+
+def _warn_of_idle_settings(mixture: Mixture, chosen: Sequence[TaskSource]) -> None:
+    """Names what settings say of benchmarks and tasks that are not there, perhaps misspelt."""
+    by_benchmark = {
+        "Mixture.benchmark_max_examples": mixture.benchmark_max_examples,
+        "Mixture.benchmark_eps": mixture.benchmark_eps,
+        "PromptConfig.without_options": PromptConfig().without_options,
+    }
+    present = {s.benchmark for s in chosen}
+    idle = {key: sorted((value or {}).keys() - present) for key, value in by_benchmark.items()}
+    names = [s.name for s in chosen]
+    globs = mixture.multiplicities or ()
+    idle["Mixture.multiplicities"] = [g for g in globs if not fnmatch.filter(names, g)]
+    for setting, lost in idle.items():
+        if lost:
+            logger.warning(
+                "mixture %r: %s names %s, of which there is no task in the mixture",
+                *(mixture.name, setting, ", ".join(map(repr, lost))),
+            )
 
 
 def _subset(chosen: Sequence[TaskSource], mixture: Mixture, manifest: Manifest) -> list[TaskSource]:

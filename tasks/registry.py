@@ -6,14 +6,16 @@ A reader is a module with `find_tasks(root, manifest, benchmark)`; that of a col
 """
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import os
 import pathlib
 import sys
+import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optiml_jax.data.example import TaskSource, check_unique_names, seqio_name
 from optiml_jax.data.prompts import PromptConfig
@@ -138,7 +140,7 @@ def reader_of(benchmark: str, place: str) -> tuple[Callable[..., list[TaskSource
     if separator:
         return _find_tasks(_imported(module, benchmark), benchmark), folder
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=benchmark):
-        loaded = point.load()
+        loaded = _loaded(point.load, point.value, benchmark)
         return loaded if callable(loaded) else _find_tasks(loaded, benchmark), place
     if own.task_files(place):
         return own.find_tasks, place
@@ -152,6 +154,7 @@ def reader_of(benchmark: str, place: str) -> tuple[Callable[..., list[TaskSource
 
 def _imported(name: str, benchmark: str) -> types.ModuleType:
     """A module by its dotted name or its file; worker processes find it on the same path."""
+    path = None
     if name.endswith(".py"):
         path = pathlib.Path(name).expanduser().resolve()
         if not path.is_file():
@@ -161,10 +164,36 @@ def _imported(name: str, benchmark: str) -> types.ModuleType:
         name = path.stem
     elif os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    module = _loaded(functools.partial(importlib.import_module, name), path or name, benchmark)
+    taken = getattr(module, "__file__", None) or f"Python's own module {name}"
+    if path and pathlib.Path(taken).resolve() != path:
+        raise UserError(
+            f"Run.data[{benchmark!r}]: the reader {path} cannot be imported by its name {name}: "
+            f"that is {taken} already; rename one of them"
+        )
+    return module
+
+
+def _loaded(load: Callable[[], Any], reader: str | os.PathLike, benchmark: str) -> Any:
+    """What `load` returns; a UserError names the line of a reader that cannot be imported."""
     try:
-        return importlib.import_module(name)
-    except ImportError as e:
-        raise UserError(f"Run.data[{benchmark!r}]: cannot import the reader {name}: {e}") from e
+        return load()
+    except Exception as e:  # the code is the user's
+        why = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        raise UserError(
+            f"Run.data[{benchmark!r}]: cannot import the reader {reader}: {why}{_line_of(e)}"
+        ) from e
+
+
+def _line_of(error: Exception) -> str:
+    """Where an import failed, for a message: the line of the module that was imported."""
+    if isinstance(error, SyntaxError):  # its text names the last part of the path and the line
+        return f" (in {error.filename})" if error.filename else ""
+    ours = (__file__, importlib.__file__, importlib.metadata.__file__)
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename not in ours and not frame.filename.startswith("<frozen"):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""
 
 
 def _find_tasks(module: types.ModuleType, benchmark: str) -> Callable[..., list[TaskSource]]:

@@ -38,11 +38,12 @@ DEFAULT_MANIFEST = pathlib.Path(__file__).parent / "data" / "split_manifest.yaml
 
 logger = logging.getLogger(__name__)
 
-_SELECTORS = ("tasks", "upstream_split", "only_with")
+SELECTORS = ("tasks", "upstream_split", "only_with")
 _FIELDS = (
     *("level", "role", "metric", "options", "category", "aggregate_as", "shots", "instances"),
     *("prompts", "keep", "src", "why"),
 )
+_TEXTS = ("upstream_split", "category", "aggregate_as", "keep", "why")
 _PROTOCOL = tuple(field.name for field in dataclasses.fields(Protocol))
 
 
@@ -384,15 +385,17 @@ def _read_rules(path: pathlib.Path, config: SplitConfig, src: str | None = None)
 def _parse_row(row: Any, where: str) -> _Rule:
     if not isinstance(row, dict) or "tasks" not in row:
         raise UserError(f"{where}: a row must be a mapping with `tasks`, not {row!r}")
-    known = (*_SELECTORS, *_FIELDS, *_PROTOCOL)
+    known = (*SELECTORS, *_FIELDS, *_PROTOCOL)
     unknown = [k for k in row if k not in known]
     if unknown:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
-    switches = [f.name for f in dataclasses.fields(SplitConfig) if f.type is bool]
-    _check_known(row, "only_with", switches, where)
     _check_known(row, "only_with", _SWITCHES, where)
     if row.get("src") not in ("paper", "inferred"):
         raise UserError(f"{where}: src must be paper or inferred, not {row.get('src')!r}")
+    for key in _TEXTS:
+        text = row.get(key)
+        if text is not None and not (isinstance(text, str) and text.strip()):
+            raise UserError(f"{where}: {key} must be text, in quotation marks, not {text!r}")
     patterns = expand(row["tasks"], where)
     return _Rule(
         where=where,
@@ -428,7 +431,7 @@ def _parse_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
         fields["role"] = tuple(role)
     if "shots" in fields:
         shots = fields["shots"]
-        if not isinstance(shots, list) or not all(isinstance(k, int) and k >= 0 for k in shots):
+        if not isinstance(shots, list) or not all(_is_number(k, 0) for k in shots):
             raise UserError(f"{where}: shots must be a list of numbers >= 0, not {shots!r}")
         fields["shots"] = tuple(shots)
     if "instances" in fields:
@@ -438,11 +441,23 @@ def _parse_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
                 f"{where}: instances must be first<number>, not {fields['instances']!r}"
             )
         fields["instances"] = int(match[1])
-    if isinstance(fields.get("prompts"), list):
-        fields["prompts"] = tuple(fields["prompts"])
-    elif not isinstance(fields.get("prompts", 1), int) and fields["prompts"] != "all":
-        raise UserError(f"{where}: prompts must be a number, a list of names, or 'all'")
+    if "prompts" in fields:
+        fields["prompts"] = _parse_prompts(fields["prompts"], where)
     return fields
+
+
+def _parse_prompts(prompts: Any, where: str) -> int | tuple[str, ...] | str:
+    if isinstance(prompts, list) and prompts and all(isinstance(p, str) for p in prompts):
+        return tuple(prompts)
+    if _is_number(prompts, 1) or prompts == "all":
+        return prompts
+    raise UserError(
+        f"{where}: prompts must be a number, a list of names, or 'all', not {prompts!r}"
+    )
+
+
+def _is_number(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _check_known(fields: dict[str, Any], key: str, known: Sequence[Any], where: str) -> None:

@@ -47,10 +47,9 @@ def main() -> None:
     check_training_parts(store, sources, mixture, manifest)
     check_vanished(store, found, run, mixture, manifest)
     train = configured(TrainConfig, plan_dir="", run_dir="")
-    rows = {
-        "train": train.num_steps * train.global_batch_size,
-    }
+    rows = {"train": train.num_steps * train.global_batch_size}
     if train.validate_every:
+        check_validation_part(store, sources, train.validate_every, mixture)
         rows["validation"] = train.validation_batches * train.global_batch_size
     with one_writer(run.plan_dir("train").parent, "optiml plan"):
         write_seen(run, undecided)
@@ -157,6 +156,20 @@ def check_training_parts(
             reasons = ", ".join(f"{n} {reason}" for reason, n in part.get("drops", {}).items())
             lost[source.name] = reasons or "its files have no training split"
     _refuse_lost(mixture, lost, "without a training example")
+
+
+def check_validation_part(
+    store: Store, sources: Sequence[TaskSource], validate_every: int, mixture: Mixture
+) -> None:
+    """Refuses to validate on a mixture none of whose tasks has a validation example."""
+    parts = [store.task(s.name).info["splits"].get("validation", {}) for s in sources]
+    if not any(part.get("examples") for part in parts):
+        raise UserError(
+            f"TrainConfig.validate_every = {validate_every}, but mixture {mixture.name!r} "
+            f"({counted(len(parts), 'task')}) has no validation example; "
+            "set TrainConfig.validate_every = 0, or give a task a validation split and run "
+            "`optiml prepare` again"
+        )
 
 
 def check_vanished(

@@ -136,10 +136,21 @@ def matching_tasks(mixture: Mixture, names: Iterable[str]) -> list[str]:
         else:
             hint = f"did you mean {close[0]!r}?" if close else f"there are {len(names)} tasks"
         raise UserError(f"mixture {mixture.name!r}: no task matches {pattern!r}; {hint}")
-    matched -= {name for glob in mixture.without or () for name in fnmatch.filter(matched, glob)}
+    matched -= _left_out(mixture, matched)
     if not matched:
         raise UserError(f"mixture {mixture.name!r}: no task matches any of {mixture.tasks}")
     return sorted(matched)
+
+
+def _left_out(mixture: Mixture, matched: set[str]) -> set[str]:
+    """Those of `matched` that `Mixture.without` names; warns of globs that name none of them."""
+    hits = {glob: fnmatch.filter(matched, glob) for glob in mixture.without or ()}
+    if idle := [glob for glob, names in hits.items() if not names]:
+        logger.warning(
+            "mixture %r: Mixture.without leaves out nothing for %s: no task of the mixture matches",
+            *(mixture.name, ", ".join(map(repr, idle))),
+        )
+    return {name for names in hits.values() for name in names}
 
 
 def mixing_rates(counts: Mapping[str, int], mixture: Mixture) -> dict[str, float]:

@@ -6,6 +6,7 @@ The split manifest sets it per task; records keep it, so that tables can say how
 import dataclasses
 
 from optiml_jax.errors import UserError
+from optiml_jax.settings import NotNegative, NotNegativeFloat, Positive, convert_fields
 
 RULE_NAMES = ("sum", "mean", "chars", "bytes", "unconditional", "sum_eos")  # of records.RULES
 
@@ -28,21 +29,17 @@ class Protocol:
     rule: str = "sum"
     delimiter: str | None = None
     separator: str | None = None
-    max_new_tokens: int | None = None
+    max_new_tokens: Positive | None = None
     joiner: str = " "
     stop: tuple[str, ...] = ()
-    samples: int = 0
-    temperature: float = 0.7
+    samples: NotNegative = 0
+    temperature: NotNegativeFloat = 0.7
 
     def __post_init__(self):
-        object.__setattr__(self, "stop", tuple(self.stop))  # YAML and JSON give lists
+        convert_fields(self, type(self).__name__)  # YAML and JSON give lists, and anything else
         if self.rule not in RULE_NAMES:
             raise UserError(f"unknown score rule {self.rule!r}; known: {', '.join(RULE_NAMES)}")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-        if self.samples < 0:
-            raise UserError(f"samples must be 0 or more, not {self.samples}")
-        if self.samples and not self.temperature > 0:
-            raise UserError(f"samples need a temperature above 0, not {self.temperature}")
-        if not all(self.stop) or not all(isinstance(s, str) for s in self.stop):
+        if self.samples and not self.temperature:
+            raise UserError("samples need a temperature above 0, not 0")
+        if not all(self.stop):
             raise UserError(f"stop must be a list of strings with text, not {self.stop!r}")

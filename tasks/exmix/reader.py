@@ -26,6 +26,7 @@ from tasks.files.text_files import (
     data_folder,
     demonstration_pool,
     json_items,
+    not_utf8,
     tsv_rows,
 )
 from tasks.files.values import text_of
@@ -33,7 +34,7 @@ from tasks.splits import Manifest
 from tasks.templates.instructions import instructions, read_mapping
 
 FACTS_FILE = pathlib.Path(__file__).parent / "tasks.yaml"
-READER_VERSION = 2  # raise it when the same rows give other Examples: caches are then redone
+READER_VERSION = 3  # raise it when the same rows give other Examples: caches are then redone
 SPLITS = {split: split for split in ("train", "validation", "test")}
 
 _KINDS = {  # key of a task's description -> its type
@@ -44,6 +45,7 @@ _KINDS = {  # key of a task's description -> its type
 }
 _OUTPUT_KEYS = ("input", "target", "options", "labels", "question", "columns")
 _FORMATS = (".tsv", ".csv", ".json")  # beside those of rows.py
+_ENDED = object()  # a file; None is a row
 _SLOT = re.compile(r"\{([^{}]+)\}")
 
 logger = logging.getLogger(__name__)
@@ -261,16 +263,17 @@ class ExMixTask:
     def _rows(
         self, split: str, drops: Drops, sample: RowSample | None
     ) -> Iterator[tuple[str, Row | None]]:
-        """Answer and row, taking turns among the answers and their files, while all have rows."""
+        """Answer and row, as many of each answer; the files of an answer take turns."""
         columns = self.description.get("columns")
-        return _in_turn(
+        return _balanced(
             [
                 zip(
                     itertools.repeat(answer),
                     _in_turn([_read(s, columns, drops, sample) for s in group]),
                 )
                 for answer, group in self.parts[split].items()
-            ]
+            ],
+            drops,
         )
 
     def _answers(self, row: Row) -> list[str]:
@@ -331,8 +334,26 @@ def _kind_names(kind: Any) -> str:
     return " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
 
 
-def _in_turn(iterators: list[Iterator[Any]]) -> Iterator[Any]:
-    return itertools.chain.from_iterable(zip(*iterators, strict=False))
+def _in_turn(files: list[Iterator[Row | None]]) -> Iterator[Row | None]:
+    """The rows of files that take turns; where one ends, the others go on."""
+    for turn in itertools.zip_longest(*files, fillvalue=_ENDED):
+        yield from (row for row in turn if row is not _ENDED)
+
+
+def _balanced(
+    answers: list[Iterator[tuple[str, Row | None]]], drops: Drops
+) -> Iterator[tuple[str, Row | None]]:
+    """The rows of answers that take turns while all have some; what is left of others is counted.
+
+    None stands for a row that a sample leaves out, which is no drop.
+    """
+    for turn in itertools.zip_longest(*answers):
+        if None not in turn:
+            yield from turn
+            continue
+        for _, row in filter(None, turn):
+            if row is not None:
+                drops["more rows than another answer"] += 1
 
 
 # --- files
@@ -370,7 +391,9 @@ def _read_csv(path: str, columns: list[str] | None, drops: Drops) -> Iterator[Ro
                     drops["wrong number of columns"] += 1
                 else:
                     yield row
-    except (csv.Error, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is no CSV file in UTF-8 ({e}); download it again") from e
+    except UnicodeDecodeError as e:
+        raise not_utf8(path, regular_file(path).open("rb")) from e
+    except csv.Error as e:
+        raise UserError(f"{path} is no CSV file ({e}); download it again") from e
     except FileNotFoundError as e:
         raise UserError(f"rows not found: {path}") from e

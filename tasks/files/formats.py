@@ -19,7 +19,7 @@ import numpy as np
 from optiml_jax.errors import UserError
 from optiml_jax.files import regular_file
 from tasks.files import columnar
-from tasks.files.text_files import json_array, warn_if_cut
+from tasks.files.text_files import json_array, not_utf8, warn_if_cut
 from tasks.files.values import loads, without_nan
 
 Row = dict[str, Any]
@@ -233,7 +233,11 @@ def _csv_cells(file: str) -> Iterator[tuple[int, list[str]]]:
                 number = reader.line_num
                 if row:
                     yield number, row
-    except (csv.Error, UnicodeDecodeError) as e:
+    except UnicodeDecodeError as e:
+        raise not_utf8(file, open_bytes(file)) from e
+    except FileNotFoundError:
+        raise
+    except (csv.Error, OSError) as e:  # of the decompression
         raise UserError(f"{file} is damaged after line {number} ({e}); download it again") from e
 
 

@@ -5,7 +5,8 @@ What is found in the folder of one data set (no file is opened until rows are re
       .arrow; the texts also compressed (.gz, .zst); in shards, <split>-00000-of-00004.parquet, and
       with a name in front, squad-train.arrow, as the cache of Hugging Face's `datasets` has them;
   the same files in a folder `data`, `default` or `plain_text`, or in `snapshots/<revision>`: a data
-      set's repository on the Hub, as it is cloned, downloaded or cached;
+      set's repository on the Hub, as it is cloned, downloaded or cached; a split that is JSONL,
+      Parquet or Arrow is read from there, though JSON, CSV or TSV with its name lies beside;
   <split>/0000.parquet, as the Hub converts data sets to Parquet;
   <split>/state.json and its Arrow files, as `Dataset.save_to_disk` writes them, or those of one
       split in the folder itself; rows that were selected or shuffled come as they were chosen;
@@ -210,9 +211,7 @@ def _splits_in(folder: pathlib.Path) -> dict[str, list[SplitFiles]]:
     if broken := [p for p in paths if p.is_symlink() and not p.exists()]:
         raise UserError(f"broken link: {broken[0]} -> {broken[0].readlink()}; fix or remove it")
     files = [p for p in paths if p.is_file() and format_of(p)]
-    chosen = [p for p in files if format_of(p) in _FIRST_CHOICE] or [
-        p for p in files if _SPLIT_NAME.fullmatch(_split_of(p))
-    ]
+    chosen = _of_splits(files)
     states = sorted(folder.glob("*/state.json"))
     if (folder / "state.json").is_file():
         states.append(folder / "state.json")
@@ -231,6 +230,14 @@ def _splits_in(folder: pathlib.Path) -> dict[str, list[SplitFiles]]:
         if converted and path.name not in _SUBFOLDERS:
             found.setdefault(path.name, []).append(_split(path.name, _numbered(converted)))
     return found
+
+
+def _of_splits(files: list[pathlib.Path]) -> list[pathlib.Path]:
+    """The files that are splits: JSON, CSV and TSV by their names, where no other format has it."""
+    first = [p for p in files if format_of(p) in _FIRST_CHOICE]
+    there = {_split_of(p) for p in first}
+    others = ((p, _split_of(p)) for p in files if p not in first)
+    return first + [p for p, name in others if _SPLIT_NAME.fullmatch(name) and name not in there]
 
 
 def _numbered(converted: list[pathlib.Path]) -> list[pathlib.Path]:

@@ -15,7 +15,7 @@ import os
 import pathlib
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from optiml_jax.data.example import Drops, Example
 from optiml_jax.data.identity import source_identity
@@ -29,6 +29,9 @@ BAD_CHARACTERS = re.compile("[\x00\ufffd\ud800-\udfff]")
 NUM_DEMONSTRATIONS = 1000
 CUT_LINE = "last line without its end"
 _CHUNK = 1 << 20
+# Characters of a CSV cell; Python's own limit, 131,072, is less than some documents have. It bounds
+# the memory that is taken by a quotation mark without its second one.
+csv.field_size_limit(1 << 27)
 _SHOWN = 5  # malformed lines of a file that are named in the log
 
 logger = logging.getLogger(__name__)
@@ -140,7 +143,9 @@ def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
         warn_if_cut(path)
     except FileNotFoundError as e:
         raise UserError(f"data file not found: {path}") from e
-    except (csv.Error, UnicodeDecodeError) as e:
+    except UnicodeDecodeError as e:
+        raise not_utf8(path, regular_file(path).open("rb")) from e
+    except csv.Error as e:
         raise UserError(f"{path} is damaged after line {number} ({e}); download it again") from e
 
 
@@ -282,6 +287,22 @@ def decode(raw: bytes, path: str, number: int) -> str:
             f"{path}, line {number} is not UTF-8 (byte {e.start} of the line); "
             "convert the file or download it again"
         ) from e
+
+
+def not_utf8(path: str, file: BinaryIO) -> UserError:
+    """The error that names the first line that is not UTF-8; readers of whole files do not know it.
+
+    Args:
+      path: the file's name.
+      file: its content from the beginning, decompressed.
+    """
+    try:
+        with file:
+            for number, raw in enumerate(file, 1):
+                decode(raw, path, number)
+    except UserError as e:
+        return e
+    return UserError(f"{path} is not UTF-8; convert the file or download it again")
 
 
 def data_folder(root: str | os.PathLike, benchmark: str, what: str) -> pathlib.Path:

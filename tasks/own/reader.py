@@ -29,17 +29,20 @@ from optiml_jax.errors import UserError
 from optiml_jax.yaml_files import read_yaml
 from tasks import taxonomy
 from tasks.files.formats import Row, format_of
-from tasks.files.rows import SplitFiles, find_splits
+from tasks.files.rows import Split, SplitFiles, find_splits
 from tasks.files.text_files import RecordFilter, data_folder, demonstration_pool
 from tasks.files.values import text_of
-from tasks.splits import Manifest
+from tasks.splits import SELECTORS, Manifest
+from tasks.splits import Row as ManifestRow
 from tasks.templates.budget import LimitError
 from tasks.templates.sandbox import Choices, Environment
 
 READER_VERSION = 2  # raise it when the same rows give other Examples: caches are then redone
 SEPARATOR = "|||"
-_OURS = {"dev": "validation", "valid": "validation", "val": "validation"}
 _SPLITS = ("train", "validation", "test")
+# Name of a split -> ours.
+_OURS = {split: split for split in _SPLITS} | dict.fromkeys(("dev", "valid", "val"), "validation")
+_NAMES = "train, validation (or dev, valid, val), test"
 _TEXTS = ("instruction", "prompt", "target")
 _KNOWN = ("rows", "options", *_TEXTS)
 
@@ -74,7 +77,7 @@ def _source(path: pathlib.Path, manifest: Manifest, name: str) -> TaskSource:
     facts.setdefault("metric", "acc_rank" if "options" in own else "rougeL")
     manifest.declare(name, facts, str(path))
     row = manifest.lookup(name, None)
-    parts = _parts(path, own["rows"], row.trained)
+    parts = _parts(path, own["rows"], row)
     category = row.category or taxonomy.category(name.partition("/")[0], path.stem)
     task = OwnTask(name, category, str(path), own, parts)
     task.compile()
@@ -98,6 +101,12 @@ def _content(path: pathlib.Path) -> dict[str, Any]:
             raise UserError(
                 f"{path} has no `{key}`; a task needs rows, prompt, target, level, role"
             )
+    for key in SELECTORS:
+        if key in content:
+            raise UserError(
+                f"{path}: `{key}` is for rows of a split manifest, which choose tasks; a task file "
+                "is one task: take the key out"
+            )
     for key in _TEXTS:
         if not isinstance(content.get(key, ""), str):
             raise UserError(f"{path}: {key} must be text: put {content[key]!r} in quotation marks")
@@ -110,24 +119,48 @@ def _content(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _parts(path: pathlib.Path, rows: Any, trained: bool) -> dict[str, SplitFiles]:
+def _parts(path: pathlib.Path, rows: Any, row: ManifestRow) -> dict[str, Split]:
     """Our split -> its rows."""
-    if isinstance(rows, str):
-        place = path.parent / os.path.expandvars(rows)
-        if place.is_dir():
-            found = find_splits(place)
-            parts = {_OURS.get(split, split): files for split, files in found.items()}
-        else:
-            parts = {"test": _file(path, rows)}
+    place = path.parent / os.path.expandvars(rows) if isinstance(rows, str) else None
+    if place and place.is_dir():
+        found = find_splits(place)
+        if unused := [split for split in found if split not in _OURS]:
+            logger.warning(
+                "%s: of the folder %s these are no split and not used: %s; known: %s",
+                *(path, place, ", ".join(unused), _NAMES),
+            )
+    elif place:
+        found = {"test": _file(path, rows)}
     elif isinstance(rows, dict):
-        parts = {split: _file(path, file) for split, file in rows.items()}
+        if unknown := [split for split in rows if split not in _OURS]:
+            raise UserError(f"{path}: rows has the unknown split {unknown[0]!r}; known: {_NAMES}")
+        found = {split: _file(path, file) for split, file in rows.items()}
     else:
         raise UserError(f"{path}: rows must be a folder, a file, or splits with their files")
-    parts = {split: part for split, part in parts.items() if split in _SPLITS}
-    if not parts or (trained and "train" not in parts):
-        wanted = "train" if trained else " or ".join(_SPLITS)
-        raise UserError(f"{path}: rows has no split {wanted}: {rows!r}")
+    parts = _named_once(path, found)
+    if not parts:
+        raise UserError(f"{path}: rows has no split {' or '.join(_SPLITS)}: {rows!r}")
+    for needed, use in (("train", row.trained), ("test", row.evaluated)):
+        if use and needed not in parts:
+            raise UserError(
+                f"{path}: rows has no split {needed}, which a task of the role "
+                f"{' and '.join(row.role)} needs; it has {', '.join(parts)}: {rows!r}"
+            )
     return parts
+
+
+def _named_once(path: pathlib.Path, found: Mapping[str, Split]) -> dict[str, Split]:
+    """Splits by our names; a UserError where two names mean one of them."""
+    names: dict[str, str] = {}
+    for name in found:
+        if name in _OURS:
+            first = names.setdefault(_OURS[name], name)
+            if first != name:
+                raise UserError(
+                    f"{path}: rows has the split {_OURS[name]} twice, as {first} and as {name}; "
+                    "keep one of them"
+                )
+    return {ours: found[name] for ours, name in names.items()}
 
 
 def _file(path: pathlib.Path, name: Any) -> SplitFiles:
@@ -153,7 +186,7 @@ class OwnTask:
     category: str
     path: str
     description: dict[str, Any]
-    parts: dict[str, SplitFiles]
+    parts: dict[str, Split]
 
     def compile(self) -> "_Templates":
         """The templates; a UserError names the file and the key of one that is not allowed."""

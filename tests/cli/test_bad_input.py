@@ -128,6 +128,29 @@ def test_verbs_out_of_order_say_what_to_run_first(root, capsys):
     assert "optiml evaluate" in error_of(capsys, "report", f"--gin_file={root}/tiny.gin")
 
 
+OWN_TASK = """
+rows: {train: copy.jsonl, test: copy.jsonl}
+prompt: "{{ word }}"
+target: "{{ word }}"
+level: fully_supervised
+role: [train, test]
+"""
+
+
+def test_validation_without_a_validation_split_is_refused_before_any_plan(root, capsys):
+    (root / "mine").mkdir()
+    (root / "mine/copy.yaml").write_text(OWN_TASK)
+    (root / "mine/copy.jsonl").write_text('{"word": "red"}\n{"word": "green"}\n')
+    data = f"--gin.Run.data={{'mine': '{root}/mine'}}"
+    settings = (f"--gin_file={root}/tiny.gin", data, "--gin.Mixture.tasks='mine/*'")
+    assert run("prepare", root, *settings[1:]) == 0
+    error = error_of(capsys, "plan", *settings)
+    assert "TrainConfig.validate_every = 2, but mixture 'tiny' (1 task) has no " in error
+    assert "set TrainConfig.validate_every = 0, or give a task a validation split" in error
+    assert not list((root / "run").rglob("plan.json"))
+    assert run("plan", root, *settings[1:], "--gin.TrainConfig.validate_every=0") == 0
+
+
 def test_batch_and_vocabulary_must_fit(root, capsys):
     assert run("prepare", root) == 0
     assert run("plan", root) == 0

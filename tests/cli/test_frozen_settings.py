@@ -221,7 +221,7 @@ def test_names_that_nothing_has_are_named(line, caplog):
     gin_file = f"--gin_file={line}/tiny.gin"
     folder = f"--gin.Run.run_dir='{line}/other'"
     assert main(["plan", gin_file, folder, *(f"--gin.{b}" for b in bindings)]) == 0
-    assert "benchmark_max_examples caps supreni, of which there is no task" in caplog.text
+    assert "benchmark_max_examples names 'supreni', of which there is no task" in caplog.text
     assert "no task has a category of Mixture.always_categories: Mathmatics" in caplog.text
     warn_of_globs(["b/one"], ["b/*", "c/*"])
     assert "Evaluate.tasks: no evaluation task of these roles matches c/*" in caplog.text

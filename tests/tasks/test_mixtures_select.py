@@ -1,5 +1,6 @@
 """Which tasks a mixture trains on: roles, scaling studies, and what must stay out."""
 
+import gin
 import pytest
 
 from optiml_jax.data.example import TaskSource
@@ -153,3 +154,37 @@ def test_a_weight_without_data_is_an_error_before_any_work(names, caplog):
     settings = {"tasks": ("one/*", "two/*"), "missing": "renormalise"}
     assert len(names(many(3), proportions=weights, **settings)) == 3
     assert "no task matches 'two/*'" in caplog.text
+
+
+# --- settings that match nothing
+
+
+def warnings_of(caplog):
+    return [r.getMessage() for r in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "named"),
+    [
+        ("without", ("one/task000", "one/tsk*"), "'one/tsk*'"),
+        ("without", ("two/*",), "'two/*'"),  # there, but not in the mixture
+        ("benchmark_eps", {"one": 5, "noe": 5}, "'noe'"),
+        ("benchmark_max_examples", {"one": 5, "noe": 5}, "'noe'"),
+        ("multiplicities", {"one/*": 2, "one/tsk*": 3, "noe/*": 4}, "'one/tsk*', 'noe/*'"),
+    ],
+)
+def test_a_setting_of_no_task_is_warned_about_by_name(names, caplog, setting, value, named):
+    names([*many(3), *many(3, "two")], tasks="one/*", **{setting: value})
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith(f"mixture 'm': Mixture.{setting} ")
+    assert f" {named}" in warning
+
+
+def test_prompts_without_options_of_no_benchmark_are_warned_about_and_nothing_else(names, caplog):
+    gin.bind_parameter("PromptConfig.without_options", {"one": 0.5, "noe": 0.5})
+    settings = {"benchmark_eps": {"one": 5}, "multiplicities": {"one/*": 2}}
+    # The second glob is not idle because the first matches the same task.
+    chosen = names(many(3), without=("one/task000", "*/task000"), **settings)
+    assert chosen == ["one/task001", "one/task002"]
+    (warning,) = warnings_of(caplog)
+    assert "PromptConfig.without_options names 'noe', of which there is no task" in warning

@@ -95,6 +95,23 @@ def test_later_rows_win_field_by_field(manifest_of):
         ('{tasks: "a/*", instances: 100, src: paper}', "instances must be first<number>"),
         ('{tasks: "a/*", instances: first0, src: paper}', "instances must be first<number>"),
         ('{tasks: "a/*", prompts: some, src: paper}', "prompts must be a number, a list"),
+        ('{tasks: "a/*", prompts: true, src: paper}', "or 'all', not True"),
+        ('{tasks: "a/*", prompts: 0, src: paper}', "or 'all', not 0"),
+        ('{tasks: "a/*", prompts: [1], src: paper}', "or 'all', not [1]"),
+        ('{tasks: "a/*", prompts: [], src: paper}', "or 'all', not []"),
+        ('{tasks: "a/*", shots: [true], src: paper}', "shots must be a list of numbers"),
+        ('{tasks: "a/*", category: [a], src: paper}', "category must be text, in quotation"),
+        ('{tasks: "a/*", category: 3, src: paper}', "category must be text, in quotation"),
+        ('{tasks: "a/*", aggregate_as: 7, src: paper}', "aggregate_as must be text, "),
+        ('{tasks: "a/*", keep: [1], src: paper}', "keep must be text, in quotation marks, not [1]"),
+        ('{tasks: "a/*", keep: "", src: paper}', "keep must be text, in quotation marks, not ''"),
+        ('{tasks: "a/*", upstream_split: 1, src: paper}', "upstream_split must be text"),
+        ('{tasks: "a/*", stop: 5, src: paper}', "Protocol.stop = 5 (int) must be text"),
+        ('{tasks: "a/*", max_new_tokens: many, src: paper}', "max_new_tokens = 'many' (text) must"),
+        ('{tasks: "a/*", samples: x, src: paper}', "Protocol.samples = 'x' (text) must be a whole"),
+        ('{tasks: "a/*", delimiter: 5, src: paper}', "Protocol.delimiter = 5 (int) must be text"),
+        ('{tasks: "a/*", joiner: null, src: paper}', "Protocol.joiner = None (NoneType) must be"),
+        ('{tasks: "a/*", separator: 3, src: paper}', "Protocol.separator = 3 (int) must be text"),
         ('{tasks: "a/*", only_with: luck, src: paper}', "unknown only_with 'luck'; known: unique"),
         ('{tasks: "a/*", levle: train_only, src: paper}', "unknown key 'levle'; known: tasks"),
         ('{tasks: "a/*", level: train_only}', "src must be paper or inferred, not None"),
@@ -112,6 +129,12 @@ def test_a_bad_row_is_an_error_with_file_and_row(manifest_of, row, message):
     assert re.search(r"manifest.yaml, row 2: ", str(e.value))
     assert message in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_a_text_of_stop_is_one_string_not_its_letters(manifest_of):
+    manifest = manifest_of(BASE, '{tasks: "superni/*", stop: "Q:", temperature: 1, src: paper}')
+    protocol = manifest.lookup("superni/a_x", None).protocol
+    assert (protocol.stop, protocol.temperature) == (("Q:",), 1.0)
 
 
 def test_a_missing_or_damaged_manifest_is_named(tmp_path):

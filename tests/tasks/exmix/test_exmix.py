@@ -6,6 +6,7 @@ import yaml
 
 from optiml_jax.data.example import Drops, TaskSource
 from optiml_jax.data.prompts import PromptConfig, render
+from optiml_jax.data.sampling import RowSample
 from optiml_jax.errors import UserError
 from tasks import taxonomy
 from tasks.exmix.reader import FACTS_FILE, find_tasks
@@ -79,6 +80,41 @@ def test_gpt2_texts_and_human_ones_come_by_turns_with_the_question_last(gpt2):
         f"webtext valid 0\n{sentence}\nA:"
     )
     assert len(source.files) == 9
+
+
+def two_answers(root, **rows: int) -> None:
+    """A task whose answer is the file, with so many rows in each file."""
+    own_task(root, "{input: '{t}', instruction: Go., files: {a: [a*.jsonl], b: [b*.jsonl]}}")
+    for name, number in rows.items():
+        write(root, f"own/{name}.jsonl", *({"t": f"{name} {i}"} for i in range(number)))
+
+
+def test_where_a_file_of_an_answer_ends_the_others_go_on(tmp_path):
+    two_answers(tmp_path, a1=1, a2=4, b=5)
+    drops = Drops()
+    inputs = [e.input for e in read(only(tmp_path), drops=drops)]
+    assert inputs == [
+        *("a1 0", "b 0", "a2 0", "b 1", "a2 1", "b 2", "a2 2", "b 3", "a2 3", "b 4"),
+    ]
+    assert not drops
+
+
+@pytest.mark.parametrize(("a", "b"), [(2, 7), (7, 2)])
+def test_rows_of_an_answer_that_has_more_of_them_are_counted(tmp_path, a, b):
+    two_answers(tmp_path, a=a, b=b)
+    drops = Drops()
+    targets = [e.target for e in read(only(tmp_path), drops=drops)]
+    assert targets == ["a", "b"] * 2
+    assert drops == {"more rows than another answer": 5}
+
+
+def test_rows_that_a_sample_leaves_out_are_not_counted(tmp_path):
+    two_answers(tmp_path, a=4, b=40)
+    drops = Drops()
+    examples = list(only(tmp_path).read("train", drops, RowSample("key", 6)))
+    chosen = RowSample("key", 6).positions(40)
+    assert len(examples) == 4 + sum(chosen < 4)
+    assert drops == {"more rows than another answer": sum(chosen >= 4)}
 
 
 def test_a_split_that_lacks_one_of_the_answers_is_left_out(gpt2):
@@ -210,11 +246,17 @@ def test_bad_folders_and_files_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"no usable row of 'train' of exmix/hwu64 \(1 empty tar"):
         read(only(tmp_path))
     (tmp_path / "hwu64" / "train.csv").write_bytes(b"text,category\n\xff,x\n")
-    with pytest.raises(UserError, match=r"hwu64/train\.csv is no CSV file in UTF-8"):
+    with pytest.raises(UserError, match=r"hwu64/train\.csv, line 2 is not UTF-8 .*convert"):
         read(only(tmp_path))
     write(tmp_path, "hwu64/train.jsonl", {"text": "x", "category": "y"})
     with pytest.raises(UserError, match=r"split 'train' is in .*hwu64 more than once"):
         find_tasks(tmp_path, MANIFEST)
+
+
+def test_long_cells_of_csv_are_read(tmp_path):
+    write(tmp_path, "hwu64/train.csv", "text,category", f"{'x' * 140_000},y")
+    (example,) = read(only(tmp_path))
+    assert len(example.input) == 140_000
 
 
 def test_the_fourteen_tasks_have_a_category_and_a_sentence_of_their_own():

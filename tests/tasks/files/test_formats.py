@@ -69,6 +69,15 @@ def test_tables_whose_first_line_names_the_columns(tmp_path, suffix, dialect):
         list(only(tmp_path).read())
 
 
+def test_compressed_csv_that_is_cut_or_not_utf8_is_named(tmp_path):
+    (tmp_path / "train.csv.gz").write_bytes(gzip.compress(b"x,y\na,b\n\xff,b\n"))
+    with pytest.raises(UserError, match=r"train\.csv\.gz, line 3 is not UTF-8 .*; convert"):
+        list(only(tmp_path).read())
+    (tmp_path / "train.csv.gz").write_bytes(gzip.compress(b"x,y\na,b\n" * 9)[:-9])
+    with pytest.raises(UserError, match=r"train\.csv\.gz is damaged after line"):
+        list(only(tmp_path).read())
+
+
 @pytest.mark.parametrize(
     "place",
     [

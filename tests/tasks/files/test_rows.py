@@ -128,6 +128,19 @@ def test_a_split_in_two_formats_is_refused(tmp_path):
         rows.find_splits(tmp_path)
 
 
+@pytest.mark.parametrize("first", ["jsonl", "parquet"])
+def test_splits_of_a_folder_may_be_of_different_formats(tmp_path, first):
+    (write_jsonl if first == "jsonl" else write_parquet)(tmp_path / f"train.{first}", ROWS[:2])
+    write_jsonl(tmp_path / "notes.jsonl", ROWS[:1])
+    for name in ("test.csv", "about.csv", "train.csv"):
+        (tmp_path / name).write_text("text\nfrom a table\n")
+    (tmp_path / "validation.json").write_text(json.dumps(ROWS[:1]))
+    splits = rows.find_splits(tmp_path)
+    assert list(splits) == ["notes", "test", "train", "validation"]
+    assert list(splits["test"].read()) == [{"text": "from a table"}]
+    assert list(splits["train"].read()) == ROWS[:2]  # these formats come first, as ever
+
+
 def test_other_files_and_missing_folders_are_no_rows(tmp_path):
     (tmp_path / "dataset_info.json").write_text("{}")
     assert rows.find_splits(tmp_path) == {}

@@ -58,6 +58,20 @@ def test_a_tsv_line_that_is_not_utf8_is_named(tmp_path):
         list(tsv_rows(path, (2,), Drops()))
 
 
+@pytest.mark.parametrize("read", [csv_rows, read_rows])
+def test_a_csv_line_that_is_not_utf8_is_named(tmp_path, read):
+    path = write(tmp_path / "a.csv", b"x,y\na,b\ncaf\xe9,b\n")
+    with pytest.raises(UserError, match=r"a\.csv, line 3 is not UTF-8 .*; convert the file"):
+        list(read(path))
+
+
+@pytest.mark.parametrize("read", [csv_rows, read_rows])
+def test_a_csv_cell_may_be_as_long_as_a_book(tmp_path, read):
+    text = "text, " * 50_000
+    *_, last = read(write(tmp_path / "a.csv", f'x,y\n"{text}",b\n'))
+    assert text in (last.values() if isinstance(last, dict) else last[1])
+
+
 def test_a_missing_file_is_named(tmp_path):
     for reader in (lambda p: tsv_rows(p, (2,), Drops()), lambda p: json_items(p, Drops())):
         with pytest.raises(UserError, match=r"data file not found: .*nowhere"):

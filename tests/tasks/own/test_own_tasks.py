@@ -3,11 +3,14 @@
 Expected examples are written by hand from the rows; ranking is checked by a whole evaluation.
 """
 
+import csv
 import dataclasses
 import importlib.metadata
 import json
 import pathlib
 import pickle
+import re
+import sys
 import textwrap
 
 import gin
@@ -105,6 +108,11 @@ def test_options_of_each_row_and_parts_in_files(folder):
         ("rows: parity", "rows: nowhere", "parity.yaml: rows not found: .*nowhere"),
         ("level: partially_held_out", "level: somewhere", "parity.yaml: unknown level 'somewhere'"),
         ("shots: [0, 2]", "shoots: [0]", "parity.yaml: unknown key 'shoots'"),
+        ("shots: [0, 2]", "stop: 5", r"parity.yaml: Protocol.stop = 5 \(int\) must be"),
+        ("shots: [0, 2]", "tasks: mine/*", "parity.yaml: `tasks` is for rows of a split manifest"),
+        ("shots: [0, 2]", "upstream_split: x", "parity.yaml: `upstream_split` is for rows"),
+        ("shots: [0, 2]", "only_with: bbh_23", "parity.yaml: `only_with` is for rows"),
+        ("category: Mathematics", "category: [a]", "parity.yaml: category must be text"),
         ("{{ answer }}", "{{ answer", "parity.yaml: the template target is refused"),
         ("{{ answer }}", "{{ answer.__class__ }}", "the template target is refused"),
         ("[odd, even]", "[odd]", "options must be at least two texts"),
@@ -122,6 +130,47 @@ def test_mistakes_are_named_with_file_and_key(folder, old, new, message):
     with pytest.raises(UserError, match=message) as e:
         source(folder)
     assert "\n" not in str(e.value)
+
+
+def test_the_splits_of_a_mapping_have_the_names_of_those_of_a_folder(folder):
+    rows = "rows: {train: parity/train.jsonl, dev: parity/train.jsonl, test: parity/test.jsonl}"
+    (folder / "parity.yaml").write_text(PARITY.replace("rows: parity", rows))
+    assert source(folder)[0].splits == ("train", "validation", "test")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            "test: test, tset: test",
+            "parity.yaml: rows has the unknown split 'tset'; known: train, ",
+        ),
+        ("test: test, 3: test", "rows has the unknown split 3; known: train, validation .or dev,"),
+        ("test: test, dev: test, val: test", "has the split validation twice, as dev and as val"),
+        ("train: train", "parity.yaml: rows has no split test, .* role test needs; it has train"),
+        ("dev: test", "parity.yaml: rows has no split test, .* it has validation: {'dev'"),
+    ],
+)
+def test_a_split_that_would_be_dropped_or_is_missing_is_named(folder, rows, message):
+    rows = re.sub(r": (\w+)", r": parity/\1.jsonl", rows)
+    (folder / "parity.yaml").write_text(PARITY.replace("rows: parity", f"rows: {{{rows}}}"))
+    with pytest.raises(UserError, match=message):
+        source(folder)
+
+
+def test_files_of_a_folder_that_are_no_split_are_named(folder, caplog):
+    write(folder / "parity/tests.jsonl", {"number": 1, "answer": "odd"})
+    write(folder / "parity/valid.jsonl", {"number": 1, "answer": "odd"})
+    assert source(folder)[0].splits == ("train", "validation", "test")
+    (warning,) = [r.getMessage() for r in caplog.records if "no split" in r.getMessage()]
+    assert f"{folder}/parity.yaml" in warning
+    assert f"{folder}/parity these are no split and not used: tests; known: train, " in warning
+    (folder / "parity/test.jsonl").unlink()
+    with pytest.raises(UserError, match="no split test, which a task of the role test needs"):
+        source(folder)
+    write(folder / "parity/dev.jsonl", {"number": 1, "answer": "odd"})
+    with pytest.raises(UserError, match="the split validation twice, as dev and as valid; keep"):
+        source(folder)
 
 
 def test_a_missing_column_is_counted_by_name(folder):
@@ -191,6 +240,46 @@ def test_a_collection_is_a_module_or_a_file_or_an_entry_point(tmp_path, monkeypa
 def test_a_reader_that_cannot_be_had_is_named(place, message):
     with pytest.raises(UserError, match=message):
         find_sources({"mine": place}, Manifest.load())
+
+
+def test_two_readers_of_one_name_are_not_taken_for_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("a/twice.py", "b/twice.py", "a/csv.py", "a/time.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(READER)
+    first, second = f"{tmp_path}/a/twice.py", f"{tmp_path}/b/twice.py"
+    manifest = Manifest.load()
+    # One file may serve two benchmarks.
+    assert len(find_sources({"x": f"{first}:/a", "y": f"{first}:/b"}, manifest)) == 2
+    clash = rf"Run.data\['y'\]: the reader {second} .* that is {first} already; rename one"
+    with pytest.raises(UserError, match=clash):
+        find_sources({"x": f"{first}:/a", "y": f"{second}:/b"}, manifest)
+    with pytest.raises(UserError, match=rf"{tmp_path}/a/csv.py .*{csv.__file__} already; rename"):
+        find_sources({"x": f"{tmp_path}/a/csv.py:/a"}, manifest)
+    with pytest.raises(UserError, match="that is Python's own module time already; rename"):
+        find_sources({"x": f"{tmp_path}/a/time.py:/a"}, manifest)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("broken_1", "x = (\n", r"SyntaxError: .*\(broken_1.py, line 1\) \(in /.*1.py\)"),
+        ("broken_2", "\nx = 1 / 0\n", r"ZeroDivisionError: .* \(/.*broken_2.py, line 2\)"),
+        ("broken_3", "\n\nimport no_such\n", r"ModuleNotFoundError: .* \(/.*broken_3.py, line 3\)"),
+    ],
+)
+def test_a_reader_that_fails_at_import_is_named_with_its_line(
+    tmp_path, monkeypatch, name, code, message
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / f"{name}.py").write_text(code)
+    point = importlib.metadata.EntryPoint("mine", name, "optiml_jax.collections")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group, name: [point])
+    for place in (f"{tmp_path}/{name}.py:/a", f"{name}:/a", "/a"):
+        with pytest.raises(UserError, match=message) as e:
+            find_sources({"mine": place}, Manifest.load())
+        assert str(e.value).startswith("Run.data['mine']: cannot import the reader ")
+        assert "\n" not in str(e.value)
 
 
 def test_rows_of_the_users_manifests_win_field_by_field(tmp_path, folder):
