@@ -161,6 +161,9 @@ class Fetcher:
         if source.kind == "ask":
             there = folder.is_dir() and any(folder.iterdir())
             return Step(source, folder, "there" if there else "ask", licence=source.licence)
+        if provenance.is_foreign(folder):
+            why = f"{folder / provenance.FILE} is another program's; move it, or fetch elsewhere"
+            return Step(source, folder, "new", licence=source.licence, failure=FetchError(why))
         damage: Mapping[str, str] = {}
         if known and _same_request(known, source):
             damage = provenance.damage(folder, known["files"], self._settings.verify)
@@ -248,10 +251,15 @@ class Fetcher:
     ) -> tuple[list[str], str]:
         source = step.source
         file = staging / (pathlib.PurePosixPath(source.address).name or "file")
-        if not file.exists():
-            url = self._settings.address(source.address)
-            downloader.fetch(Remote(url, sha256=source.sha256), file)
-        return _bring(archives.unpack(source, file, staging / "tree"), step.folder), source.revision
+        remote = Remote(self._settings.address(source.address), sha256=source.sha256)
+        if not is_here(remote, file):
+            downloader.fetch(remote, file)
+        try:
+            tree = archives.unpack(source, file, staging / "tree")
+        except FetchError:
+            file.unlink()  # the next try shall download it again
+            raise
+        return _bring(tree, step.folder), source.revision
 
     def _from_hub(
         self, step: Step, staging: pathlib.Path, downloader: Downloader

@@ -7,7 +7,9 @@
 """
 
 import concurrent.futures
+import functools
 import hashlib
+import logging
 import os
 import pathlib
 import threading
@@ -16,6 +18,7 @@ from typing import Any
 
 from optiml_jax.files import read_json, write_json
 
+_log = logging.getLogger(__name__)
 FILE = "provenance.json"
 _CHUNK = 1 << 20
 _lock = threading.Lock()  # several sources may share a folder
@@ -48,9 +51,35 @@ def describe(folder: pathlib.Path, paths: Iterable[str]) -> dict[str, dict[str, 
 
 
 def load(folder: pathlib.Path) -> dict[str, Any]:
-    """Source id -> its provenance; empty when the folder has no provenance."""
+    """Source id -> its provenance; empty when the folder has none, or another program's."""
+    return _sources(folder) or {}
+
+
+def is_foreign(folder: pathlib.Path) -> bool:
+    """Whether another program wrote the folder's file of our name."""
+    return _sources(folder) is None
+
+
+def _sources(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Source id -> its provenance; None when another program wrote the file."""
     file = folder / FILE
-    return read_json(file, "the provenance of fetched data")["sources"] if file.exists() else {}
+    if not file.exists():
+        return {}
+    content = read_json(file, "the provenance of fetched data")
+    sources = content.get("sources") if isinstance(content, dict) else None
+    if isinstance(sources, dict) and all(map(_lists_files, sources.values())):
+        return sources
+    _warn_of_foreign(file)
+    return None
+
+
+def _lists_files(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("files"), dict)
+
+
+@functools.cache  # once for each file, though every task looks for it
+def _warn_of_foreign(file: pathlib.Path) -> None:
+    _log.warning("%s is not the provenance of fetched data, but another program's: not used", file)
 
 
 def record(folder: pathlib.Path, source_id: str, entry: Mapping[str, Any]) -> None:

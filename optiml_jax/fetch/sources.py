@@ -17,6 +17,7 @@ KINDS = ("git", "hub", "http", "tfds", "ask")
 PARQUET = "refs/convert/parquet"  # the Hub's own conversion, also of data sets that are scripts
 # Licences under which a data set may not be used for everything, by their SPDX or Hub names.
 _RESTRICTED = re.compile(r"(^|-)(nc|nd)(-|$)|non-?commercial|research-only|custom", re.IGNORECASE)
+_NAMES = {dict: "mapping", list: "list", str: "text"}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -81,31 +82,48 @@ def read_sources(file: pathlib.Path) -> dict[str, list[Source]]:
     """
     content = read_yaml(file, "the file of sources")
     found: dict[str, list[Source]] = {}
-    for collection, entry in content["collections"].items():
+    for collection, entry in _value(content, "collections", dict, str(file)).items():
+        where = f"{file}, {collection}"
+        folder = _value(entry, "folder", str, where)
         found[collection] = []
-        for row in (*entry["sources"], *_sets(entry)):
-            source = _source(file, collection, entry["folder"], row)
+        for row in (*_value(entry, "sources", list, where), *_sets(entry, where)):
+            source = _source(file, collection, folder, row)
             if source.name in {s.name for s in found[collection]}:
                 raise UserError(f"{file}: {source.id} is there twice")
             found[collection].append(source)
     return found
 
 
-def _sets(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _value(entry: Any, key: str, kind: type, where: str) -> Any:
+    """What stands at a key; a UserError if the key is not there or holds something else."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: must be a mapping with the key {key!r}, not {entry!r}")
+    if key not in entry:
+        raise UserError(f"{where}: no key {key!r}; it has: {', '.join(map(str, entry)) or 'none'}")
+    if not isinstance(entry[key], kind):
+        raise UserError(f"{where}: {key!r} must be a {_NAMES[kind]}, not {entry[key]!r}")
+    return entry[key]
+
+
+def _sets(entry: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
     """The rows of the data sets that differ in nothing but their names."""
-    hub, tfds, http = (entry.get(f"{kind}_sets", {}) for kind in ("hub", "tfds", "http"))
-    for name, configs in hub.get("sets", {}).items():
-        row = {"name": name, "kind": "hub", "address": name, "configs": configs}
-        yield row | {"to": hub["to"].replace("{name}", name)}
-    for name in tfds.get("sets", []):
-        yield {"name": name, "kind": "tfds", "address": name, "to": tfds["to"]}
-    for name in http.get("sets", []):
-        row = {"name": name, "kind": "http", "to": http["to"], "licence": http["licence"]}
-        yield row | {"address": http["address"].replace("{name}", name)}
+    for kind, form in (("hub", dict), ("tfds", list), ("http", list)):
+        sets, inside = entry.get(f"{kind}_sets"), f"{where}, {kind}_sets"
+        for name in _value(sets, "sets", form, inside) if sets is not None else ():
+            to = _value(sets, "to", str, inside).replace("{name}", str(name))
+            row = {"name": name, "kind": kind, "address": name, "to": to}
+            if kind == "hub":
+                row["configs"] = sets["sets"][name]
+            if kind == "http":
+                row["address"] = _value(sets, "address", str, inside).replace("{name}", str(name))
+                row["licence"] = _value(sets, "licence", str, inside)
+            yield row
 
 
-def _source(file: pathlib.Path, collection: str, root: str, row: Mapping[str, Any]) -> Source:
+def _source(file: pathlib.Path, collection: str, root: str, row: Any) -> Source:
     fields = {f.name for f in dataclasses.fields(Source)} - {"collection"}
+    if not isinstance(row, dict):
+        raise UserError(f"{file}, {collection}: a source must be a mapping, not {row!r}")
     where = f"{file}, {collection}/{row.get('name', '?')}"
     if unknown := sorted(row.keys() - fields - {"to"}):
         raise UserError(f"{where}: unknown field {unknown[0]!r}")

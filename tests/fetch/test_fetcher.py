@@ -3,6 +3,7 @@
 What comes is compared with the bytes that the server holds and the files that git committed.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -219,6 +220,27 @@ def test_what_differs_from_its_checksum_or_is_gone_fails_and_the_rest_comes(setu
     assert not any(map(may_pass, failures.values()))
     assert not (settings.root / "bench/packed").exists()
     assert (settings.root / "bench/two/one/test.parquet").exists()
+
+
+def test_an_archive_that_came_damaged_comes_again_with_the_next_command(setup, server):
+    settings, sources = setup
+    packed = [dataclasses.replace(s, sha256="") for s in sources if s.name == "packed"]
+    server.files["/packed.tar.gz"] = b"<html>Log in</html>"
+    assert "is damaged or no archive" in str(fetch(settings, packed)["bench/packed"])
+    assert not (settings.root / "bench/packed").exists()
+    server.files["/packed.tar.gz"] = PACKED
+    assert fetch(settings, packed) == {}
+    assert set(fetched(settings.root)) == {f"bench/packed/{i}.csv" for i in range(4)}
+
+
+def test_an_archive_that_was_kept_is_compared_with_its_checksum(setup):
+    settings, sources = setup
+    kept = settings.root / ".fetch/bench__packed/packed.tar.gz"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(archive({"top/data/0.csv": b"another release"}))
+    assert fetch(settings, [s for s in sources if s.name == "packed"]) == {}
+    found = fetched(settings.root)
+    assert found["bench/packed/0.csv"] == IN_ARCHIVE["top/data/0.csv"]
 
 
 def test_a_hub_that_does_not_answer_may_answer_later(setup, tmp_path):
