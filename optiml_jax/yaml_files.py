@@ -15,13 +15,27 @@ _MAX_DEPTH = 100
 _MAX_VALUES = 500_000
 
 
+class StrictLoader(yaml.CSafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML's own loaders drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
 class Lined(dict):
     """A mapping of a YAML file, with the number of its first line."""
 
     line: int
 
 
-class LineLoader(yaml.CSafeLoader):
+class LineLoader(StrictLoader):
     """Makes mappings `Lined`."""
 
     def lined(self, node: yaml.MappingNode) -> Lined:
@@ -34,7 +48,7 @@ LineLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, LineL
 
 
 def read_yaml(
-    path: str | os.PathLike, what: str, kind: type = dict, loader: type = yaml.CSafeLoader
+    path: str | os.PathLike, what: str, kind: type = dict, loader: type = StrictLoader
 ) -> Any:
     """Reads a YAML file; no tag makes an object but those of the loader.
 

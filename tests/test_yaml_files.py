@@ -22,6 +22,7 @@ def bomb(levels):
         ("a: &a [*a]", "holds itself: .* alias 'a'"),
         ("a: !!python/object/apply:os.getcwd []", "is not YAML: .*line 1"),
         ("a: 2024-99-99", "is not YAML"),
+        ("a: 1\nb:\n  c: 2\n  c: 3", "is not YAML: .*line 4: the key 'c' is there twice"),
         ("- a", "is not a mapping"),
         (b"a: \xff", "is not UTF-8"),
     ],
