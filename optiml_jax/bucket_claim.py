@@ -15,7 +15,7 @@ import time
 import uuid
 from typing import Any
 
-from optiml_jax.errors import UserError
+from optiml_jax.errors import bucket_error, in_short
 
 logger = logging.getLogger(__name__)
 
@@ -38,30 +38,42 @@ class BucketClaim:
         """Claims the folder; returns who has it where that fails.
 
         Raises:
-          UserError: nothing can be written there.
+          UserError: nothing can be written there; says whether that may pass.
         """
         try:
-            made = self._file.create(self._name.encode())
-        except OSError as e:
-            raise UserError(
-                f"cannot write to {self._file.parent} ({e}); look at the bucket's name and your "
-                "rights"
-            ) from e
-        if not made:
-            if (owner := self._living_owner()) is not None:
-                return owner
-            self._file.unlink(missing_ok=True)
-            if not self._file.create(self._name.encode()):
-                return _words(self._read())
-        self._thread.start()
-        return None
+            owner = self._create()
+        except Exception as e:  # the services, their clients and the network have each their own
+            raise bucket_error(f"cannot write to {self._file.parent}", e) from e
+        if owner is None:
+            self._thread.start()
+        return owner
 
     def release(self) -> None:
-        """Gives the folder back, unless it is another's by now."""
+        """Gives the folder back, unless it is another's by now.
+
+        Where that fails the claim stays, which is a warning: how the run ended counts more.
+        """
         self._released.set()
         self._thread.join()
-        if self._read().startswith(self._name):
-            self._file.unlink(missing_ok=True)
+        try:
+            if self._read().startswith(self._name):
+                self._file.unlink(missing_ok=True)
+        except Exception as e:  # see `acquire`
+            logger.warning(
+                "the claim %s could not be removed (%s); the next start may have to wait %.0f s",
+                self._file,
+                in_short(e),
+                self._lease,
+            )
+
+    def _create(self) -> str | None:
+        """Makes the claim, in the place of a dead owner's; returns who has it where that fails."""
+        if self._file.create(self._name.encode()):
+            return None
+        if (owner := self._living_owner()) is not None:
+            return owner
+        self._file.unlink(missing_ok=True)
+        return None if self._file.create(self._name.encode()) else _words(self._read())
 
     def _living_owner(self) -> str | None:
         """Who wrote the claim, once it is known to live."""
@@ -98,9 +110,9 @@ class BucketClaim:
                     return
                 self._file.write_bytes(f"{self._name}beat={beat}\n".encode())
                 last = time.monotonic()
-            except OSError as e:  # the network
+            except Exception as e:  # see `acquire`; this thread must not end unless all ends
                 if time.monotonic() - last > self._lease:
-                    stop_writing(str(self._file), str(e))
+                    stop_writing(str(self._file), in_short(e))
                     return
 
 

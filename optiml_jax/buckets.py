@@ -21,7 +21,7 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 import fsspec
 from etils.epath import backend, gpath, register
 
-from optiml_jax.errors import UserError
+from optiml_jax.errors import bucket_error
 
 _SCHEMES = ("gs://", "s3://")
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it also raises what it logs
@@ -108,13 +108,15 @@ class BucketPath(gpath.PosixGPath):
         return True
 
     def upload(self, file: pathlib.Path) -> None:
-        """Puts a local file here; whoever reads sees the old content or all of the new."""
+        """Puts a local file here; whoever reads sees the old content or all of the new.
+
+        Raises:
+          UserError: it cannot be written; says whether that may pass.
+        """
         try:
             self.files.put_file(str(file), str(self))
         except Exception as e:  # the services, their clients and the network have each their own
-            raise UserError(
-                f"cannot write {self} ({_reason(e)}); the same command continues"
-            ) from e
+            raise bucket_error(f"cannot write {self}", e) from e
 
     def download(self, file: pathlib.Path) -> None:
         self.files.get_file(str(self), str(file))
@@ -127,7 +129,7 @@ def reach(place: BucketPath) -> None:
     """Asks for `place` once per bucket and process, so that what is wrong is one line at the start.
 
     Raises:
-      UserError: no rights, no credentials, no network, no client.
+      UserError: no rights, no credentials, no network (which may pass), no client.
     """
     bucket = str(place)[: 5 + len(place.key.partition("/")[0])]
     if bucket in _reached:
@@ -136,14 +138,8 @@ def reach(place: BucketPath) -> None:
         with contextlib.suppress(FileNotFoundError):
             place.files.info(str(place))
     except Exception as e:  # the services, their clients and the network have each their own
-        raise UserError(
-            f"{bucket} cannot be used ({_reason(e)}); look at its name and your credentials"
-        ) from e
+        raise bucket_error(f"{bucket} cannot be used", e) from e
     _reached.add(bucket)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class _Stat(types.SimpleNamespace):

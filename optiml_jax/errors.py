@@ -5,7 +5,7 @@ And which errors a retry can help: the exit status of a verb tells the launch sc
 
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 # What a terminal would obey: control characters, and those that turn the direction of writing.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -16,6 +16,16 @@ _PASSING = frozenset(
         *(errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENFILE),
         *(errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED),
         *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    }
+)
+# Answers of a service that it gives again however often it is asked.
+_REFUSALS = frozenset({"401", "403", "404"})
+# What the clients of buckets raise where settings or credentials are missing. By name: they are
+# imported only where a bucket is named.
+_OF_SETTINGS = frozenset(
+    {
+        *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),
+        *("ParamValidationError", "DefaultCredentialsError"),
     }
 )
 # Exit statuses of a verb that did not do everything.
@@ -53,14 +63,60 @@ def reason_of(error: BaseException) -> str:
 
 def may_pass(error: BaseException) -> bool:
     """Whether the same command may succeed later although nobody mends anything."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ConnectionError | TimeoutError) or getattr(cause, "passing", False):
-            return True
-        if isinstance(cause, OSError) and cause.errno in _PASSING:
-            return True
-        cause = cause.__cause__
-    return False
+    chain = list(_chain(error))
+    if any(_http_status(cause) in _REFUSALS for cause in chain):
+        return False  # s3fs makes an I/O error of each status that it does not know
+    return any(_passes(cause) for cause in chain)
+
+
+def bucket_error(what: str, error: Exception) -> UserError:
+    """The error to raise from `error`, of which it tells whether it may pass.
+
+    Args:
+      what: what failed, the beginning of the message.
+      error: of the service, its client or the network, which have each their own types. One that
+        is not known to be a refusal may pass.
+    """
+    refused = any(_is_refusal(cause) for cause in _chain(error))
+    mend = "look at the bucket's name and your credentials, then " if refused else ""
+    made = UserError(f"{what} ({in_short(error)}); {mend}the same command continues")
+    made.passing = not refused
+    return made
+
+
+def in_short(error: BaseException) -> str:
+    """The message of an error, whose length and lines others decide, as part of a line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what caused it, what caused that, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "passing", False):
+        return True
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a service, or its client, refused what it was asked for."""
+    if isinstance(error, FileNotFoundError | PermissionError | ImportError | ValueError):
+        return True
+    if type(error) is OSError and str(error).startswith("Forbidden"):  # 403 as gcsfs says it
+        return True
+    return type(error).__name__ in _OF_SETTINGS or _http_status(error) in _REFUSALS
+
+
+def _http_status(error: BaseException) -> str:
+    """The status of the answer, as botocore, aiohttp and gcsfs keep it; else no status."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return str(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    return str(getattr(error, "status", None) or getattr(error, "code", None))
 
 
 def status_of(passing: Iterable[bool]) -> int:

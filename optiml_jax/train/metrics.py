@@ -4,8 +4,10 @@ The writer uses TensorBoard's own record format and message types and no TensorF
 that TensorBoard offers for writing import TensorFlow wherever it is installed.
 """
 
+import logging
 import os
 import pathlib
+import shutil
 import socket
 import tempfile
 import time
@@ -17,9 +19,12 @@ from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from optiml_jax.errors import UserError
 from optiml_jax.files import disk_errors
 from optiml_jax.paths import is_bucket, path_of
 from optiml_jax.sharding.hardware import accelerator_of
+
+logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_UPLOADS = 60.0
 
@@ -32,12 +37,17 @@ MFU_FORMULA = (
 )
 
 
+class NotUploadedError(UserError):
+    """A closed file could not be put into its bucket; the message names a copy on this machine."""
+
+
 class SummaryWriter:
     """Writes scalars and texts for TensorBoard into one new event file of a folder.
 
     The file begins with a restart mark at `first_step`: TensorBoard then drops that step and later
     ones from earlier files of the folder, so a resumed run shows no step twice. In a bucket, where
-    nothing can be appended, the file is uploaded again once a minute and at the end.
+    nothing can be appended, the file is uploaded again once a minute and at the end; of these only
+    the last upload must succeed.
 
     Args:
       folder: created if missing.
@@ -103,23 +113,43 @@ class SummaryWriter:
         self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
 
     def flush(self) -> None:
-        """Flushes what has been written, so that TensorBoard can read it."""
+        """Flushes what has been written, so that TensorBoard can read it.
+
+        A failed upload is a warning: the next one holds all that this one does.
+        """
         with disk_errors(self._folder, "TensorBoard events"):
             self._file.flush()
             if self._local and time.monotonic() - self._sent > _SECONDS_BETWEEN_UPLOADS:
-                self._upload()
+                self._upload_or_warn()
 
     def close(self) -> None:
-        """Flushes and closes the file."""
+        """Flushes and closes the file.
+
+        Raises:
+          NotUploadedError: it is not in its bucket.
+        """
         with disk_errors(self._folder, "TensorBoard events"):
             self._file.close()
             if self._local:
-                self._upload()
-                self._local.cleanup()
+                with self._local:  # removed in any case
+                    self._upload_or_keep()
 
-    def _upload(self) -> None:
-        self._path.upload(pathlib.Path(self._local.name, self._path.name))
-        self._sent = time.monotonic()
+    def _upload_or_warn(self) -> None:
+        try:
+            self._path.upload(self._local_file())
+        except UserError as e:
+            logger.warning("TensorBoard events are uploaded later: %s", e)
+        self._sent = time.monotonic()  # a failure takes long: not again with the next step
+
+    def _upload_or_keep(self) -> None:
+        try:
+            self._path.upload(self._local_file())
+        except UserError as e:
+            kept = shutil.copy(self._local_file(), tempfile.gettempdir())
+            raise NotUploadedError(f"TensorBoard events are only in {kept}: {e}") from e
+
+    def _local_file(self) -> pathlib.Path:
+        return pathlib.Path(self._local.name, self._path.name)
 
     def _write(self, event: event_pb2.Event) -> None:
         event.wall_time = time.time()

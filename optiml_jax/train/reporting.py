@@ -162,11 +162,18 @@ class Reporter:
         """Keeps log lines from breaking the progress bar; closes it and the writer at the end."""
         with contextlib.ExitStack() as stack:
             if self._writer is not None:
-                stack.callback(self._writer.close)
+                stack.callback(self._close_writer)
             if self._bar is not None:
                 stack.callback(self._bar.close)
                 stack.enter_context(logging_redirect_tqdm([logging.root]))
             yield self
+
+    def _close_writer(self) -> None:
+        """An upload that fails does not take the place of how training ended."""
+        try:
+            self._writer.close()
+        except metrics.NotUploadedError as e:
+            logger.warning("%s", e)
 
     def _summary(self, steps: list[dict[str, float]], seconds: float) -> dict[str, float]:
         totals = {name: sum(float(s[name]) for s in steps) for name in steps[0]}
