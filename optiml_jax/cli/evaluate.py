@@ -4,7 +4,7 @@ import contextlib
 import logging
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -152,14 +152,13 @@ class Evaluation:
         warn_of_trained(self._tasks, model.metadata.get("trained_tasks", ()))
         folder = self._run.evaluation_dir / self._settings.name.replace("{checkpoint}", name)
         num_cells = sum(len(t.info.shots) for t in self._tasks)
-        first = processes.is_first()
-        if first:
+        if processes.is_first():
             weights = jax.tree.leaves(model.params)[0].dtype.name
             print(
                 f"checkpoint {name}: {counted(num_tasks, 'task')}, {counted(num_cells, 'cell')} "
                 f"(task x shots), weights {weights}, computed in {model.config.dtype}: {folder}"
             )
-        with one_writer(folder, "optiml evaluate") if first else contextlib.nullcontext():
+        with held_for_all(folder):
             failed = evaluate(
                 self._tasks,
                 model.graphdef,
@@ -175,6 +174,18 @@ class Evaluation:
                 run={"checkpoint": model.metadata.get("checkpoint", name)},
             )
         return in_words(name, failed)
+
+
+@contextlib.contextmanager
+def held_for_all(folder: pathlib.Path) -> Iterator[None]:
+    """Process 0 holds the folder while the block runs. Called by all.
+
+    Raises:
+      UserError: it cannot; raised on all processes, which may then go on together.
+    """
+    with contextlib.ExitStack() as claim:
+        processes.on_first(lambda: claim.enter_context(one_writer(folder, "optiml evaluate")))
+        yield
 
 
 def evaluation_hook(config: DecoderConfig, metadata: Mapping[str, Any]) -> EvaluationHook:

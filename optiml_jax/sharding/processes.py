@@ -31,24 +31,30 @@ logger = logging.getLogger(__name__)
 SILENCE = 30.0  # seconds without a heartbeat after which a process counts as dead
 _PERIOD = 0.5  # seconds between polls
 _PATIENCE = 24 * 3600.0  # seconds: a process that is late is alive, or ends the others
+_STOPPED = "stopped by SIGTERM; the same command continues"
 _COLLECTIVE_ERRORS = ("gloo", "nccl", "peer", "coordination", "socket", "connection", "heartbeat")
 
 
 class Job:
-    """This process as a member of a job of several.
+    """This process as a member of a job of several, for one verb.
+
+    Args:
+      number: how many verbs of this command came before; what was said in those is not heard.
 
     Attributes:
       stopped_by: (process, name of the signal) once any process was asked to stop.
       stopped_at: when that became known here, in `time.monotonic`.
     """
 
-    def __init__(self, client: Any, index: int, count: int):
-        self._client, self._index, self._count = client, index, count
+    def __init__(self, client: Any, index: int, count: int, number: int = 0):
+        self._client, self._index, self._count, self.number = client, index, count, number
         self._lock = threading.Lock()
         self._calls = 0
         self._last_call: int | None = None
         self._wish: str | None = None
         self._rounds = 0
+        self._beat = 0
+        self._beats: dict[str, tuple[str, float]] = {}  # of the others: the last, and since when
         self._ended = threading.Event()
         self.stopped_by: tuple[int, str] | None = None
         self.stopped_at: float | None = None
@@ -65,11 +71,14 @@ class Job:
 
     def say(self, key: str, value: str) -> None:
         """Publishes `value` under `key`; all threads watch keys in "watch/"."""
-        self._client.key_value_set(f"optiml/{key}", value, allow_overwrite=True)
+        self._client.key_value_set(self._key(key), value, allow_overwrite=True)
 
     def hear(self, key: str) -> str:
         """Waits for the value of `key`."""
-        return self._client.blocking_key_value_get(f"optiml/{key}", int(_PATIENCE * 1000))
+        return self._client.blocking_key_value_get(self._key(key), int(_PATIENCE * 1000))
+
+    def _key(self, key: str) -> str:
+        return f"optiml/{self.number}/{key}"
 
     # ------------------------------------------------------------ stopping
 
@@ -83,12 +92,20 @@ class Job:
             self._calls += 1
             return self._last_call is not None and self._calls >= self._last_call
 
-    def _agree_to_stop(self, process: int, signal_name: str) -> None:
-        """Agrees to stop at the first call of `reached` that no process has made yet."""
+    def _agree_to_stop(self, asked: str, said: dict[str, str]) -> None:
+        """Agrees to stop at the first call of `reached` that no process has made yet.
+
+        A process that is done has made all of its calls, and so there is nothing left to stop.
+        """
         with self._lock:  # no process continues meanwhile
-            self.say(f"calls/{self._index}", str(self._calls))
-            calls = [int(self.hear(f"calls/{i}")) for i in range(self._count)]
-            self._last_call = max(calls) + 1
+            self.say(f"watch/calls/{self._index}", str(self._calls))
+            names = [f"calls/{i}" for i in range(self._count)]
+            while any(name not in said for name in names):
+                if any(key.startswith("done/") for key in said) or self._ended.wait(_PERIOD):
+                    return
+                said = self._poll()
+            self._last_call = max(int(said[name]) for name in names) + 1
+            process, signal_name = int(asked.removeprefix("stop/")), said[asked]
             self.stopped_by, self.stopped_at = (process, signal_name), time.monotonic()
         logger.warning("process %d got %s: all processes save and end", process, signal_name)
 
@@ -97,8 +114,10 @@ class Job:
     def end_all(self, reason: str) -> None:
         """Ends the other processes because this one cannot continue; returns once they know."""
         self._ended.set()  # from here on this process has its own reason
-        self.say(f"watch/failed/{self._index}", reason)
-        time.sleep(4 * _PERIOD)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service has ended: they know
+            self.say(f"watch/failed/{self._index}", reason)
+            # Process 0 hosts the service and leaves last: JAX aborts who is there without it.
+            time.sleep((4 if self._index else 6) * _PERIOD)
 
     def blame(self) -> None:
         """After an error in a collective: waits until the thread names the cause and ends us.
@@ -115,37 +134,45 @@ class Job:
             self._thread.join()
 
     def _watch(self) -> None:
-        beats: dict[str, tuple[str, float]] = {}
-        for beat in range(sys.maxsize):
-            if self._ended.wait(_PERIOD):
-                return
+        while not self._ended.wait(_PERIOD):
             try:
-                self.say(f"watch/beat/{self._index}", str(beat))
-                said = self._client.key_value_dir_get("optiml/watch/")
-                self._look({k.removeprefix("optiml/watch/"): v for k, v in said}, beats)
+                self._look(self._poll())
             except jax.errors.JaxRuntimeError as e:
                 if not self._ended.is_set():
                     _end(f"process 0, which coordinates the job, has died ({_first_line(e)})")
 
-    def _look(self, said: dict[str, str], beats: dict[str, tuple[str, float]]) -> None:
-        for key in sorted(said):
-            kind, _, process = key.partition("/")
-            if kind == "failed" and int(process) != self._index:
-                if self._index == 0:  # hosts the service: without it JAX would abort that process
-                    time.sleep(6 * _PERIOD)
-                _end(f"process {process} ended: {said[key]}")
-            if kind == "stop" and self.stopped_by is None:
-                self._agree_to_stop(int(process), said[key])
-            if kind == "beat" and self._index == 0 and f"done/{process}" not in said:
-                self._check_beat(process, said[key], beats)
+    def _look(self, said: dict[str, str]) -> None:
+        asked = sorted(key for key in said if key.startswith("stop/"))
+        if asked and self.stopped_by is None:
+            self._agree_to_stop(asked[0], said)
         if self._wish is not None:
             self.say(f"watch/stop/{self._index}", self._wish)
             self._wish = None
 
-    def _check_beat(self, process: str, beat: str, beats: dict[str, tuple[str, float]]) -> None:
-        before, since = beats.get(process, ("", 0.0))
+    def _poll(self) -> dict[str, str]:
+        """Says that this process lives; returns what all said. Ends it if another one failed."""
+        self._beat += 1
+        self.say(f"watch/beat/{self._index}", str(self._beat))
+        folder = self._key("watch/")
+        said = {k.removeprefix(folder): v for k, v in self._client.key_value_dir_get(folder)}
+        for key in sorted(said):
+            kind, _, process = key.partition("/")
+            if kind == "failed" and int(process) != self._index:
+                self._follow(process, said[key])
+            if kind == "beat" and self._index == 0 and f"done/{process}" not in said:
+                self._check_beat(process, said[key])
+        return said
+
+    def _follow(self, process: str, reason: str) -> NoReturn:
+        if self._index == 0:  # hosts the service: without it JAX would abort that process
+            time.sleep(6 * _PERIOD)
+        status = interrupt.STOPPED if reason == _STOPPED else 1
+        _end(f"process {process} ended: {reason}", status)
+
+    def _check_beat(self, process: str, beat: str) -> None:
+        before, since = self._beats.get(process, ("", 0.0))
         if beat != before:
-            beats[process] = beat, time.monotonic()
+            self._beats[process] = beat, time.monotonic()
         elif time.monotonic() - since > SILENCE:
             reason = f"no heartbeat for {SILENCE:.0f} s (it was killed, or its machine failed)"
             self.say(f"watch/failed/{process}", reason)
@@ -160,10 +187,26 @@ _handlers: list = []
 def join() -> None:
     """Makes this process one of several; JAX itself recognises SLURM, Open MPI and TPU pods.
 
+    Every verb of a command calls it; those after the first find the others as they left them.
+
     Raises:
       UserError: the others cannot be found.
     """
     global _job
+    state = distributed.global_state
+    if state.client is None:
+        _connect()
+        if state.process_id:
+            _name_the_first_when_it_dies(state.coordinator_address)
+    # JAX has made SIGTERM do nothing; while `StopRequest` listens, its handler replaces this one.
+    signal.signal(signal.SIGTERM, _leave)
+    if state.num_processes > 1:
+        number = 0 if _job is None else _job.number + 1
+        _job = Job(state.client, state.process_id, state.num_processes, number)
+        interrupt.before_end(_job.end_all)
+
+
+def _connect() -> None:
     names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     try:
         given = {k: int(os.environ[name]) for k, name in names.items() if name in os.environ}
@@ -175,12 +218,12 @@ def join() -> None:
             "JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and "
             "JAX_PROCESS_ID"
         ) from e
-    state = distributed.global_state
-    if state.num_processes > 1:
-        _job = Job(state.client, state.process_id, state.num_processes)
-        if state.process_id:
-            _name_the_first_when_it_dies(state.coordinator_address)
-        interrupt.before_end(_job.end_all)
+
+
+def _leave(number: int, frame: object) -> None:
+    """Answers SIGTERM where nothing is to be saved: all processes end."""
+    interrupt.answered()
+    end_at_once(_STOPPED, interrupt.STOPPED)
 
 
 def _name_the_first_when_it_dies(address: str) -> None:
@@ -219,7 +262,8 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except BaseException as e:
-        if _job is None or _job.stopped_by is not None:
+        # After a stop, all raise KeyboardInterrupt; another error is that of one process.
+        if _job is None or (_job.stopped_by is not None and isinstance(e, KeyboardInterrupt)):
             raise
         if not isinstance(e, UserError) and _is_collective(e):
             _job.blame()
@@ -231,6 +275,8 @@ def ending_together() -> Iterator[None]:
     finally:
         if _job is not None:
             _job.close()
+        if signal.getsignal(signal.SIGTERM) is _leave:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # also ends a wait inside JAX's exit
 
 
 def on_first(function: Callable[[], Any]) -> Any:

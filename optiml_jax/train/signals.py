@@ -58,7 +58,7 @@ class StopRequest:
             yield self
         finally:
             for name, handler in before.items():
-                # None stands for a handler that was not installed from Python (JAX's).
+                # None stands for a handler that was not installed from Python.
                 signal.signal(name, signal.SIG_DFL if handler is None else handler)
 
     @contextlib.contextmanager
