@@ -23,10 +23,18 @@ folder=${OPTIML_FOLDER:-optiml_jax}
 
 on_all() { gcloud compute tpus tpu-vm ssh "$TPU" "${place[@]}" --worker=all --command="$1"; }
 
+# files: of this folder as it is, edited and new ones too, but for what git ignores.
+files() {
+  local file
+  git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
+    if [ -e "$file" ]; then printf '%s\0' "$file"; fi
+  done
+}
+
 copy() {
   local archive
   archive=$(mktemp --suffix=.tar.gz)
-  git archive --format=tar.gz -o "$archive" HEAD
+  files | tar --null --files-from=- -czf "$archive"
   gcloud compute tpus tpu-vm scp "$archive" "$TPU:optiml.tar.gz" "${place[@]}" --worker=all
   rm "$archive"
   on_all "mkdir -p $folder && tar -xzf optiml.tar.gz -C $folder"

@@ -7,7 +7,7 @@ gin file from elsewhere could run code. Its messages also span many lines.
 import dataclasses
 import pathlib
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -45,6 +45,23 @@ def read_settings(files: Sequence[str], bindings: Sequence[str]) -> dict[str, An
     return reader.bound
 
 
+def without_macros(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `read_settings` returned, each macro replaced by its value, at any depth."""
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, gin.config.ConfigurableReference):
+            if value.configurable.selector != _MACRO:
+                return value
+            return replaced(settings[value.scoped_selector.rsplit("/", 1)[0]])
+        if isinstance(value, dict):
+            return {replaced(k): replaced(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple, set)):
+            return type(value)(replaced(v) for v in value)
+        return value
+
+    return {name: replaced(value) for name, value in settings.items() if "." in name}
+
+
 @dataclasses.dataclass
 class _Reader:
     """What was read: bindings, macros that are set, and where macros are used."""
@@ -52,6 +69,7 @@ class _Reader:
     bound: dict[str, Any] = dataclasses.field(default_factory=dict)
     set_macros: set[str] = dataclasses.field(default_factory=set)
     used_macros: dict[str, str] = dataclasses.field(default_factory=dict)
+    asked_macros: dict[str, str] = dataclasses.field(default_factory=dict)  # by no file
 
     def read_file(self, path: pathlib.Path, including: tuple[pathlib.Path, ...]) -> None:
         if path.resolve() in [p.resolve() for p in including]:
@@ -77,6 +95,8 @@ class _Reader:
                 self.read_file(_find(statement.filename, beside, missing), including)
             elif isinstance(statement, config_parser.BindingStatement):
                 self.bind(statement, place)
+                if not including and not statement.arg_name:
+                    self.asked_macros[statement.selector] = place
 
     def bind(self, statement: config_parser.BindingStatement, place: str) -> None:
         scope, selector, parameter, value, _ = statement
@@ -107,6 +127,12 @@ class _Reader:
                 raise UserError(
                     f"gin configuration: {place}: %{name} is not set; set it with a line "
                     f"{name} = VALUE, or --gin.{name}=VALUE"
+                )
+        for name, place in self.asked_macros.items():
+            if name not in self.used_macros:
+                raise UserError(
+                    f"gin configuration: {place}: {name!r} has no effect: no setting is %{name}; "
+                    f"a setting has its class in front, e.g. --gin.CLASS.{name}=VALUE"
                 )
 
 

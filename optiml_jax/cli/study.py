@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import gin
 
 from optiml_jax.cli import main as command_line
-from optiml_jax.cli.gin_files import read_settings
+from optiml_jax.cli.gin_files import read_settings, without_macros
 from optiml_jax.cli.printed import FIGURES, PUBLISHED, printed_results
 from optiml_jax.cli.report import revision
 from optiml_jax.cli.settings import Chain, Launch, Study, configured
@@ -41,7 +41,13 @@ def main() -> int:
     if launch.after is not None and launch.after not in names:
         raise UserError(f"Launch.after = {launch.after!r} is not one of {', '.join(names)}")
     ended = names[: names.index(launch.after) + 1] if launch.after else []
+    incomplete: set[str] = set()  # studies that the same command may complete
     for study, takes in studies:
+        if waits := [name for name in takes if name in incomplete]:
+            why = f"waits for runs of {', '.join(waits)}, whose choice they may change"
+            failures[study.name] = Failure(f"{why}; the same command continues", may_pass=True)
+            incomplete.add(study.name)
+            continue
         missing = missing_choices(study, takes)
         if missing:
             raise UserError(f"study {study.name!r} waits for the choice of {', '.join(missing)}")
@@ -60,7 +66,10 @@ def main() -> int:
         elif launch.launcher == "print":
             print("\n".join(printed([plan], left_to_slurm(plan, Queue(study.folder)))))
         else:
-            failures |= made_here(plan, launch)
+            failed = made_here(plan, launch)
+            failures |= failed
+            if any(failure.may_pass for failure in failed.values()):
+                incomplete.add(study.name)
     for name, failure in failures.items():
         print(f"failed: {name}: {failure.reason}", file=sys.stderr)
     return status_of(failure.may_pass for failure in failures.values())
@@ -167,10 +176,10 @@ def read_studies() -> list[tuple[Study, tuple[str, ...]]]:
 
 
 def resolve(files: Sequence[str], lines: Sequence[str]) -> Settings:
-    """The settings of gin files and lines; gin itself is left unchanged."""
+    """The settings of gin files and lines, without macros; gin itself is left unchanged."""
     gin.clear_config()
     try:
-        return read_settings(files, lines)
+        return without_macros(read_settings(files, lines))
     finally:
         gin.clear_config()
 

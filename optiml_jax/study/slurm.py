@@ -7,6 +7,7 @@ report, and submits the next study of a chain. What is queued already (queue.py)
 
 import dataclasses
 import logging
+import os
 import pathlib
 import shlex
 import subprocess
@@ -187,8 +188,11 @@ def _links(plan: Plan, files: Sequence[pathlib.Path]) -> pathlib.Path:
 
 def _output(command: Sequence[str]) -> str:
     """What `sbatch` prints."""
+    # The last job of a study submits the next: its folder of logs is not theirs.
+    inside = "SLURM_JOB_ID" in os.environ
+    kept = {k: v for k, v in os.environ.items() if not (inside and k == "OPTIML_LOGS")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept)
     except FileNotFoundError as e:
         raise UserError(
             "sbatch is not installed here; Launch.launcher = 'print' prints the commands"

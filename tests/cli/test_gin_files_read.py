@@ -6,7 +6,7 @@ import gin
 import pytest
 
 import optiml_jax.cli.settings
-from optiml_jax.cli.gin_files import read_settings
+from optiml_jax.cli.gin_files import read_settings, without_macros
 from optiml_jax.errors import UserError
 
 
@@ -66,3 +66,18 @@ def test_a_circle_of_files_is_named_whole(tmp_path):
     first = written(tmp_path, a="include 'b.gin'\n", b="include 'a.gin'\n")
     with pytest.raises(UserError, match=r"includes itself: .*a.gin -> .*b.gin -> .*a.gin"):
         read_settings([first], [])
+
+
+def test_a_name_on_the_command_line_that_no_setting_has_is_refused(tmp_path):
+    """`--gin.num_steps=3`: the class of TrainConfig.num_steps was forgotten."""
+    first = written(tmp_path, run="most = 3\nunused = 1\nEvaluate.shots = (%most,)\n")
+    read_settings([first], ["most = 5"])
+    said = r"command line: 'num_steps' has no effect: .* --gin.CLASS.num_steps=VALUE"
+    with pytest.raises(UserError, match=said):
+        read_settings([first], ["num_steps = 3"])
+
+
+def test_macros_are_replaced_by_their_values_at_any_depth(tmp_path):
+    text = "a = 3\nb = {'x': [%a, (1, %a)]}\nEvaluate.shots = (%a,)\nMixture.shares = %b\n"
+    found = without_macros(read_settings([written(tmp_path, run=text)], ["a = 4"]))
+    assert found == {"Evaluate.shots": (4,), "Mixture.shares": {"x": [4, (1, 4)]}}

@@ -159,12 +159,19 @@ exit $code
 def test_a_tpu_slice_is_copied_to_installed_and_started_again(place):
     folder, _ = place
     (folder / "host").mkdir()
-    git = '#!/usr/bin/env bash\nwhile [[ $1 != -o ]]; do shift; done; tar -czf "$2" launch\n'
-    for name, text in {"gcloud": GCLOUD, "git": git}.items():
-        (folder / "bin" / name).write_text(text)
-        (folder / "bin" / name).chmod(0o755)
+    (folder / "bin" / "gcloud").write_text(GCLOUD)
+    (folder / "bin" / "gcloud").chmod(0o755)
+    for name, text in {"edited.gin": "1", "removed.gin": "1", ".gitignore": "bin\nhost\n"}.items():
+        (folder / name).write_text(text)
+    for command in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    (folder / "edited.gin").write_text("2")
+    (folder / "removed.gin").unlink()
+    (folder / "a new.gin").write_text("3")
     where = {"TPU": "slice", "ZONE": "z"}
     assert run(place, "tpu_pod.sh", "train", "--gin.A=b c", **where).returncode == 0
+    copied = {path.name: path.read_text() for path in (folder / "host").rglob("*.gin")}
+    assert copied == {"edited.gin": "2", "a new.gin": "3"}
     (said,) = logs(folder / "host").values()
     assert "arguments=train --gin.A=b c --gin.Run.distributed=True" in said
     (folder / "calls").unlink()
@@ -192,11 +199,13 @@ def test_slurm_runs_a_process_per_gpu_or_per_node(place):
 
 
 def test_slurm_queues_a_run_that_failed_again_but_not_for_ever(place):
-    assert run(place, "slurm_gpu.sbatch", "train", FAIL="1").returncode == 0
-    assert (place[0] / "calls").read_text() == "scontrol requeue 7\n"
-    last = run(place, "slurm_gpu.sbatch", "train", FAIL="1", SLURM_RESTART_COUNT="3")
-    assert last.returncode == 1
-    assert (place[0] / "calls").read_text() == "scontrol requeue 7\n"
+    for count in ("9", "10", "11"):  # of time limits, too
+        again = run(place, "slurm_gpu.sbatch", "train", FAIL="1", SLURM_RESTART_COUNT=count)
+        assert again.returncode == 0
+        assert run(place, "slurm_gpu.sbatch", "train", FAIL="75").returncode == 0  # no failure
+    assert (place[0] / "calls").read_text() == "scontrol requeue 7\n" * 6
+    assert run(place, "slurm_gpu.sbatch", "train", FAIL="1").returncode == 1
+    assert run(place, "slurm_gpu.sbatch", "train", FAIL="1", SLURM_JOB_ID="8").returncode == 0
 
 
 @pytest.mark.parametrize(("status", "queued"), [("75", True), ("2", False)])

@@ -9,7 +9,9 @@ from study_bench import planned, resolve, study_of
 from optiml_jax.cli import study as verb
 from optiml_jax.cli.gin_files import read_settings
 from optiml_jax.errors import UserError
+from optiml_jax.study.local import Failure
 from optiml_jax.study.runs import plan_study
+from optiml_jax.study.spec import Study
 
 STUDIES = pathlib.Path(__file__).resolve().parents[2] / "gin" / "studies"
 
@@ -118,3 +120,44 @@ def test_every_study_of_the_paper_is_planned_at_every_scale(data, scale):
     seed = studies["eps"].seeds[0]
     folders = {verb.plan_of(studies[n], ()).runs[variant, seed].folder for n, variant in shared}
     assert len(folders) == 1
+
+
+def test_macros_of_the_base_are_settings_like_others(tmp_path):
+    base = tmp_path / "base.gin"
+    base.write_text(
+        "STEPS = 20\nDELIM = 'A'\nTrainConfig.num_steps = %STEPS\nRun.cache_dir = 'cache'\n"
+        "PromptConfig.delimiter = %DELIM\n"
+    )
+    variants = {"a": (), "b": ("DELIM = 'B'",), "c": ("PromptConfig.delimiter = 'C'",)}
+    study = Study(name="x", base=(str(base),), variants=variants, folder=str(tmp_path))
+    plan = plan_study(study, verb.resolve, {})
+    assert [run.num_steps for run in plan.runs.values()] == [20] * 3
+    caches = [run.settings["Run.cache_dir"] for run in plan.runs.values()]
+    assert len({*caches}) == len(plan.preparations) == 3  # other prompts, other caches
+    assert caches[0] == "cache"
+    assert all(cache.startswith("cache_") for cache in caches[1:])
+    prompts = [run.settings["PromptConfig.delimiter"] for run in plan.runs.values()]
+    assert prompts == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize(("may_pass", "made"), [(True, ["x"]), (False, ["x", "y"])])
+def test_a_study_waits_for_runs_that_may_still_change_the_choice_it_takes(
+    monkeypatch, tmp_path, capsys, may_pass, made
+):
+    base = (str(STUDIES.parent / "runs" / "quickstart.gin"),)
+    first, second = (
+        Study(name=name, base=base, variants={"a": ()}, folder=str(tmp_path)) for name in "xy"
+    )
+    seen = []
+
+    def made_here(plan, launch):
+        seen.append(plan.study.name)
+        (plan.folder / "choice.gin").parent.mkdir(exist_ok=True)
+        (plan.folder / "choice.gin").write_text("# of the variants that are there")
+        return {"x: b": Failure("train: lost", may_pass)} if plan.study.name == "x" else {}
+
+    monkeypatch.setattr(verb, "read_studies", lambda: [(first, ()), (second, ("x",))])
+    monkeypatch.setattr(verb, "made_here", made_here)
+    assert verb.main() == (1 if may_pass else 2)
+    assert seen == made
+    assert ("failed: y: waits for runs of x" in capsys.readouterr().err) == may_pass

@@ -296,3 +296,15 @@ def test_runs_whose_preparation_failed_say_so(cluster):
     assert run_job(cluster, jobs(cluster)[0]) == 2
     why = "plan failed: its preparation failed: no data"
     assert states(plan) == dict.fromkeys(plan.study.variants, why)
+
+
+def test_the_jobs_of_the_next_study_have_logs_of_their_own(cluster, monkeypatch):
+    """The last job of a study submits them, with what its own script has exported."""
+    sbatch = cluster / "bin/sbatch"
+    sbatch.write_text(SBATCH.replace('"$*"', '"logs=${OPTIML_LOGS-} $*"'))
+    monkeypatch.setenv("OPTIML_LOGS", "mine")
+    plan = planned(cluster / "studies")
+    submit(plan, Launch(launcher="slurm"), [])
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    submit(planned(cluster / "more"), Launch(launcher="slurm"), [])
+    assert [job.split()[0] for job in jobs(cluster)] == ["logs=mine"] * 3 + ["logs="] * 3
