@@ -74,7 +74,11 @@ class Findings:
         device = self.job.target.accelerator
         if device.flops is None:
             return {}
-        rate = device.flops if self.job.model.dtype != "float32" else device.flops / 2
+        rate = device.flops
+        if self.job.model.dtype == "float32" and device.platform == "gpu":
+            rate /= 2  # TF32; TPUs multiply float32 as bfloat16 unless they are told otherwise
+        if getattr(self.job.model, "matmul", "dtype") == "float8" and self.job.program == "train":
+            rate *= 2
         times = 2 if self.job.program == "train" else 1
         network = 0.0
         for collective in self.collectives:

@@ -36,6 +36,7 @@ class StoredAnswers:
         self.used: set[str] = set()
         self.missing: list[str] = []
         self.unmatched: list[str] = []
+        self.other_votes: list[str] = []
 
     @property
     def max_positions(self) -> int:
@@ -84,11 +85,14 @@ class StoredAnswers:
         ]
 
     def generate(self, requests: Sequence[Request]) -> list[list[Answer]]:
+        answers = []
         keys = (key for key, _ in _with_ids([request.instance for request in requests]))
-        return [
-            [_generated(text, request.stop) for text in self._answer(key).texts]
-            for key, request in zip(keys, requests, strict=True)
-        ]
+        for key, request in zip(keys, requests, strict=True):
+            texts = self._answer(key).texts
+            if request.samples not in (0, len(texts)) and texts != ("",):
+                self.other_votes.append(key)
+            answers.append([_generated(text, request.stop) for text in texts])
+        return answers
 
     def _answer(self, key: str) -> StoredAnswer:
         answer = self._files.answers.get(key)
@@ -124,6 +128,7 @@ class StoredAnswers:
             "answers belong to no request of these tasks": unknown,
             "requests have an answer more than once": doubles,
             "answers name none of their candidates and count as wrong": self.unmatched,
+            "answers have another number of texts than their task votes over": self.other_votes,
         }
         return [f"{len(ids)} {what}: {name_ids(ids)}" for what, ids in lines.items() if ids]
 
@@ -135,6 +140,7 @@ class StoredAnswers:
             "unknown": unknown,
             "double": doubles,
             "naming_no_candidate": self.unmatched,
+            "other_number_of_texts": self.other_votes,
         }
         return {
             "files": list(self._files.paths),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,6 +15,10 @@ from optiml_jax.errors import UserError
 from optiml_jax.evaluate import decoding
 from optiml_jax.evaluate.batching import Engine
 from optiml_jax.evaluate.runner import cut_at, stopper
+from optiml_jax.settings import NotNegative, Positive, convert
+from optiml_jax.words import counted
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 1024  # prompts of a file that are in memory at the same time
 
@@ -46,6 +51,10 @@ class TextAnswer:
     finished: bool
     logprob: float
     num_cut: int = 0
+
+
+# What a line of a file of prompts may set of its own.
+_FIELDS = {"max_new_tokens": Positive, "stop": tuple[str, ...], "seed": int}
 
 
 class Generator:
@@ -120,11 +129,13 @@ def read_prompts(
       UserError: no such file, or a line that is no prompt; names it.
     """
     batch: list[TextPrompt] = []
+    several = 0
     try:
         with open(path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    prompt = _prompt(f"{path}, line {number}", line, number, default)
+                    prompt, samples = _prompt(f"{path}, line {number}", line, number, default)
+                    several += samples > 1
                     message = chat.taken_out(frame, prompt.text)
                     if message is not None:
                         prompt = dataclasses.replace(prompt, text=chat.put_in(frame, message))
@@ -134,11 +145,17 @@ def read_prompts(
                     batch = []
     except OSError as e:
         raise UserError(f"cannot read the prompts in {path}: {e.strerror}") from e
+    if several:
+        logger.warning(
+            "%s: %s for several samples; one answer is made for each: `optiml evaluate` votes",
+            *(path, f"{counted(several, 'prompt')} ask{'s' * (several == 1)}"),
+        )
     if batch:
         yield batch
 
 
-def _prompt(where: str, line: str, number: int, default: TextPrompt) -> TextPrompt:
+def _prompt(where: str, line: str, number: int, default: TextPrompt) -> tuple[TextPrompt, int]:
+    """The prompt of a line, and for how many samples it asks."""
     try:
         row: dict[str, Any] = json.loads(line)
         text = row["prompt"]
@@ -148,10 +165,14 @@ def _prompt(where: str, line: str, number: int, default: TextPrompt) -> TextProm
         raise UserError(f"{where}: candidates are ranked here; `optiml evaluate` does that")
     if not isinstance(text, str):
         raise UserError(f"{where}: `prompt` must be a string")
-    return TextPrompt(
-        text=text,
-        max_new_tokens=int(row.get("max_new_tokens", default.max_new_tokens)),
-        stop=tuple(row.get("stop", default.stop)),
-        seed=int(row.get("seed", default.seed + number - 1)),
-        id=str(row.get("id", number)),
-    )
+    usual = {
+        "max_new_tokens": default.max_new_tokens,
+        "stop": default.stop,
+        "seed": default.seed + number - 1,
+    }
+    given = {name: row[name] for name in usual if row.get(name) is not None}
+    own = {n: convert(v, _FIELDS[n], f"{where}: {n}") for n, v in (usual | given).items()}
+    if "" in own["stop"]:
+        raise UserError(f"{where}: an empty stop string would end every answer before it begins")
+    samples = convert(row.get("samples") or 0, NotNegative, f"{where}: samples")
+    return TextPrompt(text=text, id=str(row.get("id", number)), **own), samples

@@ -132,4 +132,14 @@ def test_bounds_are_those_of_the_data_sheet(job):
     bounds = findings(job, 20.0).bounds()
     assert bounds["compute"] == pytest.approx(2e18 / 64 / 312e12)
     assert bounds["memory"] == pytest.approx(2 * 5 * 2**30 / 1555e9)
+    # TF32 at half the rate, float8 at twice it; TPUs multiply float32 as bfloat16.
+    for target, dtype, matmul, rate in (
+        ("gpu:h100:8x8", "float32", "dtype", 989e12 / 2),
+        ("gpu:h100:8x8", "bfloat16", "float8", 989e12 * 2),
+        ("tpu:v5p:4x4x4", "float32", "dtype", 459e12),
+    ):
+        model = dataclasses.replace(job.model, dtype=dtype, matmul=matmul)
+        other = dataclasses.replace(job, target=parse_target(target), model=model)
+        found = findings(other, 20.0).bounds()["compute"]
+        assert found == pytest.approx(2e18 / 64 / rate, rel=0.01)
     assert not dataclasses.replace(findings(job, 50.0)).fits

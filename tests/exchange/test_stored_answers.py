@@ -129,3 +129,15 @@ def test_partial_scoring_counts_the_length_of_what_is_scored(tmp_path):
     records, summary, _ = evaluated(tmp_path, task, lines)
     assert summary["metrics"]["accuracy"] == 100.0
     assert {(c.n_chars, c.n_bytes) for r in records for c in r.candidates} == {(12, 12)}
+
+
+def test_answers_with_fewer_texts_than_votes_are_counted(tmp_path):
+    task = task_of("em", samples=3)
+    rows = requests(task)
+    lines = [
+        {"id": r["id"], "texts": r["references"] * (1 if i else 3)} for i, r in enumerate(rows)
+    ]
+    _, summary, remarks = evaluated(tmp_path, task, lines)
+    assert summary["metrics"]["exact_match"] == 100.0
+    (said,) = remarks
+    assert said.startswith("19 answers have another number of texts than their task votes over: ")
