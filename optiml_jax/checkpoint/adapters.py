@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,6 +46,18 @@ _PEFT_FIXED = {
     "layers_to_transform": None,
     "lora_bias": False,
 }
+# Others that must be unset; they are not written, since older versions of PEFT know none of them.
+_PEFT_UNSET = (
+    "alora_invocation_tokens",  # adapters that act only after these tokens
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+)
+# Values of init_lora_weights that subtract the first adapters from the base, or quantise it.
+_PEFT_OTHER_BASE = re.compile("pissa.*|corda.*|olora|lora_ga|loftq", re.IGNORECASE)
 
 
 # ---- whole models ----------------------------------------------------------------------------
@@ -214,11 +227,7 @@ def read_peft(folder: pathlib.Path, base: DecoderConfig) -> tuple[DecoderConfig,
       UserError: not plain LoRA, or not for this model.
     """
     values = read_json(folder / PEFT_CONFIG, "the configuration of a PEFT adapter")
-    for name, fixed in _PEFT_FIXED.items():
-        if (values.get(name, fixed) or None) != (fixed or None):
-            raise UserError(
-                f"{folder / PEFT_CONFIG}: {name} is {values[name]!r}; only {fixed!r} can be read"
-            )
+    _check_peft(values, folder / PEFT_CONFIG)
     try:
         tensors = safetensors.numpy.load_file(folder / PEFT_WEIGHTS)
     except (OSError, safetensors.SafetensorError) as e:
@@ -253,6 +262,19 @@ def read_peft(folder: pathlib.Path, base: DecoderConfig) -> tuple[DecoderConfig,
             f"{folder / PEFT_WEIGHTS}: {min(tensors)} belongs to no matrix of the model"
         )
     return config, adapters
+
+
+def _check_peft(values: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Raises UserError if the adapters are not plain LoRA for an unchanged base."""
+    for name, fixed in {**_PEFT_FIXED, **dict.fromkeys(_PEFT_UNSET)}.items():
+        if (values.get(name, fixed) or None) != (fixed or None):
+            raise UserError(f"{path}: {name} is {values[name]!r}; only {fixed!r} can be read")
+    init = values.get("init_lora_weights", True)
+    if isinstance(init, str) and _PEFT_OTHER_BASE.fullmatch(init):
+        raise UserError(
+            f"{path}: init_lora_weights is {init!r}, which changed the base model before training; "
+            "merge the adapters into that changed base with PEFT and convert the result"
+        )
 
 
 def _key(name: str, layer: int, part: str) -> str:

@@ -5,10 +5,12 @@ llama.cpp permutes the rows of query and key for another form of rotary embeddin
 (convert_hf_to_gguf.py, `permute`); the permutation is undone here.
 """
 
+import functools
 import json
+import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gguf
@@ -47,6 +49,14 @@ _FIELDS = {
     "head_dim": "attention.key_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
+}
+_DIVISORS = "rope_freqs.weight"  # what the frequency of each pair is divided by
+_LLAMA3_FACTORS = (8.0, 32.0)  # of Llama 3.1 and 3.3, and of 3.2
+_LLAMA3_SCALING = {  # the rest of their `rope_scaling`
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
 }
 _IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -107,11 +117,35 @@ class GGUFTensor:
         return values[(slice(None), *rest)]
 
 
-def open_gguf(path: pathlib.Path) -> tuple[DecoderConfig, dict[str, Tensor], dict[str, bytes]]:
+class _TokenizerFiles(Mapping[str, bytes]):
+    """The tokenizer's files, made when they are first read.
+
+    A tokenizer that is not supported is an error only then: `Convert.vocabulary` can replace it.
+    """
+
+    def __init__(self, values: Mapping[str, Any], path: pathlib.Path):
+        self._values, self._path = values, path
+
+    @functools.cached_property
+    def _files(self) -> dict[str, bytes]:
+        return _tokenizer_files(self._values, self._path)
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._files[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def open_gguf(path: pathlib.Path) -> tuple[DecoderConfig, dict[str, Tensor], Mapping[str, bytes]]:
     """The configuration, the tensors by Hugging Face's names, and the tokenizer's files.
 
     Raises:
-      UserError: a damaged file, or an unsupported kind of model or tokenizer.
+      UserError: a damaged file, or an unsupported kind of model; when the tokenizer's files are
+        first read: an unsupported tokenizer.
     """
     try:
         reader = gguf.GGUFReader(path)
@@ -125,7 +159,11 @@ def open_gguf(path: pathlib.Path) -> tuple[DecoderConfig, dict[str, Tensor], dic
     if form is None or architecture not in form.gguf:
         raise UserError(f"{path}: architecture {architecture!r} is not supported from GGUF")
     tensors: dict[str, Tensor] = {}
+    divisors = None
     for tensor in reader.tensors:
+        if tensor.name == _DIVISORS:
+            divisors = GGUFTensor(tensor)[:]
+            continue
         name = _huggingface_name(tensor.name, path)
         heads = 0
         if name.rsplit(".", 2)[-2] in form.gguf[architecture]:
@@ -133,7 +171,35 @@ def open_gguf(path: pathlib.Path) -> tuple[DecoderConfig, dict[str, Tensor], dic
             heads = int(_value(values, f"{architecture}.{key}", path))
         tensors[name] = GGUFTensor(tensor, heads)
     fields = _config_values(values, architecture, tensors)
-    return form.config(fields, str(path)), tensors, _tokenizer_files(values, path)
+    config = form.config(fields, str(path))
+    if divisors is not None:
+        scaling = _llama3_scaling(divisors, config.head_dim, config.rope_theta)
+        if scaling is None or "rope_scaling" in fields:
+            raise UserError(
+                f"{path}: {_DIVISORS} scales rotary positions otherwise than in Llama 3.1, 3.2 and "
+                "3.3, and the metadata does not say how; convert the model's Hugging Face folder "
+                "instead"
+            )
+        config = form.config({**fields, "rope_scaling": scaling}, str(path))
+    return config, tensors, _TokenizerFiles(values, path)
+
+
+def _llama3_scaling(divisors: np.ndarray, head_dim: int, theta: float) -> dict[str, Any] | None:
+    """The `rope_scaling` of a published model that has these divisors; None: of none.
+
+    The metadata lacks its parameters. Frequencies with few turns within the original length are
+    divided by the factor, those with many are kept, and those between are blended.
+    """
+    low, high = _LLAMA3_SCALING["low_freq_factor"], _LLAMA3_SCALING["high_freq_factor"]
+    original = _LLAMA3_SCALING["original_max_position_embeddings"]
+    turns = original * theta ** -(np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    for factor in _LLAMA3_FACTORS:
+        expected = 1 / (kept + (1 - kept) / factor)
+        # The file's were computed in float32; another factor or length differs by far more.
+        if divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-5, atol=0):
+            return {**_LLAMA3_SCALING, "factor": factor}
+    return None
 
 
 def _huggingface_name(name: str, path: pathlib.Path) -> str:

@@ -40,6 +40,8 @@ _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_fpw_module)\.")
 _ROWS = re.compile(r"embed_tokens|output_projection|fc1|(k|q|v)_proj")
 _COLUMNS = re.compile(r"(fc2|out_proj)\.weight")
 _IGNORED = re.compile(r"(^|\.)(version|_float_tensor)$")
+# Fields of metaseq's configuration that change the computation, with OPT's values.
+_FIXED = {"activation_fn": "relu", "no_scale_embedding": True, "alibi": False}
 _RENAMED = {
     "decoder.layer_norm.": "decoder.final_layer_norm.",
     "decoder.project_in_dim.": "decoder.project_in.",
@@ -73,6 +75,7 @@ def open_metaseq(source: str | pathlib.Path) -> tuple[OPTConfig, dict[str, Tenso
             if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
                 raise UserError(f"{path} is not a metaseq checkpoint: it has no entry 'model'")
     known = _model_fields(states[0][0])
+    _check_fields(known, files[0][0])
     parts = [_unflattened(shards, known, len(files), files[0][0]) for shards in states]
     tensors = dict(_renamed(_glued(parts, files[0][0])))
     return _config(tensors, known, files[0][0]), tensors
@@ -275,6 +278,14 @@ def _model_fields(state: Mapping[str, Any]) -> dict[str, Any]:
     return {"vocab_size": 50272, **fields, "max_positions": positions or 2048}
 
 
+def _check_fields(known: Mapping[str, Any], path: pathlib.Path) -> None:
+    for name, fixed in _FIXED.items():
+        if (known.get(name, fixed) or None) != (fixed or None):
+            raise UserError(
+                f"{path}: {name} is {known[name]!r}; OPT's is {fixed!r}, and only OPT can be read"
+            )
+
+
 def _config(
     tensors: Mapping[str, Tensor], known: Mapping[str, Any], path: pathlib.Path
 ) -> OPTConfig:
@@ -290,8 +301,6 @@ def _config(
     num_layers = 1 + max(int(match[1]) for match in layers if match)
     final_norm = prefix + "final_layer_norm.weight" in tensors
     heads = known.get("decoder_attention_heads") or _published_heads(d_model, num_layers, path)
-    if known.get("activation_fn", "relu") != "relu":
-        raise UserError(f"{path}: activation_fn is {known['activation_fn']!r}; OPT's is 'relu'")
     return model_config(
         architecture="opt",
         vocab_size=vocab_size,

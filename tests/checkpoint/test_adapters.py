@@ -146,6 +146,9 @@ def test_adapters_of_peft_are_read_with_equal_logits(folder, rslora, tmp_path):
     [
         ({"use_dora": True}, "use_dora is True; only False"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; only 'LORA'"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is .5, 6.; only None"),
+        ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication is .*; only None"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config is .*; only None"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is .'lm_head'.; only None"),
     ],
 )
@@ -155,3 +158,19 @@ def test_what_is_not_plain_lora_is_refused(values, named, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=named):
         read_peft(tmp_path, read_config(tmp_path))
+
+
+def test_adapters_of_a_base_that_their_initialisation_changed_are_refused(tmp_path):
+    llama_cases.write_folder(tmp_path, llama_cases.CASES["llama_3"])
+
+    def read(init):
+        values = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "init_lora_weights": init}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+        read_peft(tmp_path, read_config(tmp_path))
+
+    for init in ("pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "lora_ga", "loftq"):
+        with pytest.raises(UserError, match=f"init_lora_weights is '{init}'.*changed base"):
+            read(init)
+    for init in (True, False, "gaussian", "eva", "orthogonal", "mica"):  # the base is as it was
+        with pytest.raises(UserError, match=r"adapter_model\.safetensors is missing"):
+            read(init)

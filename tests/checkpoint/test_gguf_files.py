@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import pathlib
 
 import gguf
@@ -46,7 +47,7 @@ def _data(kind, shape, generator):
     return gguf.quants.quantize(values, Kind[kind])
 
 
-def write(path, kind, tied=False):
+def write(path, kind, tied=False, *, tokenizer=("gpt2", "smollm"), divisors=None):
     """A small Llama whose matrices are of one kind."""
     generator = np.random.default_rng(0)
     tokens, merges = _tokens()
@@ -61,8 +62,8 @@ def write(path, kind, tied=False):
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(rows)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_model(tokenizer[0])
+    writer.add_tokenizer_pre(tokenizer[1])
     tokens += [f"[unused{i}]" for i in range(rows - len(tokens))]
     writer.add_token_list(tokens)
     writer.add_token_types([3 if i < 3 else 1 for i in range(rows)])
@@ -92,10 +93,17 @@ def write(path, kind, tied=False):
     norms = [f"blk.{i}.{name}_norm" for i in range(LAYERS) for name in ("attn", "ffn")]
     for name in ("output_norm", *norms):
         writer.add_tensor(f"{name}.weight", generator.standard_normal(D).astype("f4"))
+    if divisors is not None:
+        writer.add_tensor("rope_freqs.weight", np.asarray(divisors, "f4"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _convert(**settings):
+    gin.clear_config()
+    return main(["convert", *(f"--gin.Convert.{k}={v}" for k, v in settings.items())])
 
 
 def _theirs(path):
@@ -132,8 +140,7 @@ def test_a_file_becomes_a_checkpoint_and_a_hugging_face_folder(tmp_path):
         {"source": tmp_path / "model.gguf", "destination": tmp_path / "ours"},
         {"source": tmp_path / "ours", "destination": tmp_path / "out", "to": "huggingface"},
     ):
-        gin.clear_config()
-        assert main(["convert", *(f"--gin.Convert.{k}={v}" for k, v in settings.items())]) == 0
+        assert _convert(**settings) == 0
     expected, _ = _theirs(tmp_path / "model.gguf")
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert set(expected) - set(written) == {"lm_head.weight"}
@@ -149,6 +156,71 @@ def test_a_file_becomes_a_checkpoint_and_a_hugging_face_folder(tmp_path):
             assert ours.encode(text) == ids, text
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("tokenizer", [("llama", "default"), ("gpt2", "tekken")])
+def test_another_vocabulary_replaces_a_tokenizer_that_is_not_read(tokenizer, tmp_path, capsys):
+    write(tmp_path / "readable.gguf", "F32")
+    (tmp_path / "words").mkdir()
+    for name, content in open_gguf(tmp_path / "readable.gguf")[2].items():
+        (tmp_path / "words" / name).write_bytes(content)
+    write(tmp_path / "model.gguf", "F32", tokenizer=tokenizer)
+    settings = {"source": tmp_path / "model.gguf", "destination": tmp_path / "ours"}
+    assert _convert(**settings) == 2
+    assert "is not supported; set Convert.vocabulary to" in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists()
+    assert _convert(**settings, vocabulary=f"huggingface:{tmp_path / 'words'}") == 0
+    expected = load_vocabulary(f"huggingface:{tmp_path / 'words'}")
+    ours = load_vocabulary(f"checkpoint:{tmp_path / 'ours'}")
+    for text in TEXTS:
+        assert ours.encode(text) == expected.encode(text), text
+
+
+def _llama3_divisors(factor, original=8192, low=1.0, high=4.0):
+    """As llama.cpp's convert_hf_to_gguf.py writes them (`generate_extra_tensors`)."""
+    divisors = []
+    for pair in range(D // HEADS // 2):
+        wavelength = 2 * math.pi * 10000.0 ** (2 * pair / (D // HEADS))
+        kept = (original / wavelength - low) / (high - low)
+        if wavelength < original / high:
+            divisors.append(1.0)
+        elif wavelength > original / low:
+            divisors.append(factor)
+        else:
+            divisors.append(1 / ((1 - kept) / factor + kept))
+    return divisors
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_the_rotary_positions_of_llama_3_are_recognised(factor, tmp_path):
+    write(tmp_path / "model.gguf", "F32", divisors=_llama3_divisors(factor))
+    assert _convert(source=tmp_path / "model.gguf", destination=tmp_path / "ours") == 0
+    out = {"source": tmp_path / "ours", "destination": tmp_path / "out", "to": "huggingface"}
+    assert _convert(**out) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["rope_scaling"] == {
+        "rope_type": "llama3",
+        "factor": factor,
+        "original_max_position_embeddings": 8192,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "divisors",
+    [
+        _llama3_divisors(16.0),
+        _llama3_divisors(8.0, original=8000),
+        _llama3_divisors(8.0, high=3.9),
+        _llama3_divisors(8.0)[:-1],
+    ],
+)
+def test_other_divisors_of_rotary_positions_are_refused(divisors, tmp_path):
+    write(tmp_path / "model.gguf", "F32", divisors=divisors)
+    with pytest.raises(
+        UserError, match=r"rope_freqs\.weight scales .*; convert the model's Hugging"
+    ):
+        open_gguf(tmp_path / "model.gguf")
 
 
 def test_what_is_not_read_is_said(tmp_path):

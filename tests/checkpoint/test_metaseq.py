@@ -137,6 +137,25 @@ def test_missing_and_damaged_files_are_named(damage, message, tmp_path):
         open_metaseq(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"no_scale_embedding": False}, "no_scale_embedding is False; OPT's is True"),
+        ({"alibi": True}, "alibi is True; OPT's is False"),
+    ],
+)
+def test_what_opt_does_not_compute_is_refused(values, message, tmp_path):
+    def write(**more):
+        fields = {**vars(metaseq_files.fields(PRE)), **more}
+        metaseq_files.write(tmp_path, PRE, _half(PRE), more={"cfg": {"model": fields}})
+
+    write(no_scale_embedding=True, alibi=False)
+    _assert_same(tmp_path, PRE, _half(PRE))
+    write(**values)
+    with pytest.raises(UserError, match=message):
+        open_metaseq(tmp_path)
+
+
 def test_parts_that_disagree_and_unknown_orders_are_said(tmp_path, caplog):
     metaseq_files.write(tmp_path / "a", PRE, _half(PRE), parts=2)
     path = tmp_path / "a" / "checkpoint_last-model_part-1.pt"
