@@ -5,6 +5,7 @@ checkpoints are in manager.py.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -14,9 +15,17 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import tokenizers
+
 from optiml_jax.checkpoint.safetensors_files import INDEX, TORCH_INDEX, TORCH_WEIGHTS, open_folder
 from optiml_jax.checkpoint.weights import Weights, checked, write_weights
-from optiml_jax.data.vocabulary_files import HUB_FILES, files_of_folder
+from optiml_jax.data.vocabulary_files import (
+    BPE_FILES,
+    HUB_FILES,
+    TOKENIZER,
+    files_of_folder,
+    special_tokens,
+)
 from optiml_jax.errors import UserError
 from optiml_jax.files import disk_errors, read_json
 from optiml_jax.model.config import DTYPES, DecoderConfig
@@ -25,6 +34,9 @@ from optiml_jax.model.decoder import (
     huggingface_form_of,
     huggingface_model_types,
 )
+from optiml_jax.model.huggingface_form import HuggingFaceForm
+
+_GENERATION = "generation_config.json"
 
 # ---- reading ---------------------------------------------------------------------------------
 
@@ -52,7 +64,7 @@ def fetch(source: str | os.PathLike) -> pathlib.Path:
 def _download(name: str, revision: str | None) -> pathlib.Path:
     import huggingface_hub
 
-    small = ["config.json", "generation_config.json", *HUB_FILES]
+    small = ["config.json", _GENERATION, *HUB_FILES]
 
     def snapshot(*weights: str, revision: str | None = revision) -> pathlib.Path:
         return pathlib.Path(
@@ -80,12 +92,16 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
 
 
 def read_config(folder: str | os.PathLike) -> DecoderConfig:
-    """The configuration in a folder's config.json.
+    """The configuration in a folder's config.json, with the special ids that its other files name.
+
+    What stands in front of a text is the tokenizer's to say, and generation_config.json may have
+    further ids that end one: transformers asks these files too.
 
     Raises:
-      UserError: an unknown architecture, or a variant that is not implemented here.
+      UserError: an unknown architecture, a variant that is not implemented here, a damaged file.
     """
-    path = pathlib.Path(folder) / "config.json"
+    folder = pathlib.Path(folder)
+    path = folder / "config.json"
     values = read_json(path, "the configuration of a Hugging Face model")
     form = huggingface_form_of(values.get("model_type"))
     if form is None:
@@ -93,7 +109,63 @@ def read_config(folder: str | os.PathLike) -> DecoderConfig:
             f"{path}: model_type is {values.get('model_type')!r}; only "
             f"{', '.join(map(repr, huggingface_model_types()))} are supported"
         )
-    return form.config(values, str(path))
+    config = form.config(_with_all_ends(values, folder), str(path))
+    if form.vocabulary != "huggingface":
+        return config
+    return dataclasses.replace(config, bos_id=_leading_id(folder, form, values, config.bos_id))
+
+
+def _with_all_ends(values: Mapping[str, Any], folder: pathlib.Path) -> Mapping[str, Any]:
+    """config.json's values, with the end-of-text ids that only generation_config.json has."""
+    if not (folder / _GENERATION).is_file():
+        return values
+    generation = read_json(folder / _GENERATION, "the settings of generation", dict)
+    own = _as_list(values.get("eos_token_id"))
+    more = [i for i in _as_list(generation.get("eos_token_id")) if i not in own]
+    return {**values, "eos_token_id": [*own, *more]} if more else values
+
+
+def _as_list(ids: Any) -> list:
+    return [*ids] if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _leading_id(
+    folder: pathlib.Path, form: HuggingFaceForm, values: Mapping[str, Any], bos_id: int | None
+) -> int | None:
+    """The id in front of every text, as the folder's tokenizer puts it there; None: nothing.
+
+    config.json's own, `bos_id`, is often one that nothing uses; it counts where no tokenizer is.
+    """
+    files, settings = files_of_folder(folder), {}
+    if "tokenizer_config.json" in files:
+        settings = read_json(files["tokenizer_config.json"], "the tokenizer's configuration", dict)
+    if TOKENIZER in files:
+        found = _first_special_id(files[TOKENIZER])
+        if found is not None:
+            return found
+    elif BPE_FILES[1][0] not in files and "add_bos_token" not in settings:
+        return None if values["model_type"] in form.without_bos else bos_id
+    text = special_tokens(folder).get("bos_token")
+    if not settings.get("add_bos_token") or text is None:
+        return None
+    found = _tokenizer(files[TOKENIZER]).token_to_id(text) if TOKENIZER in files else None
+    return bos_id if found is None else found
+
+
+def _first_special_id(file: pathlib.Path) -> int | None:
+    """What the post-processor of a tokenizer.json puts in front of a text."""
+    encoded = _tokenizer(file).encode("a")
+    return encoded.ids[0] if encoded.ids and encoded.special_tokens_mask[0] else None
+
+
+def _tokenizer(file: pathlib.Path) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as e:  # tokenizers raises bare Exceptions
+        raise UserError(f"{file} is damaged or unknown ({e}); copy it again") from e
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 @contextlib.contextmanager
@@ -181,7 +253,7 @@ def _write_config(folder: pathlib.Path, config: DecoderConfig, dtype: str) -> No
     ids = {"bos_token_id": config.bos_id, "eos_token_id": values["eos_token_id"]}
     ids["pad_token_id"] = config.pad_id
     _dump(folder / "config.json", values)
-    _dump(folder / "generation_config.json", {"_from_model_config": True, **ids})
+    _dump(folder / _GENERATION, {"_from_model_config": True, **ids})
 
 
 def _dump(path: pathlib.Path, values: Any) -> None:

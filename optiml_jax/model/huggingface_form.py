@@ -83,7 +83,10 @@ class HuggingFaceForm:
       aliases: configuration -> {name: name of the tensor that is the same}: tied weights, of which
         a file may hold either name or both.
       tokenizer_config: tokenizer_config.json for a folder that has a vocabulary and no such file.
-      vocabulary: kind of the vocabulary in a folder of such a model, as `Run.vocabulary` names it.
+      vocabulary: kind of the vocabulary in a folder of such a model, as `Run.vocabulary` names it;
+        "huggingface": the tokenizer there says what stands in front of a text, else `bos_token_id`.
+      without_bos: model types of which config.json names a `bos_token_id` that nothing uses unless
+        the tokenizer does.
       gguf: model types that are read from llama.cpp's files -> parts of names of the matrices whose
         rows, head by head, these hold in another order.
     """
@@ -96,6 +99,7 @@ class HuggingFaceForm:
     aliases: Callable[[Any], Mapping[str, str]]
     tokenizer_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     vocabulary: str = "huggingface"
+    without_bos: tuple[str, ...] = ()
     gguf: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def config(self, values: Mapping[str, Any], path: str) -> DecoderConfig:

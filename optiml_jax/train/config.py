@@ -26,6 +26,7 @@ _FREE_FIELDS = {"remat", "attention", "unroll"}
 # Fields that may also differ from those of the checkpoint that a run starts from.
 FINE_TUNING_FIELDS = _FREE_FIELDS | {"dtype", "dropout", "attention_dropout", "init_std"}
 FINE_TUNING_FIELDS |= {"matmul", "lora_rank", "lora_alpha", "lora_targets"}
+FINE_TUNING_FIELDS |= {"pad_id"}  # padding is masked, and published models name none or several
 
 
 @configurable

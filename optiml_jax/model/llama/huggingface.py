@@ -82,6 +82,7 @@ _MODULES = {
     "final_norm": "norm",
 }
 _PARTS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+_FULL, _SLIDING = "full_attention", "sliding_attention"  # in `layer_types`
 
 
 def _read_config(values: Mapping[str, Any], path: str) -> LlamaConfig:
@@ -106,18 +107,37 @@ def _read_config(values: Mapping[str, Any], path: str) -> LlamaConfig:
         sliding_window=_sliding_window(values, family, path),
         **fields,
         **_rope(values, path),
-        **_special_ids(values, family),
+        **_special_ids(values, family, path),
     )
 
 
 def _sliding_window(values: Mapping[str, Any], family: str, path: str) -> int | None:
+    kinds = sorted(set(values.get("layer_types") or ()))
+    if kinds not in ([], [_FULL], [_SLIDING]):
+        raise UserError(
+            f"{path}: layer_types has {', '.join(kinds)}; only {_FULL} in all layers or {_SLIDING} "
+            "in all layers can be read"
+        )
+    window = _window_of_family(values, family, kinds, path)
+    if kinds and kinds != [_FULL if window is None else _SLIDING]:
+        raise UserError(
+            f"{path}: layer_types has {kinds[0]} only, but the sliding window is {window}; make "
+            "layer_types agree with the fields of the window"
+        )
+    return window
+
+
+def _window_of_family(
+    values: Mapping[str, Any], family: str, kinds: list[str], path: str
+) -> int | None:
     if family == "llama":
         return None
     if family == "mistral":
         return values["sliding_window"]
-    if not values.get("use_sliding_window", False):
+    if kinds == [_FULL] or not values.get("use_sliding_window", False):
         return None
-    if values.get("max_window_layers", 28) > 0:
+    # Where `layer_types` is given, transformers asks it and not the number of layers.
+    if not kinds and values.get("max_window_layers", 28) > 0:
         raise UserError(
             f"{path}: use_sliding_window with max_window_layers "
             f"{values.get('max_window_layers', 28)}; only one window for all layers can be read"
@@ -142,15 +162,34 @@ def _rope(values: Mapping[str, Any], path: str) -> dict[str, Any]:
         for ours in _ROPE_TYPES[kind]
         if given.get(_ROPE_FIELDS[ours]) is not None
     }
+    if "rope_factor" in _ROPE_TYPES[kind]:
+        fields["rope_factor"] = _rope_factor(given, values, kind, path)
     if "rope_original_positions" in _ROPE_TYPES[kind]:
         fields.setdefault("rope_original_positions", values["max_position_embeddings"])
     theta = given.get("rope_theta", values.get("rope_theta", 10000.0))
     return {"rope_type": kind, "rope_theta": float(theta), **fields}
 
 
-def _special_ids(values: Mapping[str, Any], family: str) -> dict[str, Any]:
+def _rope_factor(
+    given: Mapping[str, Any], values: Mapping[str, Any], kind: str, path: str
+) -> float:
+    factor, original = given.get("factor"), given.get("original_max_position_embeddings")
+    if kind == "yarn" and "factor" in given and factor is None and original:
+        return values["max_position_embeddings"] / original  # as in transformers
+    if factor is None:
+        raise UserError(
+            f"{path}: rotary positions of type {kind!r} have no factor; write it beside the type"
+        )
+    return factor
+
+
+def _special_ids(values: Mapping[str, Any], family: str, path: str) -> dict[str, Any]:
     eos = values.get("eos_token_id", 2 if family in ("llama", "mistral") else None)
-    eos = [*eos] if isinstance(eos, list | tuple) else [0 if eos is None else eos]
+    eos = [*eos] if isinstance(eos, list | tuple) else [eos]
+    if eos in ([], [None]):
+        raise UserError(
+            f"{path}: eos_token_id, the token that ends a text, is missing; write its id there"
+        )
     pad = values.get("pad_token_id")
     bos = values.get("bos_token_id", 1 if family in ("llama", "mistral") else None)
     return {
@@ -216,6 +255,7 @@ FORM = HuggingFaceForm(
     tensor_name=_name,
     canonical_name=_canonical_name,
     aliases=lambda config: {_HEAD: _TOKENS} if config.tied else {},
+    without_bos=("qwen2", "qwen3"),
     # llama.cpp turns neighbours, not halves, by rotary positions where the type is "llama".
     gguf=dict.fromkeys(FAMILIES, ()) | {"llama": ("q_proj", "k_proj")},
 )
