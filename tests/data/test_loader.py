@@ -111,7 +111,7 @@ def test_a_process_reads_the_rows_of_the_global_batch_that_it_asks_for(plan):
 def test_a_plan_too_short_for_the_steps_is_an_error(plan):
     with pytest.raises(UserError, match=r"has 50 rows, too few for 7 steps of 8.*at least 56"):
         PlanLoader(plan, 8, num_steps=7)
-    with pytest.raises(UserError, match=r"has 50 rows, too few for 1 steps of 64.*at least 64"):
+    with pytest.raises(UserError, match=r"has 50 rows, too few for 1 step of 64.*at least 64"):
         PlanLoader(plan, 64)
 
 

@@ -103,7 +103,7 @@ def test_subjects_weigh_the_same_whatever_their_size(tmp_path):
         ("Q,a,b,c,d,E\n", "anatomy_test.csv, line 1: not a question"),
         ('Q,a,b,c,d,A\n"Q,a,b,c,d,A\n', "anatomy_test.csv is damaged after line 1"),
         ("", "anatomy_test.csv is empty"),
-        (b"Q,\xff,b,c,d,A\n", "anatomy_test.csv is damaged after line 0"),
+        (b"Q,\xff,b,c,d,A\n", "anatomy_test.csv, line 1 is not UTF-8"),
     ],
 )
 def test_damaged_files(folder, content, message):
