@@ -166,6 +166,7 @@ def joined(leaves: Sequence[Leaf], weights: Sequence[float]) -> Leaf | None:
     parts = [
         Part(w * part.weight, part.statistics[r])
         for leaf, w, r in zip(leaves, weights, rows, strict=True)
+        if w
         for part in leaf.parts
     ]
     if first.measure.is_mean:  # then the parts are the mean of the sums

@@ -76,11 +76,11 @@ def jobs(folder: pathlib.Path) -> list[str]:
     return (folder / "jobs").read_text().splitlines()
 
 
-def run_job(folder: pathlib.Path, job: str, number: int = 0, restarts: int = 0) -> int:
+def run_job(folder: pathlib.Path, job: str, number: int = 0) -> int:
     """Runs a submitted job (one number of an array) as SLURM does; its exit status."""
     words = job.split("launch/slurm_gpu.sbatch ")[1].split()
     slurm = {"SLURM_JOB_ID": str(200 + number), "SLURM_SUBMIT_DIR": str(folder)}
-    slurm |= {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_RESTART_COUNT": str(restarts)}
+    slurm |= {"SLURM_ARRAY_TASK_ID": str(number)}
     command = ["bash", str(folder / "launch/slurm_gpu.sbatch"), *words]
     return subprocess.run(command, env=os.environ | slurm, capture_output=True).returncode
 
@@ -162,7 +162,7 @@ def test_a_failed_run_stops_no_other_and_a_preempted_one_is_queued_again(cluster
         "20": "train stopped at step 2/4",
         "20, ##": "train stopped at step 2/4",
     }
-    assert run_job(cluster, array, 1, restarts=1) == 0
+    assert run_job(cluster, array, 1) == 0
     assert states(plan)["20"] == "done"
     assert states(plan)["20, ##"] == "evaluate waiting"
     assert run_job(cluster, evaluations, 0) == 0
@@ -191,7 +191,7 @@ def test_an_evaluation_is_queued_again_only_where_that_can_help(cluster):
     assert run_job(cluster, array) == 0
     assert (cluster / "requeued").read_text() == "requeue 200\n"
     (cluster / "no_rows").unlink()
-    assert run_job(cluster, array, restarts=1) == 0
+    assert run_job(cluster, array) == 0
     assert states(plan) == {"20": "done"}
 
 

@@ -1,5 +1,6 @@
 """What is saved when a run has to end within its grace time, by a clock of the test."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -48,7 +49,7 @@ class Quiet:
         pass
 
     def paused(self, kind):
-        return duties.contextlib.nullcontext()
+        return contextlib.nullcontext()
 
 
 class State:
